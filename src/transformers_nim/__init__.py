@@ -1,0 +1,63 @@
+# Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
+"""Noisy image modeling (NIM) and the De^3 adversarial defense as transformers models.
+
+Importing the package makes `AutoConfig`, `AutoModel`, `AutoModelForPreTraining`, `AutoModelForImageClassification`,
+`AutoImageProcessor` and `pipeline("image-classification")` of transformers know NIM checkpoints. torch and the rest of
+transformers are imported when they are first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+from ._registration import register_with_transformers
+
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "configuration_nim": ["NIM_SIZES", "NIMConfig", "NIMConfigError"],
+    "image_processing_nim": ["NIMImageProcessor", "NIMImageProcessorPil"],
+    "modeling_nim": [
+        "NIMForImageClassification",
+        "NIMForPreTraining",
+        "NIMForPreTrainingOutput",
+        "NIMForRobustImageClassification",
+        "NIMModel",
+        "NIMPreTrainedModel",
+        "RobustImageClassifierOutput",
+    ],
+    "noise": [
+        "ConstantSigma",
+        "GammaSigma",
+        "SigmaDistribution",
+        "UniformSigma",
+        "add_noise",
+        "parse_sigma",
+        "register_sigma_distribution",
+    ],
+    "pipeline_nim": ["NIMImageClassificationPipeline"],
+}
+_MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
+__all__ = sorted(_MODULE_OF)
+
+if TYPE_CHECKING:
+    from .configuration_nim import *
+    from .image_processing_nim import *
+    from .modeling_nim import *
+    from .noise import *
+    from .pipeline_nim import *
+
+
+def __getattr__(name: str):
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+register_with_transformers()

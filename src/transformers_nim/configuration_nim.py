@@ -1,0 +1,284 @@
+# Copyright 2026 the transformers-nim authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""NIM model configuration."""
+
+import functools
+import math
+from dataclasses import field
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.utils import auto_docstring
+
+from .noise import parse_sigma
+
+
+_IMAGENET_MEAN = [0.485, 0.456, 0.406]
+_IMAGENET_STD = [0.229, 0.224, 0.225]
+_SIGMA_FIELDS = ("pretraining_sigma", "finetuning_sigma", "defense_sigma")
+_POSITIVE_FIELDS = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "decoder_hidden_size",
+    "decoder_num_hidden_layers",
+    "decoder_num_attention_heads",
+    "decoder_intermediate_size",
+    "num_channels",
+    "num_samples",
+    "layer_norm_eps",
+)
+_PROBABILITY_FIELDS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate")
+
+# Encoder width, depth, heads, patch size, image size; decoder width, depth, heads. The sizes for 224-pixel images are
+# those of the paper (base to huge are MAE's, arXiv 2111.06377); the last is for 32-pixel images such as CIFAR-10.
+NIM_SIZES: dict[str, tuple[int, int, int, int, int, int, int, int]] = {
+    "tiny": (192, 12, 3, 16, 224, 512, 8, 16),
+    "small": (384, 12, 6, 16, 224, 512, 8, 16),
+    "base": (768, 12, 12, 16, 224, 512, 8, 16),
+    "large": (1024, 24, 16, 16, 224, 512, 8, 16),
+    "huge": (1280, 32, 16, 14, 224, 512, 8, 16),
+    "tiny-patch4-32": (192, 6, 3, 4, 32, 128, 2, 4),
+}
+
+
+class NIMConfigError(StrictDataclassError, ValueError):
+    """A configuration value that cannot be: a ValueError, and what other strict transformers configs raise."""
+
+
+def _raises_value_errors(cls):
+    """Makes the errors of `@strict` ValueErrors, which they are not in huggingface_hub."""
+
+    def convert(method):
+        @functools.wraps(method)
+        def wrapper(self, *args, **kwargs):
+            try:
+                return method(self, *args, **kwargs)
+            except StrictDataclassError as error:
+                if isinstance(error, ValueError):
+                    raise
+                raise NIMConfigError(str(error)) from error
+
+        return wrapper
+
+    for name in ("__init__", "__setattr__", "validate"):
+        setattr(cls, name, convert(getattr(cls, name)))
+    return cls
+
+
+@_raises_value_errors
+@auto_docstring(
+    custom_intro="""
+    The configuration of [`NIMModel`], [`NIMForPreTraining`], [`NIMForImageClassification`] and
+    [`NIMForRobustImageClassification`]. The defaults are the paper's ViT-B/16 (arXiv 2302.01056).
+    """,
+    checkpoint="nim-vit-base",
+)
+@strict
+class NIMConfig(PreTrainedConfig):
+    r"""
+    image_size (`int` or `(int, int)`, *optional*, defaults to 224):
+        Height and width of the images in pixels.
+    patch_size (`int` or `(int, int)`, *optional*, defaults to 16):
+        Height and width of a patch in pixels; they must divide those of the image.
+    num_channels (`int`, *optional*, defaults to 3):
+        Number of image channels.
+    drop_path_rate (`float`, *optional*, defaults to 0.0):
+        Stochastic depth of the last layer of a classifier's encoder, rising linearly from 0 in the first. The paper
+        fine-tunes with 0.1 (huge: 0.2). Pretraining uses none.
+    decoder_hidden_size (`int`, *optional*, defaults to 512):
+        Width of the decoder.
+    decoder_num_hidden_layers (`int`, *optional*, defaults to 8):
+        Number of transformer layers in the decoder.
+    decoder_num_attention_heads (`int`, *optional*, defaults to 16):
+        Number of attention heads in each decoder layer.
+    decoder_intermediate_size (`int`, *optional*, defaults to 2048):
+        Width of the feed-forward layers of the decoder.
+    norm_pix_loss (`bool`, *optional*, defaults to `False`):
+        Whether the decoder predicts patches that are normalized by their own mean and standard deviation. The
+        authors' released models use `True`.
+    patch_statistics (`"noisy"` or `"input"`, *optional*, defaults to `"noisy"`):
+        With `norm_pix_loss`, which patch's mean and standard deviation turn a prediction back into pixels: those
+        estimated from the noisy image, or (the authors' way) those of the image before noise was added. `"input"` lets
+        brightness and contrast of every patch bypass the noise, so a model that uses it cannot be certified.
+    image_mean (`list[float]`, *optional*, defaults to ImageNet's for 3 channels, else 0.5):
+        Per-channel mean that was subtracted from pixels in [0, 1]. The image processor must use the same.
+    image_std (`list[float]`, *optional*, defaults to ImageNet's for 3 channels, else 0.5):
+        Per-channel standard deviation by which pixels were divided. The image processor must use the same.
+    pretraining_sigma (number or mapping, *optional*, defaults to gamma with concentration 25 and scale 3):
+        Noise scale of pretraining in units of 0..255 pixels, drawn for each image: a number or a distribution, one of
+        `{"type": "constant", "value": 70}`, `{"type": "gamma", "concentration": 25, "scale": 3}`,
+        `{"type": "uniform", "low": 0, "high": 30}` or one that was added with `register_sigma_distribution`.
+    finetuning_sigma (number, mapping or `None`, *optional*, defaults to uniform from 0 to 30):
+        Noise scale in train mode of [`NIMForRobustImageClassification`]. `None` fine-tunes without the defense.
+    defense_sigma (number, mapping or `None`, *optional*, defaults to 70):
+        Noise scale in eval mode of [`NIMForRobustImageClassification`]. `None` switches the defense off.
+    num_samples (`int`, *optional*, defaults to 1):
+        How many noise draws of an image [`NIMForRobustImageClassification`] combines into a prediction in eval mode.
+    vote (`"mean"` or `"majority"`, *optional*, defaults to `"mean"`):
+        How draws are combined: by the mean of their probabilities or by the number of draws that chose a class.
+
+    Raises:
+        ValueError: A value has the wrong type or is out of range; the message names it.
+
+    Example:
+
+    ```python
+    >>> from transformers_nim import NIMConfig, NIMForPreTraining
+
+    >>> config = NIMConfig.from_size("tiny-patch4-32", num_labels=10)
+    >>> model = NIMForPreTraining(config)
+    >>> model.config.image_size
+    32
+    ```"""
+
+    model_type = "nim"
+
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.0
+    attention_probs_dropout_prob: float | int = 0.0
+    drop_path_rate: float | int = 0.0
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-6
+    image_size: int | list[int] | tuple[int, int] = 224
+    patch_size: int | list[int] | tuple[int, int] = 16
+    num_channels: int = 3
+    qkv_bias: bool = True
+    decoder_hidden_size: int = 512
+    decoder_num_hidden_layers: int = 8
+    decoder_num_attention_heads: int = 16
+    decoder_intermediate_size: int = 2048
+    norm_pix_loss: bool = False
+    patch_statistics: Literal["noisy", "input"] = "noisy"
+    image_mean: list[float] | tuple[float, ...] | None = None
+    image_std: list[float] | tuple[float, ...] | None = None
+    pretraining_sigma: Any = field(default_factory=lambda: {"type": "gamma", "concentration": 25.0, "scale": 3.0})
+    finetuning_sigma: Any = field(default_factory=lambda: {"type": "uniform", "low": 0.0, "high": 30.0})
+    defense_sigma: Any = field(default_factory=lambda: {"type": "constant", "value": 70.0})
+    num_samples: int = 1
+    vote: Literal["mean", "majority"] = "mean"
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        # Numbers become mappings, so that a saved config says what it means. Assignments after construction count too.
+        if key in _SIGMA_FIELDS and (value is not None or key == "pretraining_sigma"):
+            try:
+                value = parse_sigma(value).to_dict()
+            except ValueError as error:
+                raise NIMConfigError(f"{key}: {error}") from error
+        super().__setattr__(key, value)
+
+    def __post_init__(self, **kwargs):
+        # Only images with three channels have customary statistics.
+        is_rgb = self.num_channels == 3
+        if self.image_mean is None:
+            self.image_mean = _IMAGENET_MEAN if is_rgb else [0.5] * self.num_channels
+        if self.image_std is None:
+            self.image_std = _IMAGENET_STD if is_rgb else [0.5] * self.num_channels
+        # As JSON has it, so that a config equals its reloaded self.
+        self.image_mean, self.image_std = list(self.image_mean), list(self.image_std)
+        # AutoModelForImageClassification.from_config iterates over it to choose between our two classifiers.
+        self.architectures = self.architectures or []
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_size(cls, size: str, **overrides: Any) -> "NIMConfig":
+        """The config of a named size.
+
+        Args:
+            size: One of `"tiny"`, `"small"`, `"base"`, `"large"`, `"huge"` (224-pixel images) or `"tiny-patch4-32"`
+                (32-pixel images).
+            overrides: Further fields of the config.
+
+        Raises:
+            ValueError: The size is unknown or a field has a wrong value.
+        """
+        if size not in NIM_SIZES:
+            raise ValueError(f"unknown size {size!r}; known: {sorted(NIM_SIZES)}")
+        width, depth, heads, patch_size, image_size, decoder_width, decoder_depth, decoder_heads = NIM_SIZES[size]
+        fields = {
+            "hidden_size": width,
+            "num_hidden_layers": depth,
+            "num_attention_heads": heads,
+            "intermediate_size": 4 * width,
+            "patch_size": patch_size,
+            "image_size": image_size,
+            "decoder_hidden_size": decoder_width,
+            "decoder_num_hidden_layers": decoder_depth,
+            "decoder_num_attention_heads": decoder_heads,
+            "decoder_intermediate_size": 4 * decoder_width,
+        }
+        return cls(**{**fields, **overrides})
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """Height and width of the images in pixels."""
+        return _pair(self.image_size)
+
+    @property
+    def patch_shape(self) -> tuple[int, int]:
+        """Height and width of a patch in pixels."""
+        return _pair(self.patch_size)
+
+    def validate_numbers(self):
+        """Part of `@strict`: every number is in its range."""
+        for name in _POSITIVE_FIELDS:
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} must be positive, got {value}")
+        for name in _PROBABILITY_FIELDS:
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 0 and less than 1, got {getattr(self, name)}")
+        if not (math.isfinite(self.initializer_range) and self.initializer_range >= 0):
+            raise ValueError(f"initializer_range must be finite and at least 0, got {self.initializer_range}")
+
+    def validate_patches(self):
+        """Part of `@strict`: patches tile the image."""
+        for name in ("image_size", "patch_size"):
+            value = getattr(self, name)
+            if len(_pair(value)) != 2 or any(isinstance(v, bool) or v <= 0 for v in _pair(value)):
+                raise ValueError(f"{name} must be a positive int or a pair of them (height, width), got {value}")
+        if any(image % patch for image, patch in zip(self.image_shape, self.patch_shape)):
+            raise ValueError(f"patch_size {self.patch_size} must divide image_size {self.image_size}")
+
+    def validate_widths(self):
+        """Part of `@strict`: widths fit the attention heads and the sine-cosine position embeddings."""
+        for prefix in ("", "decoder_"):
+            width, heads = getattr(self, f"{prefix}hidden_size"), getattr(self, f"{prefix}num_attention_heads")
+            if width % heads:
+                raise ValueError(f"{prefix}hidden_size {width} must be a multiple of its {heads} attention heads")
+            if width % 4:
+                raise ValueError(f"{prefix}hidden_size {width} must be a multiple of 4 for its position embeddings")
+
+    def validate_image_statistics(self):
+        """Part of `@strict`: one mean and one positive standard deviation for each channel."""
+        for name in ("image_mean", "image_std"):
+            value = getattr(self, name)
+            if len(value) != self.num_channels:
+                raise ValueError(f"{name} must have one value for each of {self.num_channels} channels, got {value}")
+            if not all(math.isfinite(v) and (v > 0 or name == "image_mean") for v in value):
+                raise ValueError(f"{name} must be finite{' and positive' if name == 'image_std' else ''}, got {value}")
+
+
+def _pair(size: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else tuple(size)  # type: ignore[return-value]
+
+
+__all__ = ["NIM_SIZES", "NIMConfig", "NIMConfigError"]

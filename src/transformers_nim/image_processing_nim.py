@@ -1,0 +1,186 @@
+# Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
+"""Image processor of NIM: any picture in, normalized pixels of the model's size and channels out."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from transformers.image_processing_backends import PilBackend, TorchvisionBackend
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
+
+from .configuration_nim import NIMConfig
+
+
+# Weights of red, green and blue in a grey value (ITU-R BT.601), which are also Pillow's.
+_LUMA = (0.299, 0.587, 0.114)
+
+
+def convert_image(image: Image.Image, num_channels: int) -> Image.Image:
+    """Brings a picture of any Pillow mode upright and into the 8-bit mode that a model takes.
+
+    16-bit grey values are scaled to 8 bits (Pillow's own conversion would clip them), transparent pixels are laid over
+    white, and the EXIF orientation is applied.
+
+    Args:
+        image: The picture.
+        num_channels: 1 for a grey picture, 3 for RGB.
+
+    Raises:
+        ValueError: The mode has no agreed range of values, or there is no mode with that many channels.
+    """
+    if num_channels not in (1, 3):
+        raise ValueError(f"a PIL image cannot be given {num_channels} channels; pass an array of that many channels")
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise ValueError("a floating-point image (mode F) has no agreed range; convert it to 8 bits first")
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        if values.size and (values.min() < 0 or values.max() > 65535):
+            raise ValueError(f"an integer image must have 16-bit values, got {values.min()} to {values.max()}")
+        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB" if num_channels == 3 else "L")
+
+
+def _match_channels(image: torch.Tensor, num_channels: int) -> torch.Tensor:
+    """Converts an array of shape `(1, 3 or 4 channels, height, width)` to the model's number of channels."""
+    if image.shape[0] == num_channels:
+        return image
+    values, white = image.to(torch.float32), 1.0 if image.is_floating_point() and image.max() <= 1 else 255.0
+    if values.shape[0] == 4:
+        alpha = values[3:] / white
+        values = values[:3] * alpha + white * (1 - alpha)
+    if num_channels == 1 and values.shape[0] == 3:
+        values = torch.tensordot(torch.tensor(_LUMA), values, dims=1)[None]
+    elif num_channels == 3 and values.shape[0] == 1:
+        values = values.expand(3, -1, -1)
+    if values.shape[0] != num_channels:
+        raise ValueError(f"cannot convert an image with {image.shape[0]} channels to the model's {num_channels}")
+    return (values if image.is_floating_point() else values.round()).to(image.dtype)
+
+
+class _NIMImageProcessorMixin:
+    resample = PILImageResampling.BICUBIC
+    image_mean: Any = IMAGENET_DEFAULT_MEAN
+    image_std: Any = IMAGENET_DEFAULT_STD
+    size: Any = {"shortest_edge": 256}
+    crop_size: Any = {"height": 224, "width": 224}
+    default_to_square = False
+    do_resize = True
+    do_center_crop = True
+    do_rescale = True
+    do_normalize = True
+
+    @classmethod
+    def from_config(cls, config: NIMConfig, crop_pct: float | None = None, **kwargs: Any):
+        """The image processor of a model.
+
+        Square images are resized so that their shorter edge is the model's divided by `crop_pct` and cropped at the
+        center. For a model of non-square images there is one resize to its size and no crop.
+
+        Args:
+            config: Says size, channels and normalization.
+            crop_pct: Part of the resized shorter edge that the crop keeps, in (0, 1]. By default 0.875 for models of
+                128 pixels and more, as is customary on ImageNet, and 1 for smaller ones.
+            kwargs: Other attributes of the image processor.
+
+        Raises:
+            ValueError: `crop_pct` is out of range.
+        """
+        height, width = config.image_shape
+        if crop_pct is None:
+            crop_pct = 0.875 if min(height, width) >= 128 else 1.0
+        if not 0 < crop_pct <= 1:
+            raise ValueError(f"crop_pct must be greater than 0 and at most 1, got {crop_pct}")
+        settings: dict[str, Any] = {"image_mean": list(config.image_mean), "image_std": list(config.image_std)}
+        if height == width:
+            settings["size"] = {"shortest_edge": round(height / crop_pct)}
+            settings["crop_size"] = {"height": height, "width": width}
+        else:
+            settings["size"] = {"height": height, "width": width}
+            settings["do_center_crop"] = False
+        return cls(**{**settings, **kwargs})
+
+    def process_image(self, image, do_convert_rgb: bool | None = None, **kwargs):
+        # Not the backends' do_convert_rgb: it clips 16 bits, ignores transparency and cannot make grey images.
+        mean = kwargs.get("image_mean", self.image_mean)
+        num_channels = len(mean if isinstance(mean, Sequence) else self.image_mean)
+        if isinstance(image, Image.Image):
+            image = convert_image(image, num_channels)
+        elif isinstance(image, (np.ndarray, torch.Tensor)):
+            _check_values(torch.as_tensor(image), do_rescale=kwargs.get("do_rescale", self.do_rescale))
+        processed = super().process_image(image, do_convert_rgb=False, **kwargs)  # type: ignore[misc]
+        matched = _match_channels(torch.as_tensor(processed), num_channels)
+        _check_elongation(matched, kwargs.get("size"))
+        return matched.numpy() if isinstance(processed, np.ndarray) else matched
+
+
+def _check_values(image: torch.Tensor, do_rescale: bool) -> None:
+    if image.is_floating_point():
+        if not bool(torch.isfinite(image).all()):
+            raise ValueError("the image has values that are NaN or infinite")
+        if do_rescale and image.numel() and 0 < image.max() <= 1:
+            raise ValueError(
+                "a floating-point image with values up to 1 would be divided by 255 once more; pass do_rescale=False,"
+                " or values up to 255"
+            )
+    elif image.dtype != torch.uint8:
+        raise ValueError(f"an image array must be uint8 (0..255) or floating-point, got {image.dtype}")
+
+
+def _check_elongation(image: torch.Tensor, size: Any) -> None:
+    """Refuses pictures that would be gigantic once their shorter edge has the wanted length."""
+    height, width = image.shape[-2:]
+    if not height or not width:
+        raise ValueError(f"the image is empty: {height}x{width} pixels")
+    limit = Image.MAX_IMAGE_PIXELS
+    edge = getattr(size, "shortest_edge", None)
+    if limit and edge and edge**2 * max(height, width) / min(height, width) > limit:
+        raise ValueError(f"an image of {height}x{width} pixels is too elongated to be resized; crop it first")
+
+
+class NIMImageProcessor(_NIMImageProcessorMixin, TorchvisionBackend):
+    """Image processor of NIM on torchvision: resize (bicubic), center crop, rescale to [0, 1], normalize.
+
+    Takes PIL images of any mode and arrays of 1, 3 or 4 channels, and gives as many channels as it has means. Use
+    [`~NIMImageProcessor.from_config`] to make the one that belongs to a model.
+    """
+
+
+class NIMImageProcessorPil(_NIMImageProcessorMixin, PilBackend):
+    """[`NIMImageProcessor`] on Pillow and NumPy."""
+
+
+def check_image_processor(image_processor: Any, config: NIMConfig) -> None:
+    """Checks that an image processor makes what a model takes: noise is added in pixel units, so both must agree.
+
+    Raises:
+        ValueError: Size, scale or normalization differ; the message says which.
+    """
+    wrong = []
+    for name in ("image_mean", "image_std"):
+        theirs = getattr(image_processor, name, None)
+        ours = getattr(config, name)
+        if theirs is None or len(theirs) != len(ours) or not np.allclose(theirs, ours, atol=1e-6):
+            wrong.append(f"{name} is {theirs}, the model's is {ours}")
+    for name in ("do_rescale", "do_normalize"):
+        if not getattr(image_processor, name, False):
+            wrong.append(f"{name} is off")
+    if not np.isclose(getattr(image_processor, "rescale_factor", None) or 0, 1 / 255):
+        wrong.append(f"rescale_factor is {getattr(image_processor, 'rescale_factor', None)}, not 1/255")
+    is_cropped = getattr(image_processor, "do_center_crop", False)
+    size = dict(getattr(image_processor, "crop_size" if is_cropped else "size", None) or {})
+    if (size.get("height"), size.get("width")) != config.image_shape:
+        wrong.append(f"it makes images of size {size}, the model takes {config.image_shape}")
+    if wrong:
+        raise ValueError(
+            f"the image processor does not fit the model: {'; '.join(wrong)}. Use"
+            " NIMImageProcessor.from_config(model.config)"
+        )
+
+
+__all__ = ["NIMImageProcessor", "NIMImageProcessorPil"]

@@ -1,0 +1,764 @@
+# Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
+"""NIM: a vision transformer pretrained to denoise, and the De^3 defense made of it.
+
+Noisy image modeling (arXiv 2302.01056) pretrains a ViT encoder and a light decoder to restore images from Gaussian
+noise of a random scale sigma. De^3 keeps both: it adds noise to an image, denoises it, and classifies the result with
+an encoder that was fine-tuned on denoised images.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutput, ImageClassifierOutput
+from transformers.modeling_utils import PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring, logging
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_nim import NIMConfig
+from .layers_nim import (
+    NIMAttention,
+    NIMDecoder,
+    NIMEmbeddings,
+    NIMLayer,
+    check_image_shape,
+    sincos_position_embeddings,
+)
+from .noise import Generators, SigmaDistribution, SigmaSpec, add_noise, check_sigma_tensor, draw_noise, parse_sigma
+
+
+logger = logging.get_logger(__name__)
+
+# The value of `sigma` that means "as the config says", because None means "defense off".
+FROM_CONFIG = "config"
+Sigma = torch.Tensor | SigmaSpec | None
+
+# A floor of the variance by which patches are normalized, as in the authors' code.
+_PATCH_VARIANCE_EPS = 1e-6
+
+_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
+
+
+@dataclass
+@auto_docstring(custom_intro="What [`NIMForPreTraining`] returns.")
+class NIMForPreTrainingOutput(ModelOutput):
+    r"""
+    loss (`torch.FloatTensor` of shape `(1,)`):
+        Mean squared error between predicted and clean patches, over all patches.
+    logits (`torch.FloatTensor` of shape `(batch_size, num_patches, patch_height * patch_width * num_channels)`):
+        The decoder's prediction for each patch, pixels in the order (row, column, channel); normalized per patch if
+        `config.norm_pix_loss`.
+    denoised_pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+        The denoised image, normalized like the input and not clamped.
+    noisy_pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+        The image after noise was added.
+    sigma (`torch.FloatTensor` of shape `(batch_size,)`):
+        The noise scale of each image in units of 0..255 pixels.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    denoised_pixel_values: torch.FloatTensor | None = None
+    noisy_pixel_values: torch.FloatTensor | None = None
+    sigma: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+@auto_docstring(custom_intro="What [`NIMForRobustImageClassification`] returns.")
+class RobustImageClassifierOutput(ModelOutput):
+    r"""
+    loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
+        Cross entropy of the combined prediction, if `labels` were given.
+    logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`):
+        The prediction. For a single draw the classifier's logits; for several, logits whose softmax is the mean
+        probability or the share of votes.
+    draw_logits (`torch.FloatTensor` of shape `(batch_size, num_samples, num_labels)`, with `output_draws`):
+        The classifier's logits for every draw.
+    votes (`torch.LongTensor` of shape `(batch_size, num_samples)`, with `output_draws`):
+        The class that each draw chose.
+    sigma (`torch.FloatTensor` of shape `(batch_size, num_samples)`, with `output_draws`):
+        The noise scale of each draw in units of 0..255 pixels.
+    noisy_pixel_values (`torch.FloatTensor` of shape `(batch_size, num_samples, num_channels, height, width)`, with `output_draws`):
+        The noisy images.
+    denoised_pixel_values (`torch.FloatTensor` of shape `(batch_size, num_samples, num_channels, height, width)`, with `output_draws`):
+        What the classifier saw: denoised images, clamped to pixels in [0, 1] and normalized.
+    hidden_states (`tuple(torch.FloatTensor)`, *optional*):
+        Hidden states of the classifier's encoder; the first dimension is `batch_size * num_samples`.
+    attentions (`tuple(torch.FloatTensor)`, *optional*):
+        Attention weights of the classifier's encoder; the first dimension is `batch_size * num_samples`.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    draw_logits: torch.FloatTensor | None = None
+    votes: torch.LongTensor | None = None
+    sigma: torch.FloatTensor | None = None
+    noisy_pixel_values: torch.FloatTensor | None = None
+    denoised_pixel_values: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@auto_docstring(custom_intro="Base class of the NIM models: initialization, loading and what they support.")
+class NIMPreTrainedModel(PreTrainedModel):
+    config: NIMConfig
+    base_model_prefix = "nim"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    # Losses are means over the batch: a Trainer that accumulates gradients has to divide them itself.
+    accepts_loss_kwargs = False
+    _no_split_modules = ["NIMEmbeddings", "NIMLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": NIMLayer, "attentions": NIMAttention}
+    _input_embed_layer = "patch_embeddings"
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight, gain=getattr(module, "init_gain", 1.0))
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv2d):
+            # Xavier's bound of the flattened matrix; initializing a view would overwrite loaded weights.
+            bound = math.sqrt(6.0 / (module.weight[0].numel() + module.out_channels))
+            init.uniform_(module.weight, -bound, bound)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, NIMEmbeddings):
+            init.normal_(module.cls_token, std=self.config.initializer_range)
+            init.copy_(module.position_embeddings, sincos_position_embeddings(self.config.hidden_size, module.grid))
+        elif isinstance(module, NIMDecoder):
+            width = self.config.decoder_hidden_size
+            init.copy_(module.position_embeddings, sincos_position_embeddings(width, module.grid))
+
+
+@auto_docstring(custom_intro="The NIM encoder: a vision transformer over all patches, with no head.")
+class NIMModel(NIMPreTrainedModel):
+    # Heads of the models that contain this one.
+    _keys_to_ignore_on_load_unexpected = [r"^(decoder|denoiser|fc_norm|classifier)\."]
+
+    def __init__(self, config: NIMConfig, for_classification: bool = False):
+        r"""
+        for_classification (`bool`, *optional*, defaults to `False`):
+            Whether this is the encoder of a classifier, which has trainable position embeddings, stochastic depth and
+            no final layer norm (its head has one of its own).
+        """
+        super().__init__(config)
+        self.embeddings = NIMEmbeddings(config, trainable_position_embeddings=for_classification)
+        depth = config.num_hidden_layers
+        last_rate = config.drop_path_rate if for_classification else 0.0
+        self.layers = nn.ModuleList(
+            NIMLayer(
+                config,
+                config.hidden_size,
+                config.num_attention_heads,
+                config.intermediate_size,
+                drop_path_rate=last_rate * index / max(depth - 1, 1),
+            )
+            for index in range(depth)
+        )
+        self.layernorm = (
+            nn.Identity() if for_classification else nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        )
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    @auto_docstring
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutput:
+        r"""
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+            Images as [`NIMImageProcessor`] makes them: pixels in [0, 1], normalized by `config.image_mean` and
+            `config.image_std`.
+        """
+        dtype = self.embeddings.patch_embeddings.projection.weight.dtype
+        hidden_states = self.embeddings(pixel_values.to(dtype), interpolate_pos_encoding)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, **kwargs)
+        return BaseModelOutput(last_hidden_state=self.layernorm(hidden_states))
+
+
+def _resolve_sigma(sigma: Sigma | str, default: Sigma, batch_size: int) -> torch.Tensor | SigmaDistribution | None:
+    """What the `sigma` argument of a forward means: one value per image, a distribution, or None for no defense."""
+    if isinstance(sigma, str):
+        if sigma != FROM_CONFIG:
+            raise ValueError(
+                f"sigma must be a number, a tensor, a distribution, None or {FROM_CONFIG!r}, got {sigma!r}"
+            )
+        sigma = default
+    if sigma is None:
+        return None
+    if isinstance(sigma, (list, tuple)):
+        sigma = torch.tensor(sigma, dtype=torch.float32)
+    if isinstance(sigma, torch.Tensor):
+        return check_sigma_tensor(sigma, batch_size)
+    return parse_sigma(sigma)
+
+
+@auto_docstring(
+    custom_intro="""
+    NIM for pretraining (arXiv 2302.01056): adds Gaussian noise of a random scale to images and learns to restore them.
+    The pretrained model is the denoiser of [`NIMForRobustImageClassification`].
+    """
+)
+class NIMForPreTraining(NIMPreTrainedModel):
+    _keys_to_ignore_on_load_unexpected = [r"^(fc_norm|classifier)\."]
+
+    def __init__(self, config: NIMConfig):
+        super().__init__(config)
+        self.nim = NIMModel(config)
+        self.decoder = NIMDecoder(config)
+        self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """Loads a pretraining checkpoint, or the denoiser of a [`NIMForRobustImageClassification`] checkpoint.
+
+        Arguments, returns and errors are those of `PreTrainedModel.from_pretrained`.
+        """
+        if "NIMForRobustImageClassification" not in _architectures(pretrained_model_name_or_path, kwargs):
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        # The checkpoint's own `nim` is the classifier's encoder, so a plain load would pair it with a new decoder.
+        prefix = "denoiser."
+        robust = NIMForRobustImageClassification.from_pretrained(pretrained_model_name_or_path, **_source(kwargs))
+        state_dict = {k.removeprefix(prefix): v for k, v in robust.state_dict().items() if k.startswith(prefix)}
+        return _load_state_dict(super().from_pretrained, state_dict, pretrained_model_name_or_path, model_args, kwargs)
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        sigma: Sigma | str = FROM_CONFIG,
+        pixel_noise: torch.Tensor | None = None,
+        generator: Generators | None = None,
+        interpolate_pos_encoding: bool = False,
+        return_loss: bool = True,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> NIMForPreTrainingOutput:
+        r"""
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+            Clean images as [`NIMImageProcessor`] makes them.
+        sigma (number, `torch.Tensor` of shape `(batch_size,)`, mapping or [`SigmaDistribution`], *optional*):
+            Noise scale in units of 0..255 pixels; drawn from `config.pretraining_sigma` by default.
+        pixel_noise (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`, *optional*):
+            Standard normal noise to use instead of drawing it.
+        generator (`torch.Generator` or a list with one for each image, *optional*):
+            Source of the noise, and of sigma if it is drawn. One generator gives each image a seed of its own.
+        return_loss (`bool`, *optional*, defaults to `True`):
+            Whether to compute the loss.
+
+        Example:
+
+        ```python
+        >>> import torch
+        >>> from transformers_nim import NIMConfig, NIMForPreTraining
+
+        >>> model = NIMForPreTraining(NIMConfig.from_size("tiny-patch4-32"))
+        >>> outputs = model(torch.randn(2, 3, 32, 32))
+        >>> tuple(outputs.denoised_pixel_values.shape)
+        (2, 3, 32, 32)
+        >>> tuple(model.denoise(torch.randn(2, 3, 32, 32), sigma=25).shape)
+        (2, 3, 32, 32)
+        ```"""
+        sigma, noisy = self._add_noise(pixel_values, sigma, pixel_noise, generator)
+        outputs, logits, denoised = self.restore(noisy, sigma, pixel_values, interpolate_pos_encoding, **kwargs)
+        loss = None
+        if return_loss:
+            target = self._patchify(pixel_values.to(torch.float32))
+            if self.config.norm_pix_loss:
+                mean, std = self._patch_statistics(target)
+                target = (target - mean) / std
+            loss = nn.functional.mse_loss(logits.to(torch.float32), target)
+        return NIMForPreTrainingOutput(
+            loss=loss,
+            logits=logits,
+            denoised_pixel_values=denoised.to(pixel_values.dtype),
+            noisy_pixel_values=noisy.to(pixel_values.dtype),
+            sigma=sigma,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def denoise(
+        self,
+        pixel_values: torch.Tensor,
+        sigma: Sigma | str = FROM_CONFIG,
+        pixel_noise: torch.Tensor | None = None,
+        generator: Generators | None = None,
+        interpolate_pos_encoding: bool = False,
+    ) -> torch.Tensor:
+        """Adds noise to images and denoises them: the purification step of De^3.
+
+        Args:
+            pixel_values: Images of shape `(batch, channels, height, width)`, normalized.
+            sigma: Scale of the noise that is added, in units of 0..255 pixels; 0 denoises without adding any. Drawn
+                from `config.pretraining_sigma` by default.
+            pixel_noise: Standard normal noise of the images' shape to use instead of drawing it.
+            generator: Source of the noise, one for the batch or one per image.
+            interpolate_pos_encoding: Whether to accept other image sizes than the configured one.
+
+        Returns:
+            The denoised images, clamped to valid pixels and normalized, in the shape and dtype of `pixel_values`.
+
+        Raises:
+            ValueError: sigma, an image's shape or the noise's shape is wrong.
+        """
+        sigma, noisy = self._add_noise(pixel_values, sigma, pixel_noise, generator)
+        _, _, denoised = self.restore(noisy, sigma, pixel_values, interpolate_pos_encoding)
+        return self.clamp_pixels(denoised).to(pixel_values.dtype)
+
+    def restore(
+        self,
+        noisy_pixel_values: torch.Tensor,
+        sigma: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[BaseModelOutput, torch.Tensor, torch.Tensor]:
+        """Denoises images that are already noisy.
+
+        Args:
+            noisy_pixel_values: Normalized noisy images of shape `(batch, channels, height, width)`.
+            sigma: How noisy they are, in units of 0..255 pixels, shape `(batch,)`; used by `patch_statistics="noisy"`.
+            pixel_values: The images before noise was added; used by `patch_statistics="input"` alone.
+            interpolate_pos_encoding: Whether to accept other image sizes than the configured one.
+
+        Returns:
+            The encoder's outputs, the decoder's raw prediction for each patch, and the denoised images in float32,
+            normalized and not clamped.
+        """
+        outputs = self.nim(noisy_pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+        size = noisy_pixel_values.shape[-2:]
+        grid = tuple(image // patch for image, patch in zip(size, self.config.patch_shape))
+        logits = self.decoder(outputs.last_hidden_state, grid)
+        patches = logits.to(torch.float32)
+        if self.config.norm_pix_loss:
+            if self.config.patch_statistics == "input":
+                mean, std = self._patch_statistics(self._patchify(pixel_values.to(torch.float32)))
+            else:
+                mean, std = self._patch_statistics(self._patchify(noisy_pixel_values), sigma)
+            patches = patches * std + mean
+        return outputs, logits, self._unpatchify(patches, grid)
+
+    def clamp_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Clamps normalized images to pixels in [0, 1]."""
+        mean = torch.tensor(self.config.image_mean, device=pixel_values.device)[:, None, None]
+        std = torch.tensor(self.config.image_std, device=pixel_values.device)[:, None, None]
+        return torch.clamp(pixel_values, -mean / std, (1 - mean) / std)
+
+    def _add_noise(self, pixel_values, sigma, pixel_noise, generator) -> tuple[torch.Tensor, torch.Tensor]:
+        resolved = _resolve_sigma(sigma, self.config.pretraining_sigma, pixel_values.shape[0])
+        if resolved is None:
+            raise ValueError("a denoiser needs a sigma; pass 0 to denoise without adding noise")
+        drawn, noise = draw_noise(pixel_values, resolved, 1, pixel_noise, generator)
+        noisy = add_noise(pixel_values, drawn[:, 0], noise[:, 0], self.config.image_std)
+        return drawn[:, 0], noisy
+
+    def _patch_statistics(
+        self, patches: torch.Tensor, sigma: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation of each patch, less the variance of known noise of scale `sigma`."""
+        variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+        if sigma is not None:
+            noise = sum((1 / 255 / std) ** 2 for std in self.config.image_std) / self.config.num_channels
+            variance = (variance - noise * sigma[:, None, None] ** 2).clamp(min=0)
+        return mean, (variance + _PATCH_VARIANCE_EPS).sqrt()
+
+    def _patchify(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """`(batch, channels, height, width)` to `(batch, patches, patch_height * patch_width * channels)`."""
+        height, width = self.config.patch_shape
+        patches = pixel_values.unflatten(3, (-1, width)).unflatten(2, (-1, height))
+        return patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+
+    def _unpatchify(self, patches: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        """The inverse of `_patchify`."""
+        patches = patches.unflatten(2, (*self.config.patch_shape, self.config.num_channels)).unflatten(1, grid)
+        return patches.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+
+
+@auto_docstring(
+    custom_intro="""
+    The NIM encoder with a classification head on its mean-pooled patches: a classifier without the defense.
+    """
+)
+class NIMForImageClassification(NIMPreTrainedModel):
+    # A pretraining checkpoint has a final norm and a decoder, a robust one a denoiser.
+    _keys_to_ignore_on_load_unexpected = [r"^nim\.layernorm\.", r"^(decoder|denoiser)\."]
+
+    def __init__(self, config: NIMConfig):
+        super().__init__(config)
+        if config.problem_type not in (None, "single_label_classification") or config.num_labels < 2:
+            raise ValueError(
+                "NIM classifiers choose one of at least two labels; got"
+                f" problem_type={config.problem_type!r}, num_labels={config.num_labels}"
+            )
+        self.num_labels = config.num_labels
+        self.nim = NIMModel(config, for_classification=True)
+        self.fc_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self.classifier:
+            # Fine-tuning starts from a prediction that is uniform, as in the authors' code.
+            init.trunc_normal_(module.weight, std=2e-5)
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ImageClassifierOutput:
+        r"""
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+            Images as [`NIMImageProcessor`] makes them.
+        labels (`torch.Tensor` of shape `(batch_size,)` or `(batch_size, num_labels)`, *optional*):
+            Class indices, or the probabilities of the classes (as mixup makes them), for the cross-entropy loss.
+        """
+        outputs, logits = self._classify(pixel_values, interpolate_pos_encoding, **kwargs)
+        return ImageClassifierOutput(
+            loss=self._loss(logits, labels),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _classify(
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[BaseModelOutput, torch.Tensor]:
+        outputs = self.nim(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+        return outputs, self.classifier(self.fc_norm(outputs.last_hidden_state[:, 1:].mean(dim=1)))
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor | None:
+        # Not transformers' loss_function: it takes float labels for those of a multi-label problem.
+        if labels is None:
+            return None
+        labels = labels.to(logits.device, torch.float32 if labels.is_floating_point() else torch.long)
+        return nn.functional.cross_entropy(logits.to(torch.float32), labels)
+
+
+@auto_docstring(
+    custom_intro="""
+    De^3 (arXiv 2302.01056): adds noise to an image, denoises it with a frozen [`NIMForPreTraining`] and classifies the
+    result. The strength of the defense is the noise scale sigma, chosen at call time.
+
+    A pretraining checkpoint fills the denoiser and starts the classifier's encoder; a [`NIMForImageClassification`]
+    checkpoint fills the classifier and leaves the denoiser untrained (see [`~NIMForRobustImageClassification.from_denoiser`]).
+    """
+)
+class NIMForRobustImageClassification(NIMForImageClassification):
+    _keys_to_ignore_on_load_unexpected = [r"^nim\.layernorm\."]
+
+    def __init__(self, config: NIMConfig):
+        # `nim` comes before `denoiser`, because tools take the first layers they find for those that are trained.
+        super().__init__(config)
+        self.denoiser = NIMForPreTraining(config)
+        self.post_init()
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "NIMForRobustImageClassification":
+        """Sets train or eval mode of the classifier; the denoiser stays frozen and in eval mode."""
+        super().train(mode)
+        # Here and not in __init__ alone, because from_pretrained makes loaded parameters trainable.
+        self.denoiser.requires_grad_(False).eval()
+        return self
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """Loads a checkpoint of this class, of [`NIMForPreTraining`] or of [`NIMForImageClassification`].
+
+        A pretraining checkpoint becomes the denoiser and the start of the classifier's encoder, so only `fc_norm` and
+        `classifier` are new. Arguments, returns and errors are those of `PreTrainedModel.from_pretrained`.
+        """
+        architectures = _architectures(pretrained_model_name_or_path, kwargs)
+        if "NIMForPreTraining" in architectures:
+            denoiser = NIMForPreTraining.from_pretrained(pretrained_model_name_or_path, **_source(kwargs))
+            state_dict = _robust_state_dict(denoiser)
+            return _load_state_dict(
+                super().from_pretrained, state_dict, pretrained_model_name_or_path, model_args, kwargs
+            )
+        if "NIMForImageClassification" in architectures:
+            logger.warning(
+                f"{pretrained_model_name_or_path} is a classifier without a denoiser, so that of De^3 is random and the"
+                " defense useless. Switch it off with sigma=None, or use"
+                " NIMForRobustImageClassification.from_denoiser(denoiser, classifier=...)."
+            )
+        return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+
+    @classmethod
+    def from_denoiser(
+        cls,
+        denoiser: NIMForPreTraining | str,
+        classifier: NIMForImageClassification | str | None = None,
+        **config_overrides,
+    ) -> "NIMForRobustImageClassification":
+        """Puts a pretrained denoiser in front of a classifier.
+
+        Args:
+            denoiser: A pretrained model or the name or path of its checkpoint.
+            classifier: A classifier of the same size, or the name or path of its checkpoint. Left out, a new one
+                starts from the denoiser's encoder, ready to be fine-tuned.
+            config_overrides: Fields of the config to change, such as `num_labels` or `defense_sigma`.
+
+        Returns:
+            A model in eval mode that shares no weights with its arguments.
+
+        Raises:
+            ValueError: The classifier does not fit the denoiser, or a config field is wrong.
+        """
+        if not isinstance(denoiser, NIMForPreTraining):
+            denoiser = NIMForPreTraining.from_pretrained(denoiser)
+        config = copy.deepcopy(denoiser.config)
+        state_dict = _robust_state_dict(denoiser)
+        if classifier is not None:
+            if not isinstance(classifier, NIMForImageClassification):
+                classifier = NIMForImageClassification.from_pretrained(classifier)
+            for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "patch_size",
+                         "image_size", "num_channels", "image_mean", "image_std"):  # fmt: skip
+                ours, theirs = getattr(config, name), getattr(classifier.config, name)
+                if ours != theirs:
+                    raise ValueError(f"the denoiser's {name} is {ours}, the classifier's is {theirs}; they must agree")
+            config.id2label, config.label2id = classifier.config.id2label, classifier.config.label2id
+            config.drop_path_rate = classifier.config.drop_path_rate
+            own = {k: v for k, v in classifier.state_dict().items() if not k.startswith("denoiser.")}
+            state_dict = {k: v for k, v in state_dict.items() if k.startswith("denoiser.")} | own
+        for name, value in config_overrides.items():
+            setattr(config, name, value)
+        config.validate()
+        return cls.from_pretrained(None, config=config, state_dict=state_dict, dtype=denoiser.dtype)
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        sigma: Sigma | str = FROM_CONFIG,
+        num_samples: int | None = None,
+        vote: str | None = None,
+        pixel_noise: torch.Tensor | None = None,
+        generator: Generators | None = None,
+        interpolate_pos_encoding: bool = False,
+        max_batch_size: int | None = None,
+        output_draws: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> RobustImageClassifierOutput:
+        r"""
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+            Images as [`NIMImageProcessor`] makes them.
+        labels (`torch.Tensor` of shape `(batch_size,)` or `(batch_size, num_labels)`, *optional*):
+            Class indices, or the probabilities of the classes (as mixup makes them), for the cross-entropy loss.
+        sigma (number, `torch.Tensor` of shape `(batch_size,)`, mapping, [`SigmaDistribution`] or `None`, *optional*):
+            Scale of the added noise in units of 0..255 pixels. 0 denoises without adding noise; `None` switches the
+            defense off, so that the bare classifier sees the image as it is. By default `config.defense_sigma` in
+            eval mode and `config.finetuning_sigma` in train mode.
+        num_samples (`int`, *optional*):
+            Noise draws per image; `config.num_samples` by default, 1 in train mode. Without noise one is enough, and
+            one is used.
+        vote (`"mean"` or `"majority"`, *optional*):
+            How several draws are combined: by their mean probability or by the number that chose each class (ties go
+            to the higher mean probability). `config.vote` by default. Gradients make sense for `"mean"` only.
+        pixel_noise (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`, *optional*):
+            Standard normal noise to use instead of drawing it; for several draws of the shape
+            `(batch_size, num_samples, num_channels, height, width)`.
+        generator (`torch.Generator` or a list with one for each image, *optional*):
+            Source of the noise, and of sigma if it is drawn. One generator gives each image a seed of its own, so that
+            a prediction does not depend on the rest of the batch.
+        max_batch_size (`int`, *optional*):
+            How many noisy images may pass through the network at once. By default a single draw is one pass, and
+            several draws are split into passes of 256.
+        output_draws (`bool`, *optional*, defaults to `False`):
+            Whether to return logits, vote, sigma, noisy and denoised image of every draw.
+
+        Example:
+
+        ```python
+        >>> import torch
+        >>> from transformers_nim import NIMConfig, NIMForRobustImageClassification
+
+        >>> model = NIMForRobustImageClassification(NIMConfig.from_size("tiny-patch4-32", num_labels=10)).eval()
+        >>> images = torch.randn(2, 3, 32, 32)
+        >>> tuple(model(images, sigma=25, num_samples=8).logits.shape)
+        (2, 10)
+        >>> undefended = model(images, sigma=None).logits
+        ```"""
+        resolved = _resolve_sigma(
+            sigma, self.config.finetuning_sigma if self.training else self.config.defense_sigma, pixel_values.shape[0]
+        )
+        if num_samples is None:
+            num_samples = 1 if self.training else self.config.num_samples
+        if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
+            raise ValueError(f"num_samples must be an int of at least 1, got {num_samples!r}")
+        vote = self.config.vote if vote is None else vote
+        if vote not in ("mean", "majority"):
+            raise ValueError(f'vote must be "mean" or "majority", got {vote!r}')
+
+        if resolved is None:
+            outputs, logits = self._classify(pixel_values, interpolate_pos_encoding, **kwargs)
+            return RobustImageClassifierOutput(
+                loss=self._loss(logits, labels),
+                logits=logits,
+                hidden_states=outputs.hidden_states,
+                attentions=outputs.attentions,
+            )
+
+        check_image_shape(self.config, pixel_values, interpolate_pos_encoding)
+        if pixel_noise is None and isinstance(resolved, SigmaDistribution) and resolved.to_dict() == _NO_NOISE:
+            num_samples = 1
+        drawn, noise = draw_noise(pixel_values, resolved, num_samples, pixel_noise, generator)
+        noisy = add_noise(pixel_values.unsqueeze(1), drawn, noise, self.config.image_std).flatten(0, 1)
+        flat_sigma = drawn.flatten()
+        clean = None
+        if self.config.norm_pix_loss and self.config.patch_statistics == "input":
+            clean = pixel_values.unsqueeze(1).expand(-1, num_samples, -1, -1, -1).flatten(0, 1)
+
+        if max_batch_size is not None and max_batch_size < 1:
+            raise ValueError(f"max_batch_size must be at least 1, got {max_batch_size}")
+        if max_batch_size is None:
+            max_batch_size = 256
+            splits = [slice(None)] if num_samples == 1 else None
+        else:
+            splits = None
+        if splits is None:
+            total = noisy.shape[0]
+            splits = [slice(start, start + max_batch_size) for start in range(0, total, max_batch_size)]
+
+        passes, draw_logits, denoised = [], [], []
+        for part in splits:
+            restored = self.denoiser.restore(
+                noisy[part],
+                flat_sigma[part],
+                clean[part] if clean is not None else None,
+                interpolate_pos_encoding,
+                output_hidden_states=False,
+                output_attentions=False,
+            )[2]
+            purified = self.denoiser.clamp_pixels(restored).to(pixel_values.dtype)
+            outputs, logits = self._classify(purified, interpolate_pos_encoding, **kwargs)
+            passes.append(outputs)
+            draw_logits.append(logits)
+            if output_draws:
+                denoised.append(purified)
+
+        all_logits = torch.cat(draw_logits).unflatten(0, (-1, num_samples))
+        logits = combine_draws(all_logits, vote)
+        extra = {}
+        if output_draws:
+            extra = {
+                "draw_logits": all_logits,
+                "votes": all_logits.argmax(dim=-1),
+                "sigma": drawn,
+                "noisy_pixel_values": noisy.to(pixel_values.dtype).unflatten(0, (-1, num_samples)),
+                "denoised_pixel_values": torch.cat(denoised).unflatten(0, (-1, num_samples)),
+            }
+        return RobustImageClassifierOutput(
+            loss=self._loss(logits, labels),
+            logits=logits,
+            hidden_states=_concatenate([outputs.hidden_states for outputs in passes]),
+            attentions=_concatenate([outputs.attentions for outputs in passes]),
+            **extra,
+        )
+
+
+_NO_NOISE = {"type": "constant", "value": 0}
+
+
+def combine_draws(draw_logits: torch.Tensor, vote: str) -> torch.Tensor:
+    """Combines the logits of several noise draws, shape `(batch, num_samples, num_labels)`, into one prediction.
+
+    Args:
+        draw_logits: The classifier's logits for every draw.
+        vote: `"mean"` for the mean of the probabilities, `"majority"` for the share of draws that chose each class.
+
+    Returns:
+        Logits of shape `(batch, num_labels)` whose softmax is that mean or share, float32 if there are several draws.
+    """
+    num_samples = draw_logits.shape[1]
+    if num_samples == 1:
+        return draw_logits[:, 0]
+    log_probs = draw_logits.to(torch.float32).log_softmax(dim=-1)
+    mean = log_probs.logsumexp(dim=1) - math.log(num_samples)
+    if vote == "mean":
+        return mean
+    shares = nn.functional.one_hot(draw_logits.argmax(dim=-1), draw_logits.shape[-1]).to(torch.float32).mean(dim=1)
+    # Too little to overturn a vote among a million draws, enough to break a tie and to keep logits finite.
+    return (shares + 1e-7 * mean.exp()).clamp(min=torch.finfo(torch.float32).tiny).log()
+
+
+def _concatenate(parts: list[tuple[torch.Tensor, ...] | None]) -> tuple[torch.Tensor, ...] | None:
+    """Joins the recorded states of several passes, layer by layer."""
+    if parts[0] is None:
+        return None
+    if len(parts) == 1:
+        return parts[0]
+    return tuple(torch.cat(layer) for layer in zip(*parts))
+
+
+def _source(kwargs: dict) -> dict:
+    """Of the arguments of a `from_pretrained`, those that say which files to read."""
+    return {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
+
+
+def _architectures(name_or_path, kwargs: dict) -> list[str]:
+    """The classes that a checkpoint says it is of; none where weights are given as a state dict."""
+    if name_or_path is None:
+        return []
+    return NIMConfig.from_pretrained(name_or_path, **_source(kwargs)).architectures or []
+
+
+def _robust_state_dict(denoiser: NIMForPreTraining) -> dict[str, torch.Tensor]:
+    """The weights of a De^3 model whose denoiser and classifier's encoder are those of a pretrained model."""
+    weights = denoiser.state_dict()
+    state_dict = {f"denoiser.{name}": tensor for name, tensor in weights.items()}
+    is_encoder = [name for name in weights if name.startswith("nim.") and not name.startswith("nim.layernorm.")]
+    return state_dict | {name: weights[name].clone() for name in is_encoder}
+
+
+def _load_state_dict(from_pretrained: Callable, state_dict: dict, name_or_path, model_args: tuple, kwargs: dict):
+    """`from_pretrained` with weights that were derived from the checkpoint instead of read from it."""
+    source, options = _source(kwargs), {k: v for k, v in kwargs.items() if k not in _HUB_ARGUMENTS}
+    config = options.pop("config", None)
+    if not isinstance(config, NIMConfig):
+        known = {k: v for k, v in options.items() if hasattr(NIMConfig(), k) or k == "num_labels"}
+        options = {k: v for k, v in options.items() if k not in known}
+        config = NIMConfig.from_pretrained(config or name_or_path, **source, **known)
+    loaded = from_pretrained(None, *model_args, config=config, state_dict=state_dict, **options)
+    model = loaded[0] if isinstance(loaded, tuple) else loaded
+    model.config.name_or_path = str(name_or_path)
+    return loaded
+
+
+__all__ = [
+    "NIMForImageClassification",
+    "NIMForPreTraining",
+    "NIMForPreTrainingOutput",
+    "NIMForRobustImageClassification",
+    "NIMModel",
+    "NIMPreTrainedModel",
+    "RobustImageClassifierOutput",
+]

@@ -1,0 +1,292 @@
+# Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
+"""Distributions of the noise scale sigma, and the one place where noise is drawn and added.
+
+sigma is the standard deviation of the Gaussian noise in units of 0..255 pixels. Images inside a model are normalized
+(`(pixels - mean) / std` per channel, pixels in [0, 1]), so the noise that is added there has the standard deviation
+`sigma / 255 / std`.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from numbers import Real
+from typing import Any, ClassVar, TypeVar
+
+import torch
+
+
+# One generator for the whole batch, or one for each image.
+Generators = torch.Generator | Sequence[torch.Generator]
+
+_DISTRIBUTIONS: dict[str, type["SigmaDistribution"]] = {}
+DistributionT = TypeVar("DistributionT", bound=type["SigmaDistribution"])
+
+
+class SigmaDistribution(ABC):
+    """A distribution of sigma in units of 0..255 pixels.
+
+    A subclass is a frozen dataclass whose fields are numbers, has a class attribute `type`, and is made known with
+    [`register_sigma_distribution`]. Configs hold it as the mapping `{"type": type, **fields}`.
+    """
+
+    type: ClassVar[str]
+
+    @abstractmethod
+    def sample(
+        self, num: int, *, device: torch.device | str | None = None, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
+        """Draws `num` values of sigma as a float32 tensor of shape `(num,)`."""
+
+    @property
+    @abstractmethod
+    def mean(self) -> float:
+        """The expected sigma."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The mapping from which [`parse_sigma`] makes this distribution again."""
+        return {"type": self.type, **asdict(self)}  # type: ignore[call-overload]
+
+
+def register_sigma_distribution(cls: DistributionT) -> DistributionT:
+    """Class decorator that makes a [`SigmaDistribution`] available in configs under its `type`.
+
+    Args:
+        cls: A frozen dataclass derived from [`SigmaDistribution`].
+
+    Returns:
+        The class itself.
+
+    Raises:
+        ValueError: Another class already uses the same `type`.
+    """
+    known = _DISTRIBUTIONS.get(cls.type)
+    if known is not None and known.__qualname__ != cls.__qualname__:
+        raise ValueError(f"the sigma distribution type {cls.type!r} is already used by {known.__qualname__}")
+    _DISTRIBUTIONS[cls.type] = cls
+    return cls
+
+
+def _check_number(where: str, value: Any, minimum: float = 0.0, exclusive: bool = False) -> None:
+    bound = f"a finite number {'greater than' if exclusive else 'of at least'} {minimum:g}"
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ValueError(f"{where} must be {bound}, got {value!r}")
+    if not math.isfinite(value) or value < minimum or (exclusive and value == minimum):
+        raise ValueError(f"{where} must be {bound}, got {value!r}")
+
+
+@register_sigma_distribution
+@dataclass(frozen=True)
+class ConstantSigma(SigmaDistribution):
+    """Always the same sigma. `value` is in units of 0..255 pixels; 0 means denoising without added noise."""
+
+    type: ClassVar[str] = "constant"
+    value: float
+
+    def __post_init__(self) -> None:
+        _check_number("value of a constant sigma", self.value)
+
+    def sample(self, num, *, device=None, generator=None):
+        return torch.full((num,), float(self.value), dtype=torch.float32, device=device)
+
+    @property
+    def mean(self) -> float:
+        return float(self.value)
+
+
+@register_sigma_distribution
+@dataclass(frozen=True)
+class GammaSigma(SigmaDistribution):
+    """Gamma distribution with mean `concentration * scale` and s.d. `sqrt(concentration) * scale`.
+
+    `scale` multiplies: the paper's pretraining noise, concentration 25 and scale 3, has mean 75 and s.d. 15 in units
+    of 0..255 pixels (in `torch.distributions.Gamma` that is a *rate* of 1/3).
+    """
+
+    type: ClassVar[str] = "gamma"
+    concentration: float
+    scale: float
+
+    def __post_init__(self) -> None:
+        _check_number("concentration of a gamma sigma", self.concentration, exclusive=True)
+        _check_number("scale of a gamma sigma", self.scale, exclusive=True)
+
+    def sample(self, num, *, device=None, generator=None):
+        # torch.distributions takes no generator and cannot be traced by torch.compile(fullgraph=True).
+        shape = torch.full((num,), float(self.concentration), dtype=torch.float32, device=device)
+        return torch._standard_gamma(shape, generator=generator) * self.scale
+
+    @property
+    def mean(self) -> float:
+        return float(self.concentration * self.scale)
+
+
+@register_sigma_distribution
+@dataclass(frozen=True)
+class UniformSigma(SigmaDistribution):
+    """Uniform on `[low, high)`, in units of 0..255 pixels."""
+
+    type: ClassVar[str] = "uniform"
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        _check_number("low of a uniform sigma", self.low)
+        _check_number("high of a uniform sigma", self.high, minimum=self.low)
+
+    def sample(self, num, *, device=None, generator=None):
+        return self.low + (self.high - self.low) * torch.rand(
+            num, dtype=torch.float32, device=device, generator=generator
+        )
+
+    @property
+    def mean(self) -> float:
+        return (self.low + self.high) / 2
+
+
+# What a user may write for sigma in a config.
+SigmaSpec = float | int | Mapping[str, Any] | SigmaDistribution
+
+
+def parse_sigma(spec: SigmaSpec) -> SigmaDistribution:
+    """Makes a distribution from a number, a mapping such as `{"type": "uniform", "low": 0, "high": 30}`, or itself.
+
+    Args:
+        spec: A finite number of at least 0 (a constant sigma), a mapping with the key `type` and the parameters of
+            that distribution, or a [`SigmaDistribution`]. Units of 0..255 pixels.
+
+    Raises:
+        ValueError: The type is unknown, a parameter is missing, unknown or out of range.
+    """
+    if isinstance(spec, SigmaDistribution):
+        return spec
+    if isinstance(spec, Mapping):
+        kind = spec.get("type")
+        if kind not in _DISTRIBUTIONS:
+            raise ValueError(f"unknown sigma distribution {kind!r} in {dict(spec)!r}; known: {sorted(_DISTRIBUTIONS)}")
+        cls = _DISTRIBUTIONS[kind]
+        wanted = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+        given = {key: value for key, value in spec.items() if key != "type"}
+        if sorted(given) != sorted(wanted):
+            raise ValueError(f"a {kind!r} sigma takes exactly the parameters {wanted}, got {sorted(given)}")
+        return cls(**given)
+    _check_number("sigma", spec)
+    return ConstantSigma(spec)
+
+
+def check_sigma_tensor(sigma: torch.Tensor, batch_size: int) -> torch.Tensor:
+    """Checks a tensor of sigmas, one for the batch or one for each image, and expands it to `(batch_size,)`.
+
+    Raises:
+        ValueError: The shape is wrong or a value is negative, NaN or infinite (values are not looked at while
+            `torch.compile` or `torch.export` traces).
+    """
+    if sigma.ndim > 1 or (sigma.ndim == 1 and sigma.shape[0] not in (1, batch_size)):
+        raise ValueError(f"sigma must be one number or one per image ({batch_size}), got shape {tuple(sigma.shape)}")
+    if not torch.compiler.is_compiling():
+        values = sigma.detach()
+        if not bool((torch.isfinite(values) & (values >= 0)).all()):
+            raise ValueError(f"sigma must be finite and at least 0 (units of 0..255 pixels), got {values.tolist()}")
+    return sigma.to(torch.float32).expand(batch_size)
+
+
+def split_generator(generator: Generators, batch_size: int) -> list[torch.Generator]:
+    """One generator for each image.
+
+    From a single generator one seed per image is drawn, so that what an image is given depends on the generator's
+    state and on the image's position, not on the rest of its batch: two batches of 4 in a row see the same noise as
+    one batch of 8. A sequence of generators, one per image, is taken as it is.
+
+    Raises:
+        ValueError: A sequence whose length is not the batch size.
+    """
+    if isinstance(generator, torch.Generator):
+        # One by one: a vectorized draw of n seeds need not agree with n draws of one.
+        device = generator.device
+        seeds = [torch.randint(2**63 - 1, (), generator=generator, device=device).item() for _ in range(batch_size)]
+        return [torch.Generator(device).manual_seed(int(seed)) for seed in seeds]
+    generators = list(generator)
+    if len(generators) != batch_size:
+        raise ValueError(f"got {len(generators)} generators for a batch of {batch_size} images; pass one per image")
+    return generators
+
+
+def draw_noise(
+    pixel_values: torch.Tensor,
+    sigma: torch.Tensor | SigmaDistribution,
+    num_samples: int = 1,
+    pixel_noise: torch.Tensor | None = None,
+    generator: Generators | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draws `num_samples` pairs of sigma and standard normal noise for each image.
+
+    Args:
+        pixel_values: Images of shape `(batch, channels, height, width)`; only shape and device matter.
+        sigma: One sigma per image, shape `(batch,)`, kept over the draws, or a distribution to draw from, once per
+            image and draw.
+        num_samples: Draws per image.
+        pixel_noise: Noise to use instead of drawing, shape `(batch, channels, height, width)` for a single draw or
+            `(batch, num_samples, channels, height, width)`.
+        generator: Source of randomness for the whole batch, or one per image; see [`split_generator`]. Without it
+            the global generator of the images' device is used.
+
+    Returns:
+        sigma of shape `(batch, num_samples)` and noise of shape `(batch, num_samples, channels, height, width)`, both
+        float32 on the images' device.
+
+    Raises:
+        ValueError: `pixel_noise` has the wrong shape, or there are more or fewer generators than images.
+    """
+    batch_size, device = pixel_values.shape[0], pixel_values.device
+    shape = (num_samples, *pixel_values.shape[1:])
+
+    if pixel_noise is not None:
+        if num_samples == 1 and pixel_noise.shape == pixel_values.shape:
+            pixel_noise = pixel_noise.unsqueeze(1)
+        if pixel_noise.shape != (batch_size, *shape):
+            raise ValueError(
+                f"pixel_noise must have the shape {(batch_size, *shape)} (one draw per image may leave out the second"
+                f" dimension), got {tuple(pixel_noise.shape)}"
+            )
+        pixel_noise = pixel_noise.to(device=device, dtype=torch.float32)
+
+    if generator is not None:
+        sigmas, noises = [], []
+        for image_generator in split_generator(generator, batch_size):
+            source = {"device": image_generator.device, "generator": image_generator}
+            if isinstance(sigma, SigmaDistribution):
+                sigmas.append(sigma.sample(num_samples, **source))
+            if pixel_noise is None:
+                noises.append(torch.randn(shape, dtype=torch.float32, **source))
+        drawn = torch.stack(sigmas).to(device) if sigmas else None
+        pixel_noise = torch.stack(noises).to(device) if noises else pixel_noise
+    else:
+        drawn = None
+        if isinstance(sigma, SigmaDistribution):
+            drawn = sigma.sample(batch_size * num_samples, device=device).view(batch_size, num_samples)
+        if pixel_noise is None:
+            pixel_noise = torch.randn((batch_size, *shape), dtype=torch.float32, device=device)
+
+    if drawn is None:
+        assert isinstance(sigma, torch.Tensor)
+        drawn = sigma.to(device=device, dtype=torch.float32).unsqueeze(1).expand(batch_size, num_samples)
+    assert pixel_noise is not None
+    return drawn, pixel_noise
+
+
+def add_noise(
+    pixel_values: torch.Tensor, sigma: torch.Tensor, pixel_noise: torch.Tensor, image_std: Sequence[float]
+) -> torch.Tensor:
+    """Adds Gaussian noise to normalized images: `x + noise * sigma / 255 / image_std`, as in arXiv 2302.01056.
+
+    Args:
+        pixel_values: Normalized images of shape `(..., channels, height, width)`.
+        sigma: Noise scale in units of 0..255 pixels, shape `(...)`.
+        pixel_noise: Standard normal noise that broadcasts with `pixel_values`.
+        image_std: The per-channel standard deviation by which the pixels were divided.
+
+    Returns:
+        Float32 images, not clamped: clamping would make the noise non-Gaussian and a certificate void.
+    """
+    std = torch.tensor(image_std, dtype=torch.float32, device=pixel_values.device)[:, None, None]
+    return pixel_values.to(torch.float32) + pixel_noise * (sigma[..., None, None, None] / 255 / std)

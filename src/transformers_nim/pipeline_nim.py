@@ -1,0 +1,169 @@
+# Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
+"""`pipeline("image-classification")` with the options of the De^3 defense."""
+
+import base64
+import binascii
+import os
+from io import BytesIO
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from huggingface_hub import get_session
+from PIL import Image
+from transformers.pipelines import ImageClassificationPipeline
+
+from .configuration_nim import NIMConfig
+from .image_processing_nim import check_image_processor
+from .modeling_nim import FROM_CONFIG, NIMForRobustImageClassification, RobustImageClassifierOutput, Sigma
+from .noise import parse_sigma
+
+
+_UNSET: Any = object()
+
+
+def load_picture(source: str | Image.Image, timeout: float | None = None) -> Image.Image:
+    """Opens a picture without changing its mode, unlike transformers' `load_image`, which clips 16-bit pictures.
+
+    Args:
+        source: A PIL image, path, http(s) URL, or base64 text with or without a `data:image/` prefix.
+        timeout: Seconds to wait for a URL.
+
+    Raises:
+        ValueError: The text is none of these.
+        TypeError: The source is neither text nor a PIL image.
+    """
+    if isinstance(source, Image.Image):
+        return source
+    if not isinstance(source, str):
+        raise TypeError(f"an image must be a PIL image, array, path, URL or base64 text, got {type(source).__name__}")
+    if source.startswith(("http://", "https://")):
+        response = get_session().get(source, timeout=timeout, follow_redirects=True)
+        response.raise_for_status()
+        return Image.open(BytesIO(response.content))
+    if os.path.isfile(source):
+        return Image.open(source)
+    text = source.split(",", 1)[1] if source.startswith("data:image/") and "," in source else source
+    try:
+        return Image.open(BytesIO(base64.b64decode(text, validate=True)))
+    except (binascii.Error, OSError, ValueError) as error:
+        shown = source if len(source) <= 80 else f"{source[:80]}..."
+        raise ValueError(f"no such image file, and not a URL or a base64 image: {shown!r}") from error
+
+
+def to_picture(pixel_values: torch.Tensor, config: NIMConfig) -> Image.Image:
+    """Makes a PIL image from one normalized image of shape `(1 or 3 channels, height, width)`."""
+    mean = torch.tensor(config.image_mean)[:, None, None]
+    std = torch.tensor(config.image_std)[:, None, None]
+    pixels = (pixel_values.to(torch.float32) * std + mean).clamp(0, 1).mul(255).round().to(torch.uint8)
+    return Image.fromarray(pixels.permute(1, 2, 0).squeeze(-1).numpy())
+
+
+class NIMImageClassificationPipeline(ImageClassificationPipeline):
+    """Image classification with De^3.
+
+    Every option of transformers' `ImageClassificationPipeline` works as it does there. These are added, for the
+    construction of the pipeline and, taking precedence, for every call:
+
+    Args:
+        sigma (number, mapping, [`SigmaDistribution`] or `None`):
+            Scale of the noise in units of 0..255 pixels; 0 denoises without adding noise, `None` switches the defense
+            off, `"config"` is the model's own `defense_sigma` and the default.
+        num_samples (`int`): Noise draws per image; the model's own number by default.
+        vote (`"mean"` or `"majority"`): How draws are combined; the model's own way by default.
+        seed (`int`):
+            Makes predictions repeatable: an image's noise then depends on the seed alone, and not on its batch. An
+            attacker who knows the seed knows the noise.
+        return_denoised (`bool`, defaults to `False`):
+            Whether every answer has, as `"denoised"`, a PIL image of what the classifier saw in the first draw.
+
+    Raises:
+        ValueError: An option is out of range, or the image processor does not fit the model.
+
+    A pipeline of any other model is an instance of the class that transformers would have used.
+
+    Example:
+
+    ```python
+    >>> from PIL import Image
+    >>> from transformers import pipeline
+    >>> from transformers_nim import NIMConfig, NIMForRobustImageClassification, NIMImageProcessor
+
+    >>> model = NIMForRobustImageClassification(NIMConfig.from_size("tiny-patch4-32", num_labels=10))
+    >>> processor = NIMImageProcessor.from_config(model.config)
+    >>> pipe = pipeline("image-classification", model=model, image_processor=processor, sigma=25, seed=0)
+    >>> len(pipe(Image.new("RGB", (40, 40)), top_k=3, num_samples=4))
+    3
+    ```"""
+
+    # What pipelines of other models are made of.
+    fallback: ClassVar[type] = ImageClassificationPipeline
+
+    def __new__(cls, *args: Any, **kwargs: Any):
+        model = kwargs.get("model", args[0] if args else None)
+        # Without a model this is a copy of a pipeline being made.
+        if model is None or isinstance(model, NIMForRobustImageClassification):
+            return super().__new__(cls)
+        return cls.fallback(*args, **kwargs)
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        check_image_processor(self.image_processor, self.model.config)
+
+    def _sanitize_parameters(
+        self,
+        sigma: Sigma | str = _UNSET,
+        num_samples: int | None = None,
+        vote: str | None = None,
+        seed: int | None = _UNSET,
+        return_denoised: bool | None = None,
+        **kwargs: Any,
+    ):
+        if sigma is not _UNSET and sigma is not None and sigma != FROM_CONFIG:
+            sigma = parse_sigma(sigma)  # type: ignore[arg-type]
+        if num_samples is not None and (not isinstance(num_samples, int) or num_samples < 1):
+            raise ValueError(f"num_samples must be an int of at least 1, got {num_samples!r}")
+        if vote not in (None, "mean", "majority"):
+            raise ValueError(f'vote must be "mean" or "majority", got {vote!r}')
+        if seed is not _UNSET and seed is not None and (not isinstance(seed, int) or not 0 <= seed < 2**63):
+            raise ValueError(f"seed must be an int of at least 0, got {seed!r}")
+        preprocess, _, postprocess = super()._sanitize_parameters(**kwargs)
+        forward = {"num_samples": num_samples, "vote": vote, "return_denoised": return_denoised}
+        forward = {name: value for name, value in forward.items() if value is not None}
+        # None has a meaning for these two.
+        forward |= {name: value for name, value in (("sigma", sigma), ("seed", seed)) if value is not _UNSET}
+        return preprocess, forward, postprocess
+
+    def preprocess(self, image, timeout=None):
+        if not isinstance(image, (np.ndarray, torch.Tensor)):
+            image = load_picture(image, timeout=timeout)
+        return self.image_processor(images=image, return_tensors="pt").to(self.dtype)
+
+    def _forward(self, model_inputs, sigma=FROM_CONFIG, num_samples=None, vote=None, seed=None, return_denoised=False):
+        pixel_values = model_inputs["pixel_values"]
+        generators = None
+        if seed is not None:
+            generators = [torch.Generator().manual_seed(seed) for _ in range(len(pixel_values))]
+        outputs = self.model(
+            pixel_values,
+            sigma=sigma,
+            num_samples=num_samples,
+            vote=vote,
+            generator=generators,
+            output_draws=return_denoised,
+        )
+        seen = None
+        if return_denoised:
+            denoised = outputs.denoised_pixel_values
+            seen = pixel_values if denoised is None else denoised[:, 0]
+        return RobustImageClassifierOutput(logits=outputs.logits, denoised_pixel_values=seen)
+
+    def postprocess(self, model_outputs, function_to_apply=None, top_k=5):
+        answers = super().postprocess(model_outputs, function_to_apply=function_to_apply, top_k=top_k)
+        if model_outputs.get("denoised_pixel_values") is not None:
+            picture = to_picture(model_outputs["denoised_pixel_values"][0], self.model.config)
+            answers = [{**answer, "denoised": picture} for answer in answers]
+        return answers
+
+
+__all__ = ["NIMImageClassificationPipeline"]

@@ -67,19 +67,19 @@ class _AfterImport(importlib.abc.MetaPathFinder):
     def find_spec(self, fullname, path=None, target=None):
         if fullname not in _WATCHED:
             return None
-        for finder in sys.meta_path:
-            spec = finder.find_spec(fullname, path, target) if finder is not self else None
-            if spec is not None and spec.loader is not None:
-                execute = spec.loader.exec_module
+        others = [finder for finder in sys.meta_path if finder is not self]
+        spec = next(filter(None, (finder.find_spec(fullname, path, target) for finder in others)), None)
+        if spec is None or spec.loader is None:
+            return spec
+        execute = spec.loader.exec_module
 
-                def exec_module(module: ModuleType) -> None:
-                    execute(module)
-                    _finished.add(fullname)
-                    _register_what_is_ready()
+        def exec_module(module: ModuleType) -> None:
+            execute(module)
+            _finished.add(fullname)
+            _register_what_is_ready()
 
-                spec.loader.exec_module = exec_module
-                return spec
-        return None
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
 
 
 def register_with_transformers() -> None:

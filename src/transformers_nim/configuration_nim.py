@@ -168,8 +168,8 @@ class NIMConfig(PreTrainedConfig):
     decoder_intermediate_size: int = 2048
     norm_pix_loss: bool = False
     patch_statistics: Literal["noisy", "input"] = "noisy"
-    image_mean: list[float] | tuple[float, ...] | None = None
-    image_std: list[float] | tuple[float, ...] | None = None
+    image_mean: list[float | int] | tuple[float | int, ...] = ()
+    image_std: list[float | int] | tuple[float | int, ...] = ()
     pretraining_sigma: Any = field(default_factory=lambda: {"type": "gamma", "concentration": 25.0, "scale": 3.0})
     finetuning_sigma: Any = field(default_factory=lambda: {"type": "uniform", "low": 0.0, "high": 30.0})
     defense_sigma: Any = field(default_factory=lambda: {"type": "constant", "value": 70.0})
@@ -188,12 +188,9 @@ class NIMConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         # Only images with three channels have customary statistics.
         is_rgb = self.num_channels == 3
-        if self.image_mean is None:
-            self.image_mean = _IMAGENET_MEAN if is_rgb else [0.5] * self.num_channels
-        if self.image_std is None:
-            self.image_std = _IMAGENET_STD if is_rgb else [0.5] * self.num_channels
-        # As JSON has it, so that a config equals its reloaded self.
-        self.image_mean, self.image_std = list(self.image_mean), list(self.image_std)
+        # Lists, as JSON has them, so that a config equals its reloaded self.
+        self.image_mean = list(self.image_mean or (_IMAGENET_MEAN if is_rgb else [0.5] * self.num_channels))
+        self.image_std = list(self.image_std or (_IMAGENET_STD if is_rgb else [0.5] * self.num_channels))
         # AutoModelForImageClassification.from_config iterates over it to choose between our two classifiers.
         self.architectures = self.architectures or []
         super().__post_init__(**kwargs)
@@ -236,6 +233,12 @@ class NIMConfig(PreTrainedConfig):
     def patch_shape(self) -> tuple[int, int]:
         """Height and width of a patch in pixels."""
         return _pair(self.patch_size)
+
+    @property
+    def patch_grid(self) -> tuple[int, int]:
+        """Rows and columns of patches in an image."""
+        (height, width), (patch_height, patch_width) = self.image_shape, self.patch_shape
+        return height // patch_height, width // patch_width
 
     def validate_numbers(self):
         """Part of `@strict`: every number is in its range."""

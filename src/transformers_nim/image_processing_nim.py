@@ -143,7 +143,7 @@ def _check_elongation(image: torch.Tensor, size: Any) -> None:
         raise ValueError(f"an image of {height}x{width} pixels is too elongated to be resized; crop it first")
 
 
-class NIMImageProcessor(_NIMImageProcessorMixin, TorchvisionBackend):
+class NIMImageProcessor(_NIMImageProcessorMixin, TorchvisionBackend):  # type: ignore[misc]
     """Image processor of NIM on torchvision: resize (bicubic), center crop, rescale to [0, 1], normalize.
 
     Takes PIL images of any mode and arrays of 1, 3 or 4 channels, and gives as many channels as it has means. Use
@@ -151,7 +151,7 @@ class NIMImageProcessor(_NIMImageProcessorMixin, TorchvisionBackend):
     """
 
 
-class NIMImageProcessorPil(_NIMImageProcessorMixin, PilBackend):
+class NIMImageProcessorPil(_NIMImageProcessorMixin, PilBackend):  # type: ignore[misc]
     """[`NIMImageProcessor`] on Pillow and NumPy."""
 
 

@@ -65,7 +65,7 @@ class NIMEmbeddings(nn.Module):
     def __init__(self, config: NIMConfig, trainable_position_embeddings: bool):
         super().__init__()
         self.config = config
-        self.grid = tuple(image // patch for image, patch in zip(config.image_shape, config.patch_shape))
+        self.grid = config.patch_grid
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
         self.patch_embeddings = NIMPatchEmbeddings(config)
         table = sincos_position_embeddings(config.hidden_size, self.grid)
@@ -148,7 +148,7 @@ class NIMAttention(nn.Module):
         self.o_proj = nn.Linear(hidden_size, hidden_size)
         for projection in (self.q_proj, self.k_proj, self.v_proj):
             # Xavier's bound for one matrix of width 3 * hidden_size, which these three are in the authors' code.
-            projection.init_gain = math.sqrt(0.5)
+            projection.init_gain = math.sqrt(0.5)  # type: ignore[assignment]
 
     def forward(
         self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
@@ -224,10 +224,12 @@ class NIMLayer(GradientCheckpointingLayer):
 class NIMDecoder(nn.Module):
     """The light decoder of pretraining: from encoder states to the pixels of every patch."""
 
+    position_embeddings: torch.Tensor
+
     def __init__(self, config: NIMConfig):
         super().__init__()
         width = config.decoder_hidden_size
-        self.grid = tuple(image // patch for image, patch in zip(config.image_shape, config.patch_shape))
+        self.grid = config.patch_grid
         self.embed = nn.Linear(config.hidden_size, width)
         self.register_buffer("position_embeddings", sincos_position_embeddings(width, self.grid))
         self.layers = nn.ModuleList(

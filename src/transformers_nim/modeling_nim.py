@@ -9,7 +9,6 @@ an encoder that was fine-tuned on denoised images.
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -17,7 +16,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput, ImageClassifierOutput
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring, logging
+from transformers.utils import TransformersKwargs, auto_docstring, logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -30,7 +29,17 @@ from .layers_nim import (
     check_image_shape,
     sincos_position_embeddings,
 )
-from .noise import Generators, SigmaDistribution, SigmaSpec, add_noise, check_sigma_tensor, draw_noise, parse_sigma
+from .noise import (
+    ConstantSigma,
+    Generators,
+    SigmaDistribution,
+    SigmaSpec,
+    add_noise,
+    check_sigma_tensor,
+    draw_noise,
+    parse_sigma,
+)
+from .outputs_nim import NIMForPreTrainingOutput, RobustImageClassifierOutput, combine_draws
 
 
 logger = logging.get_logger(__name__)
@@ -39,72 +48,13 @@ logger = logging.get_logger(__name__)
 FROM_CONFIG = "config"
 Sigma = torch.Tensor | SigmaSpec | None
 
+# How many noisy images pass through the network at once when an image has several draws.
+_MAX_BATCH_SIZE = 256
+
 # A floor of the variance by which patches are normalized, as in the authors' code.
 _PATCH_VARIANCE_EPS = 1e-6
 
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
-
-
-@dataclass
-@auto_docstring(custom_intro="What [`NIMForPreTraining`] returns.")
-class NIMForPreTrainingOutput(ModelOutput):
-    r"""
-    loss (`torch.FloatTensor` of shape `(1,)`):
-        Mean squared error between predicted and clean patches, over all patches.
-    logits (`torch.FloatTensor` of shape `(batch_size, num_patches, patch_height * patch_width * num_channels)`):
-        The decoder's prediction for each patch, pixels in the order (row, column, channel); normalized per patch if
-        `config.norm_pix_loss`.
-    denoised_pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
-        The denoised image, normalized like the input and not clamped.
-    noisy_pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
-        The image after noise was added.
-    sigma (`torch.FloatTensor` of shape `(batch_size,)`):
-        The noise scale of each image in units of 0..255 pixels.
-    """
-
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    denoised_pixel_values: torch.FloatTensor | None = None
-    noisy_pixel_values: torch.FloatTensor | None = None
-    sigma: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
-
-
-@dataclass
-@auto_docstring(custom_intro="What [`NIMForRobustImageClassification`] returns.")
-class RobustImageClassifierOutput(ModelOutput):
-    r"""
-    loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
-        Cross entropy of the combined prediction, if `labels` were given.
-    logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`):
-        The prediction. For a single draw the classifier's logits; for several, logits whose softmax is the mean
-        probability or the share of votes.
-    draw_logits (`torch.FloatTensor` of shape `(batch_size, num_samples, num_labels)`, with `output_draws`):
-        The classifier's logits for every draw.
-    votes (`torch.LongTensor` of shape `(batch_size, num_samples)`, with `output_draws`):
-        The class that each draw chose.
-    sigma (`torch.FloatTensor` of shape `(batch_size, num_samples)`, with `output_draws`):
-        The noise scale of each draw in units of 0..255 pixels.
-    noisy_pixel_values (`torch.FloatTensor` of shape `(batch_size, num_samples, num_channels, height, width)`, with `output_draws`):
-        The noisy images.
-    denoised_pixel_values (`torch.FloatTensor` of shape `(batch_size, num_samples, num_channels, height, width)`, with `output_draws`):
-        What the classifier saw: denoised images, clamped to pixels in [0, 1] and normalized.
-    hidden_states (`tuple(torch.FloatTensor)`, *optional*):
-        Hidden states of the classifier's encoder; the first dimension is `batch_size * num_samples`.
-    attentions (`tuple(torch.FloatTensor)`, *optional*):
-        Attention weights of the classifier's encoder; the first dimension is `batch_size * num_samples`.
-    """
-
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    draw_logits: torch.FloatTensor | None = None
-    votes: torch.LongTensor | None = None
-    sigma: torch.FloatTensor | None = None
-    noisy_pixel_values: torch.FloatTensor | None = None
-    denoised_pixel_values: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 @auto_docstring(custom_intro="Base class of the NIM models: initialization, loading and what they support.")
@@ -112,7 +62,7 @@ class NIMPreTrainedModel(PreTrainedModel):
     config: NIMConfig
     base_model_prefix = "nim"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ("image",)  # type: ignore[assignment]
     supports_gradient_checkpointing = True
     # Losses are means over the batch: a Trainer that accumulates gradients has to divide them itself.
     accepts_loss_kwargs = False
@@ -131,7 +81,7 @@ class NIMPreTrainedModel(PreTrainedModel):
             init.xavier_uniform_(module.weight, gain=getattr(module, "init_gain", 1.0))
             if module.bias is not None:
                 init.zeros_(module.bias)
-        elif isinstance(module, nn.Conv2d):
+        elif isinstance(module, nn.Conv2d) and module.bias is not None:
             # Xavier's bound of the flattened matrix; initializing a view would overwrite loaded weights.
             bound = math.sqrt(6.0 / (module.weight[0].numel() + module.out_channels))
             init.uniform_(module.weight, -bound, bound)
@@ -350,11 +300,13 @@ class NIMForPreTraining(NIMPreTrainedModel):
         """
         outputs = self.nim(noisy_pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
         size = noisy_pixel_values.shape[-2:]
-        grid = tuple(image // patch for image, patch in zip(size, self.config.patch_shape))
+        patch_height, patch_width = self.config.patch_shape
+        grid = (size[0] // patch_height, size[1] // patch_width)
         logits = self.decoder(outputs.last_hidden_state, grid)
         patches = logits.to(torch.float32)
         if self.config.norm_pix_loss:
             if self.config.patch_statistics == "input":
+                assert pixel_values is not None
                 mean, std = self._patch_statistics(self._patchify(pixel_values.to(torch.float32)))
             else:
                 mean, std = self._patch_statistics(self._patchify(noisy_pixel_values), sigma)
@@ -404,11 +356,11 @@ class NIMForPreTraining(NIMPreTrainedModel):
 )
 class NIMForImageClassification(NIMPreTrainedModel):
     # A pretraining checkpoint has a final norm and a decoder, a robust one a denoiser.
-    _keys_to_ignore_on_load_unexpected = [r"^nim\.layernorm\.", r"^(decoder|denoiser)\."]
+    _keys_to_ignore_on_load_unexpected = [r"^(nim\.)?layernorm\.", r"^(decoder|denoiser)\."]
 
     def __init__(self, config: NIMConfig):
         super().__init__(config)
-        if config.problem_type not in (None, "single_label_classification") or config.num_labels < 2:
+        if config.problem_type not in (None, "single_label_classification") or (config.num_labels or 0) < 2:
             raise ValueError(
                 "NIM classifiers choose one of at least two labels; got"
                 f" problem_type={config.problem_type!r}, num_labels={config.num_labels}"
@@ -416,7 +368,7 @@ class NIMForImageClassification(NIMPreTrainedModel):
         self.num_labels = config.num_labels
         self.nim = NIMModel(config, for_classification=True)
         self.fc_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels or 0)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -468,11 +420,12 @@ class NIMForImageClassification(NIMPreTrainedModel):
     result. The strength of the defense is the noise scale sigma, chosen at call time.
 
     A pretraining checkpoint fills the denoiser and starts the classifier's encoder; a [`NIMForImageClassification`]
-    checkpoint fills the classifier and leaves the denoiser untrained (see [`~NIMForRobustImageClassification.from_denoiser`]).
+    checkpoint fills the classifier and leaves the denoiser untrained, for which
+    [`~NIMForRobustImageClassification.from_denoiser`] is there.
     """
 )
 class NIMForRobustImageClassification(NIMForImageClassification):
-    _keys_to_ignore_on_load_unexpected = [r"^nim\.layernorm\."]
+    _keys_to_ignore_on_load_unexpected = [r"^(nim\.)?layernorm\."]
 
     def __init__(self, config: NIMConfig):
         # `nim` comes before `denoiser`, because tools take the first layers they find for those that are trained.
@@ -502,10 +455,9 @@ class NIMForRobustImageClassification(NIMForImageClassification):
             return _load_state_dict(
                 super().from_pretrained, state_dict, pretrained_model_name_or_path, model_args, kwargs
             )
-        if "NIMForImageClassification" in architectures:
+        if architectures and cls.__name__ not in architectures:
             logger.warning(
-                f"{pretrained_model_name_or_path} is a classifier without a denoiser, so that of De^3 is random and the"
-                " defense useless. Switch it off with sigma=None, or use"
+                f"{pretrained_model_name_or_path} has no denoiser: the new one is random and the defense useless. Switch it off with sigma=None, or use"
                 " NIMForRobustImageClassification.from_denoiser(denoiser, classifier=...)."
             )
         return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
@@ -531,10 +483,11 @@ class NIMForRobustImageClassification(NIMForImageClassification):
         Raises:
             ValueError: The classifier does not fit the denoiser, or a config field is wrong.
         """
-        if not isinstance(denoiser, NIMForPreTraining):
-            denoiser = NIMForPreTraining.from_pretrained(denoiser)
-        config = copy.deepcopy(denoiser.config)
-        state_dict = _robust_state_dict(denoiser)
+        pretrained: NIMForPreTraining = (
+            denoiser if isinstance(denoiser, NIMForPreTraining) else NIMForPreTraining.from_pretrained(denoiser)
+        )
+        config = copy.deepcopy(pretrained.config)
+        state_dict = _robust_state_dict(pretrained)
         if classifier is not None:
             if not isinstance(classifier, NIMForImageClassification):
                 classifier = NIMForImageClassification.from_pretrained(classifier)
@@ -550,7 +503,7 @@ class NIMForRobustImageClassification(NIMForImageClassification):
         for name, value in config_overrides.items():
             setattr(config, name, value)
         config.validate()
-        return cls.from_pretrained(None, config=config, state_dict=state_dict, dtype=denoiser.dtype)
+        return cls.from_pretrained(None, config=config, state_dict=state_dict, dtype=pretrained.dtype)
 
     @can_return_tuple
     @auto_docstring
@@ -628,42 +581,37 @@ class NIMForRobustImageClassification(NIMForImageClassification):
             )
 
         check_image_shape(self.config, pixel_values, interpolate_pos_encoding)
-        if pixel_noise is None and isinstance(resolved, SigmaDistribution) and resolved.to_dict() == _NO_NOISE:
+        if pixel_noise is None and isinstance(resolved, SigmaDistribution) and resolved == ConstantSigma(0):
             num_samples = 1
         drawn, noise = draw_noise(pixel_values, resolved, num_samples, pixel_noise, generator)
         noisy = add_noise(pixel_values.unsqueeze(1), drawn, noise, self.config.image_std).flatten(0, 1)
-        flat_sigma = drawn.flatten()
         clean = None
         if self.config.norm_pix_loss and self.config.patch_statistics == "input":
             clean = pixel_values.unsqueeze(1).expand(-1, num_samples, -1, -1, -1).flatten(0, 1)
 
         if max_batch_size is not None and max_batch_size < 1:
             raise ValueError(f"max_batch_size must be at least 1, got {max_batch_size}")
-        if max_batch_size is None:
-            max_batch_size = 256
-            splits = [slice(None)] if num_samples == 1 else None
-        else:
-            splits = None
-        if splits is None:
-            total = noisy.shape[0]
-            splits = [slice(start, start + max_batch_size) for start in range(0, total, max_batch_size)]
+        if max_batch_size is None and num_samples > 1:
+            max_batch_size = _MAX_BATCH_SIZE
+        parts = [noisy] if max_batch_size is None else noisy.split(max_batch_size)
+        sizes = [len(part) for part in parts]
+        clean_parts = [None] * len(parts) if clean is None else clean.split(sizes)
 
         passes, draw_logits, denoised = [], [], []
-        for part in splits:
-            restored = self.denoiser.restore(
-                noisy[part],
-                flat_sigma[part],
-                clean[part] if clean is not None else None,
+        for part, part_sigma, part_clean in zip(parts, drawn.flatten().split(sizes), clean_parts):
+            _, _, restored = self.denoiser.restore(
+                part,
+                part_sigma,
+                part_clean,
                 interpolate_pos_encoding,
                 output_hidden_states=False,
                 output_attentions=False,
-            )[2]
+            )
             purified = self.denoiser.clamp_pixels(restored).to(pixel_values.dtype)
             outputs, logits = self._classify(purified, interpolate_pos_encoding, **kwargs)
             passes.append(outputs)
             draw_logits.append(logits)
-            if output_draws:
-                denoised.append(purified)
+            denoised.append(purified)
 
         all_logits = torch.cat(draw_logits).unflatten(0, (-1, num_samples))
         logits = combine_draws(all_logits, vote)
@@ -683,31 +631,6 @@ class NIMForRobustImageClassification(NIMForImageClassification):
             attentions=_concatenate([outputs.attentions for outputs in passes]),
             **extra,
         )
-
-
-_NO_NOISE = {"type": "constant", "value": 0}
-
-
-def combine_draws(draw_logits: torch.Tensor, vote: str) -> torch.Tensor:
-    """Combines the logits of several noise draws, shape `(batch, num_samples, num_labels)`, into one prediction.
-
-    Args:
-        draw_logits: The classifier's logits for every draw.
-        vote: `"mean"` for the mean of the probabilities, `"majority"` for the share of draws that chose each class.
-
-    Returns:
-        Logits of shape `(batch, num_labels)` whose softmax is that mean or share, float32 if there are several draws.
-    """
-    num_samples = draw_logits.shape[1]
-    if num_samples == 1:
-        return draw_logits[:, 0]
-    log_probs = draw_logits.to(torch.float32).log_softmax(dim=-1)
-    mean = log_probs.logsumexp(dim=1) - math.log(num_samples)
-    if vote == "mean":
-        return mean
-    shares = nn.functional.one_hot(draw_logits.argmax(dim=-1), draw_logits.shape[-1]).to(torch.float32).mean(dim=1)
-    # Too little to overturn a vote among a million draws, enough to break a tie and to keep logits finite.
-    return (shares + 1e-7 * mean.exp()).clamp(min=torch.finfo(torch.float32).tiny).log()
 
 
 def _concatenate(parts: list[tuple[torch.Tensor, ...] | None]) -> tuple[torch.Tensor, ...] | None:
@@ -756,9 +679,7 @@ def _load_state_dict(from_pretrained: Callable, state_dict: dict, name_or_path, 
 __all__ = [
     "NIMForImageClassification",
     "NIMForPreTraining",
-    "NIMForPreTrainingOutput",
     "NIMForRobustImageClassification",
     "NIMModel",
     "NIMPreTrainedModel",
-    "RobustImageClassifierOutput",
 ]

@@ -253,11 +253,11 @@ def draw_noise(
     if generator is not None:
         sigmas, noises = [], []
         for image_generator in split_generator(generator, batch_size):
-            source = {"device": image_generator.device, "generator": image_generator}
+            own = image_generator.device
             if isinstance(sigma, SigmaDistribution):
-                sigmas.append(sigma.sample(num_samples, **source))
+                sigmas.append(sigma.sample(num_samples, device=own, generator=image_generator))
             if pixel_noise is None:
-                noises.append(torch.randn(shape, dtype=torch.float32, **source))
+                noises.append(torch.randn(shape, dtype=torch.float32, device=own, generator=image_generator))
         drawn = torch.stack(sigmas).to(device) if sigmas else None
         pixel_noise = torch.stack(noises).to(device) if noises else pixel_noise
     else:

@@ -108,9 +108,10 @@ class NIMImageClassificationPipeline(ImageClassificationPipeline):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        check_image_processor(self.image_processor, self.model.config)
+        self.config: NIMConfig = self.model.config  # type: ignore[assignment]
+        check_image_processor(self.image_processor, self.config)
 
-    def _sanitize_parameters(
+    def _sanitize_parameters(  # type: ignore[override]
         self,
         sigma: Sigma | str = _UNSET,
         num_samples: int | None = None,
@@ -128,18 +129,20 @@ class NIMImageClassificationPipeline(ImageClassificationPipeline):
         if seed is not _UNSET and seed is not None and (not isinstance(seed, int) or not 0 <= seed < 2**63):
             raise ValueError(f"seed must be an int of at least 0, got {seed!r}")
         preprocess, _, postprocess = super()._sanitize_parameters(**kwargs)
-        forward = {"num_samples": num_samples, "vote": vote, "return_denoised": return_denoised}
+        forward: dict[str, Any] = {"num_samples": num_samples, "vote": vote, "return_denoised": return_denoised}
         forward = {name: value for name, value in forward.items() if value is not None}
         # None has a meaning for these two.
         forward |= {name: value for name, value in (("sigma", sigma), ("seed", seed)) if value is not _UNSET}
         return preprocess, forward, postprocess
 
-    def preprocess(self, image, timeout=None):
+    def preprocess(self, image, timeout=None):  # type: ignore[override]
         if not isinstance(image, (np.ndarray, torch.Tensor)):
             image = load_picture(image, timeout=timeout)
-        return self.image_processor(images=image, return_tensors="pt").to(self.dtype)
+        return self.image_processor(images=image, return_tensors="pt").to(self.dtype)  # type: ignore[misc]
 
-    def _forward(self, model_inputs, sigma=FROM_CONFIG, num_samples=None, vote=None, seed=None, return_denoised=False):
+    def _forward(  # type: ignore[override]
+        self, model_inputs, sigma=FROM_CONFIG, num_samples=None, vote=None, seed=None, return_denoised=False
+    ):
         pixel_values = model_inputs["pixel_values"]
         generators = None
         if seed is not None:
@@ -158,10 +161,10 @@ class NIMImageClassificationPipeline(ImageClassificationPipeline):
             seen = pixel_values if denoised is None else denoised[:, 0]
         return RobustImageClassifierOutput(logits=outputs.logits, denoised_pixel_values=seen)
 
-    def postprocess(self, model_outputs, function_to_apply=None, top_k=5):
+    def postprocess(self, model_outputs, function_to_apply=None, top_k=5):  # type: ignore[override]
         answers = super().postprocess(model_outputs, function_to_apply=function_to_apply, top_k=top_k)
         if model_outputs.get("denoised_pixel_values") is not None:
-            picture = to_picture(model_outputs["denoised_pixel_values"][0], self.model.config)
+            picture = to_picture(model_outputs["denoised_pixel_values"][0], self.config)
             answers = [{**answer, "denoised": picture} for answer in answers]
         return answers
 

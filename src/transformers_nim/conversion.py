@@ -1,0 +1,260 @@
+# Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
+"""Converts checkpoints of the authors' code (github.com/youzunzhi/NIM-AdvDef) to folders for `from_pretrained`.
+
+    python -m transformers_nim.conversion --pretraining nim.pth --output_dir nim-vit-base
+    python -m transformers_nim.conversion --pretraining nim.pth --finetuned de3.pth --output_dir nim-vit-base-de3
+
+Their layout is that of MAE and timm: fused qkv projections, a mask token that NIM never uses, and position embeddings
+stored although they are fixed. Sizes are read from the tensors; what tensors cannot tell is an argument.
+"""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .configuration_nim import NIM_SIZES, NIMConfig
+from .image_processing_nim import NIMImageProcessor
+from .modeling_nim import NIMForPreTraining, NIMForRobustImageClassification
+
+
+_IN_LAYER = {
+    "attn.proj": "attention.o_proj",
+    "norm1": "layernorm_before",
+    "norm2": "layernorm_after",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}
+_ELSEWHERE = {
+    "cls_token": "nim.embeddings.cls_token",
+    "pos_embed": "nim.embeddings.position_embeddings",
+    "patch_embed.proj": "nim.embeddings.patch_embeddings.projection",
+    "norm": "nim.layernorm",
+    "decoder_embed": "decoder.embed",
+    "decoder_pos_embed": "decoder.position_embeddings",
+    "decoder_norm": "decoder.layernorm",
+    "decoder_pred": "decoder.projection",
+    "fc_norm": "fc_norm",
+    "head": "classifier",
+}
+
+
+def convert_authors_state_dict(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Renames the tensors of a model of the authors' code to those of a model of this package.
+
+    Args:
+        state_dict: Weights of their pretraining model or of their classifier. A `module.` prefix, which distributed
+            training leaves, is removed.
+
+    Returns:
+        Weights of [`NIMForPreTraining`] or [`NIMForImageClassification`].
+
+    Raises:
+        ValueError: A tensor's name does not belong to that layout.
+    """
+    converted = {}
+    for key, tensor in state_dict.items():
+        key = key.removeprefix("module.")
+        if key == "mask_token":
+            continue
+        name, leaf = key, ""
+        if key.endswith((".weight", ".bias")):
+            name, leaf = key.rsplit(".", 1)
+            leaf = f".{leaf}"
+        if name in _ELSEWHERE:
+            converted[f"{_ELSEWHERE[name]}{leaf}"] = tensor
+            continue
+        blocks, _, rest = name.partition(".")
+        index, _, part = rest.partition(".")
+        prefix = {"blocks": "nim.layers", "decoder_blocks": "decoder.layers"}.get(blocks)
+        if prefix is None or not index.isdigit() or part not in (*_IN_LAYER, "attn.qkv"):
+            raise ValueError(f"unexpected tensor {key!r}: not a checkpoint of the authors' NIM code")
+        if part == "attn.qkv":
+            for projection, third in zip("qkv", tensor.chunk(3)):
+                converted[f"{prefix}.{index}.attention.{projection}_proj{leaf}"] = third.clone()
+        else:
+            converted[f"{prefix}.{index}.{_IN_LAYER[part]}{leaf}"] = tensor
+    return converted
+
+
+def config_from_weights(
+    pretraining: Mapping[str, torch.Tensor],
+    num_attention_heads: int | None = None,
+    decoder_num_attention_heads: int | None = None,
+    **overrides: Any,
+) -> NIMConfig:
+    """Reads the sizes of a model from its converted pretraining weights.
+
+    Args:
+        pretraining: Weights of [`NIMForPreTraining`].
+        num_attention_heads: Heads of each encoder layer; known without asking for the paper's sizes.
+        decoder_num_attention_heads: Heads of each decoder layer; likewise.
+        overrides: Further fields of the config.
+
+    Raises:
+        ValueError: A tensor is missing, the images are not square, or a number of heads has to be given.
+    """
+    try:
+        projection = pretraining["nim.embeddings.patch_embeddings.projection.weight"]
+        positions = pretraining["nim.embeddings.position_embeddings"]
+        width, channels, patch_height, patch_width = projection.shape
+        decoder_width = pretraining["decoder.embed.weight"].shape[0]
+        intermediate = pretraining["nim.layers.0.mlp.fc1.weight"].shape[0]
+        decoder_intermediate = pretraining["decoder.layers.0.mlp.fc1.weight"].shape[0]
+    except KeyError as error:
+        raise ValueError(f"not a pretraining checkpoint: it has no tensor {error}") from error
+    depth = _depth(pretraining, "nim.layers.")
+    decoder_depth = _depth(pretraining, "decoder.layers.")
+    side = round((positions.shape[1] - 1) ** 0.5)
+    if side**2 != positions.shape[1] - 1 or patch_height != patch_width:
+        raise ValueError(
+            f"{positions.shape[1] - 1} patches of {patch_height}x{patch_width} pixels are not a square image; the"
+            " authors' code knows no others"
+        )
+
+    for size_width, size_depth, heads, *_, size_decoder_width, _, decoder_heads in NIM_SIZES.values():
+        if num_attention_heads is None and (size_width, size_depth) == (width, depth):
+            num_attention_heads = heads
+        if decoder_num_attention_heads is None and size_decoder_width == decoder_width:
+            decoder_num_attention_heads = decoder_heads
+    if num_attention_heads is None:
+        raise ValueError(
+            f"an encoder of width {width} and depth {depth} is not one of the paper's; pass its --num_attention_heads"
+        )
+    if decoder_num_attention_heads is None:
+        raise ValueError(
+            f"a decoder of width {decoder_width} is not the paper's; pass its --decoder_num_attention_heads"
+        )
+    return NIMConfig(
+        hidden_size=width,
+        num_hidden_layers=depth,
+        num_attention_heads=num_attention_heads,
+        intermediate_size=intermediate,
+        image_size=side * patch_height,
+        patch_size=patch_height,
+        num_channels=channels,
+        decoder_hidden_size=decoder_width,
+        decoder_num_hidden_layers=decoder_depth,
+        decoder_num_attention_heads=decoder_num_attention_heads,
+        decoder_intermediate_size=decoder_intermediate,
+        **overrides,
+    )
+
+
+def _depth(weights: Mapping[str, torch.Tensor], prefix: str) -> int:
+    return 1 + max(int(key.removeprefix(prefix).split(".")[0]) for key in weights if key.startswith(prefix))
+
+
+def load_authors_checkpoint(path: str | Path, entry: str) -> dict[str, torch.Tensor]:
+    """Reads the weights of one of the authors' `.pt` files, executing nothing that is in it.
+
+    Args:
+        path: The file.
+        entry: Under which name it holds the weights: `"model"` for pretraining, `"classifier"` for fine-tuning.
+
+    Raises:
+        ValueError: The file is not a checkpoint, or has no such entry.
+        FileNotFoundError: There is no such file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no such checkpoint: {path}")
+    try:
+        # Training arguments (argparse.Namespace) lie beside the weights.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as a checkpoint of tensors: {error}") from error
+    if not isinstance(checkpoint, Mapping) or not isinstance(checkpoint.get(entry), Mapping):
+        found = sorted(checkpoint) if isinstance(checkpoint, Mapping) else type(checkpoint).__name__
+        raise ValueError(f"{path} has no entry {entry!r} with weights; it has {found}")
+    weights = checkpoint[entry]
+    if not all(isinstance(tensor, torch.Tensor) for tensor in weights.values()):
+        raise ValueError(f"the entry {entry!r} of {path} holds something else than tensors")
+    return dict(weights)
+
+
+def convert_authors_checkpoint(
+    pretraining: str | Path,
+    output_dir: str | Path,
+    finetuned: str | Path | None = None,
+    num_attention_heads: int | None = None,
+    decoder_num_attention_heads: int | None = None,
+    norm_pix_loss: bool = True,
+) -> NIMForPreTraining | NIMForRobustImageClassification:
+    """Converts the authors' checkpoints to a folder with model, config and image processor.
+
+    Args:
+        pretraining: Their pretraining checkpoint, `{"model": weights}`.
+        output_dir: The folder to write.
+        finetuned: Their fine-tuned classifier, `{"classifier": weights}`. With it the folder holds a
+            [`NIMForRobustImageClassification`], without it a [`NIMForPreTraining`].
+        num_attention_heads: Heads of each encoder layer, for sizes that are not the paper's.
+        decoder_num_attention_heads: Heads of each decoder layer, for decoders that are not the paper's.
+        norm_pix_loss: Whether the decoder predicts normalized patches, as in the authors' released setting.
+
+    Returns:
+        The converted model.
+
+    Raises:
+        ValueError: A file is not what it should be, or the number of heads has to be given.
+        FileNotFoundError: There is no such file.
+    """
+    weights = convert_authors_state_dict(load_authors_checkpoint(pretraining, "model"))
+    classifier = None
+    overrides: dict[str, Any] = {"norm_pix_loss": norm_pix_loss, "patch_statistics": "input"}
+    if finetuned is not None:
+        classifier = convert_authors_state_dict(load_authors_checkpoint(finetuned, "classifier"))
+        if "classifier.weight" not in classifier:
+            raise ValueError(f"{finetuned} has no classification head (a tensor head.weight)")
+        overrides["num_labels"] = classifier["classifier.weight"].shape[0]
+    config = config_from_weights(weights, num_attention_heads, decoder_num_attention_heads, **overrides)
+
+    model: NIMForPreTraining | NIMForRobustImageClassification
+    if classifier is None:
+        model = NIMForPreTraining(config)
+    else:
+        model = NIMForRobustImageClassification(config)
+        weights = {f"denoiser.{key}": tensor for key, tensor in weights.items()} | classifier
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"the weights do not make a whole model: {error}") from error
+    model.eval()
+    model.save_pretrained(output_dir)
+    NIMImageProcessor.from_config(config).save_pretrained(output_dir)
+    return model
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line; see `--help`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m transformers_nim.conversion",
+        description="Convert checkpoints of the authors' NIM code to folders for from_pretrained.",
+    )
+    parser.add_argument("--pretraining", required=True, metavar="A.pt", help="their pretraining checkpoint")
+    parser.add_argument("--finetuned", metavar="B.pt", help="their fine-tuned classifier; makes a De^3 model")
+    parser.add_argument("--output_dir", required=True, metavar="DIR", help="the folder to write")
+    parser.add_argument("--num_attention_heads", type=int, metavar="N", help="for encoders of other than paper sizes")
+    parser.add_argument("--decoder_num_attention_heads", type=int, metavar="N", help="for other decoders")
+    parser.add_argument(
+        "--no_norm_pix_loss", action="store_true", help="the decoder predicts pixels, not normalized patches"
+    )
+    args = parser.parse_args(argv)
+    try:
+        convert_authors_checkpoint(
+            args.pretraining,
+            args.output_dir,
+            finetuned=args.finetuned,
+            num_attention_heads=args.num_attention_heads,
+            decoder_num_attention_heads=args.decoder_num_attention_heads,
+            norm_pix_loss=not args.no_norm_pix_loss,
+        )
+    except (ValueError, FileNotFoundError) as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+# Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
+"""What the NIM models return, and how the predictions of several noise draws are combined."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers.utils import ModelOutput, auto_docstring
+
+
+@dataclass
+@auto_docstring(custom_intro="What [`NIMForPreTraining`] returns.")
+class NIMForPreTrainingOutput(ModelOutput):
+    r"""
+    loss (`torch.FloatTensor` of shape `(1,)`):
+        Mean squared error between predicted and clean patches, over all patches.
+    logits (`torch.FloatTensor` of shape `(batch_size, num_patches, patch_height * patch_width * num_channels)`):
+        The decoder's prediction for each patch, pixels in the order (row, column, channel); normalized per patch if
+        `config.norm_pix_loss`.
+    denoised_pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+        The denoised image, normalized like the input and not clamped.
+    noisy_pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+        The image after noise was added.
+    sigma (`torch.FloatTensor` of shape `(batch_size,)`):
+        The noise scale of each image in units of 0..255 pixels.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    denoised_pixel_values: torch.Tensor | None = None
+    noisy_pixel_values: torch.Tensor | None = None
+    sigma: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+@auto_docstring(custom_intro="What [`NIMForRobustImageClassification`] returns.")
+class RobustImageClassifierOutput(ModelOutput):
+    r"""
+    loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
+        Cross entropy of the combined prediction, if `labels` were given.
+    logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`):
+        The prediction. For a single draw the classifier's logits; for several, logits whose softmax is the mean
+        probability or the share of votes.
+    draw_logits (`torch.FloatTensor` of shape `(batch_size, num_samples, num_labels)`, with `output_draws`):
+        The classifier's logits for every draw.
+    votes (`torch.LongTensor` of shape `(batch_size, num_samples)`, with `output_draws`):
+        The class that each draw chose.
+    sigma (`torch.FloatTensor` of shape `(batch_size, num_samples)`, with `output_draws`):
+        The noise scale of each draw in units of 0..255 pixels.
+    noisy_pixel_values (`torch.FloatTensor`, with `output_draws`):
+        The noisy images, of shape `(batch_size, num_samples, num_channels, height, width)`.
+    denoised_pixel_values (`torch.FloatTensor`, with `output_draws`):
+        What the classifier saw: denoised images, clamped to pixels in [0, 1] and normalized, of shape
+        `(batch_size, num_samples, num_channels, height, width)`.
+    hidden_states (`tuple(torch.FloatTensor)`, *optional*):
+        Hidden states of the classifier's encoder; the first dimension is `batch_size * num_samples`.
+    attentions (`tuple(torch.FloatTensor)`, *optional*):
+        Attention weights of the classifier's encoder; the first dimension is `batch_size * num_samples`.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    draw_logits: torch.Tensor | None = None
+    votes: torch.Tensor | None = None
+    sigma: torch.Tensor | None = None
+    noisy_pixel_values: torch.Tensor | None = None
+    denoised_pixel_values: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+def combine_draws(draw_logits: torch.Tensor, vote: str) -> torch.Tensor:
+    """Combines the logits of several noise draws, shape `(batch, num_samples, num_labels)`, into one prediction.
+
+    Args:
+        draw_logits: The classifier's logits for every draw.
+        vote: `"mean"` for the mean of the probabilities, `"majority"` for the share of draws that chose each class.
+
+    Returns:
+        Logits of shape `(batch, num_labels)` whose softmax is that mean or share, float32 if there are several draws.
+    """
+    num_samples = draw_logits.shape[1]
+    if num_samples == 1:
+        return draw_logits[:, 0]
+    log_probs = draw_logits.to(torch.float32).log_softmax(dim=-1)
+    mean = log_probs.logsumexp(dim=1) - math.log(num_samples)
+    if vote == "mean":
+        return mean
+    shares = nn.functional.one_hot(draw_logits.argmax(dim=-1), draw_logits.shape[-1]).to(torch.float32).mean(dim=1)
+    # Too little to overturn a vote among a million draws, enough to break a tie and to keep logits finite.
+    return (shares + 1e-7 * mean.exp()).clamp(min=torch.finfo(torch.float32).tiny).log()
+
+
+__all__ = ["NIMForPreTrainingOutput", "RobustImageClassifierOutput"]

@@ -1,0 +1,76 @@
+# Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
+"""Tiny models and pictures that several test files use."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from transformers_nim import NIMConfig, NIMForRobustImageClassification, NIMImageProcessor
+
+
+def tiny_config(**overrides) -> NIMConfig:
+    fields = {
+        "image_size": 32,
+        "patch_size": 8,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "decoder_hidden_size": 32,
+        "decoder_num_hidden_layers": 1,
+        "decoder_num_attention_heads": 4,
+        "decoder_intermediate_size": 64,
+        "num_labels": 5,
+    }
+    return NIMConfig(**{**fields, **overrides})
+
+
+def tiny_model(cls: type = NIMForRobustImageClassification, **overrides):
+    """A random model in eval mode whose predictions differ from picture to picture and from draw to draw."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = cls(tiny_config(**overrides)).eval()
+        # A new head is nearly uniform, whatever it sees. This one is neither that nor always of the same opinion.
+        torch.nn.init.normal_(model.classifier.weight, std=2.0)
+        height, width = model.config.image_shape
+        pixel_values = torch.randn(16, model.config.num_channels, height // 8, width // 8)
+        with torch.no_grad():
+            pixel_values = torch.nn.functional.interpolate(pixel_values, (height, width), mode="nearest")
+            model.classifier.bias -= model(pixel_values).logits.mean(dim=0)
+    return model
+
+
+def save_with_processor(model, path) -> str:
+    model.save_pretrained(path)
+    NIMImageProcessor.from_config(model.config).save_pretrained(path)
+    return str(path)
+
+
+def random_picture(seed: int, size: tuple[int, int] = (40, 40), mode: str = "RGB") -> Image.Image:
+    """A picture of coarse random blocks; `size` is (width, height)."""
+    blocks = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return Image.fromarray(blocks).resize(size, Image.Resampling.BICUBIC).convert(mode)
+
+
+@pytest.fixture(scope="session")
+def robust_model() -> NIMForRobustImageClassification:
+    """Not to be changed by tests."""
+    return tiny_model()
+
+
+@pytest.fixture(scope="session")
+def robust_path(robust_model, tmp_path_factory) -> str:
+    """A directory with a robust model and its image processor."""
+    return save_with_processor(robust_model, tmp_path_factory.mktemp("robust"))
+
+
+@pytest.fixture(scope="session")
+def grey_path(tmp_path_factory) -> str:
+    """The same for pictures with one channel."""
+    return save_with_processor(tiny_model(num_channels=1), tmp_path_factory.mktemp("grey"))
+
+
+@pytest.fixture(scope="session")
+def pictures() -> list[Image.Image]:
+    return [random_picture(seed, size) for seed, size in enumerate([(40, 40), (50, 33), (32, 32), (64, 80)])]

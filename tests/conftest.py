@@ -9,6 +9,10 @@ from PIL import Image
 from transformers_nim import NIMConfig, NIMForRobustImageClassification, NIMImageProcessor
 
 
+# More threads make tiny models slower, and test runs beside each other much slower.
+torch.set_num_threads(1)
+
+
 def tiny_config(**overrides) -> NIMConfig:
     fields = {
         "image_size": 32,

@@ -9,6 +9,7 @@ stored although they are fixed. Sizes are read from the tensors; what tensors ca
 """
 
 import argparse
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,8 @@ def config_from_weights(
             " authors' code knows no others"
         )
 
-    for size_width, size_depth, heads, *_, size_decoder_width, _, decoder_heads in NIM_SIZES.values():
+    paper_sizes = (NIM_SIZES[name] for name in ("tiny", "small", "base", "large", "huge"))
+    for size_width, size_depth, heads, _, _, size_decoder_width, _, decoder_heads in paper_sizes:
         if num_attention_heads is None and (size_width, size_depth) == (width, depth):
             num_attention_heads = heads
         if decoder_num_attention_heads is None and size_decoder_width == decoder_width:
@@ -165,7 +167,7 @@ def load_authors_checkpoint(path: str | Path, entry: str) -> dict[str, torch.Ten
         # Training arguments (argparse.Namespace) lie beside the weights.
         with torch.serialization.safe_globals([argparse.Namespace]):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as a checkpoint of tensors: {error}") from error
     if not isinstance(checkpoint, Mapping) or not isinstance(checkpoint.get(entry), Mapping):
         found = sorted(checkpoint) if isinstance(checkpoint, Mapping) else type(checkpoint).__name__

@@ -457,8 +457,8 @@ class NIMForRobustImageClassification(NIMForImageClassification):
             )
         if architectures and cls.__name__ not in architectures:
             logger.warning(
-                f"{pretrained_model_name_or_path} has no denoiser: the new one is random and the defense useless. Switch it off with sigma=None, or use"
-                " NIMForRobustImageClassification.from_denoiser(denoiser, classifier=...)."
+                f"{pretrained_model_name_or_path} has no denoiser: the new one is random and the defense useless."
+                f" Switch it off with sigma=None, or use {cls.__name__}.from_denoiser(denoiser, classifier=...)."
             )
         return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
 

@@ -51,9 +51,8 @@ def _check(folder: Path) -> Path:
     version = re.search(r"^Version: (\S+)", info.read_text(encoding="utf-8"), re.MULTILINE) if info.is_file() else None
     if version is None or version[1] != transformers.__version__:
         theirs = version[1] if version else "unknown (no PKG-INFO)"
-        raise ValueError(
-            f"TRANSFORMERS_SDIST={folder} is of version {theirs}, the installed transformers {transformers.__version__}"
-        )
+        ours = transformers.__version__
+        raise ValueError(f"TRANSFORMERS_SDIST={folder} is of version {theirs}, the installed transformers of {ours}")
     return tests
 
 

@@ -1,0 +1,119 @@
+# Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
+"""Model cards made from result files: no number on a card is typed by hand."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+
+_TEMPLATE = """---
+{{ card_data }}
+---
+
+# {{ model_name }}
+
+{{ model_summary }}
+
+## Use
+
+```python
+import transformers_nim  # makes transformers know this model
+from transformers import pipeline
+
+pipe = pipeline("image-classification", model="{{ model_name }}", sigma={{ sigma }})
+```
+
+`sigma` is the scale of the noise that the defense adds before it denoises, in units of 0..255 pixels. 0 denoises
+without adding noise, `None` switches the defense off.
+
+## Robustness
+
+{{ protocol }}
+
+{{ table }}
+
+## Limits
+
+{{ limits }}
+
+## Citation
+
+The method is that of You, Liu, Han and Xu, *Beyond Pretrained Features: Noisy Image Modeling Provides Adversarial
+Defense*, NeurIPS 2023, [arXiv 2302.01056](https://arxiv.org/abs/2302.01056).
+"""
+
+
+def render_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table that reads well in a terminal and is valid Markdown."""
+    cells = [list(columns), *(list(row) for row in rows)]
+    widths = [max(len(row[index]) for row in cells) for index in range(len(columns))]
+
+    def line(row: Sequence[str]) -> str:
+        aligned = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]
+        return f"| {' | '.join(aligned)} |"
+
+    rule = [f"{'-' * widths[0]}", *(f"{'-' * (width - 1)}:" for width in widths[1:])]
+    return "\n".join([line(cells[0]), f"| {' | '.join(rule)} |", *map(line, cells[1:])])
+
+
+def write_model_card(
+    output_dir: str | Path,
+    model_name: str,
+    results: Mapping[str, Any],
+    table: str,
+    model_summary: str,
+    limits: str,
+    dataset_name: str,
+    sigma: float,
+) -> Path:
+    """Writes `README.md` beside a checkpoint.
+
+    Args:
+        output_dir: Folder of the checkpoint.
+        model_name: Name of the model.
+        results: A result file: `protocol` is a sentence that says how accuracies were measured, and each of `rows` has
+            the fields `model`, `sigma`, `attack`, `mean`, `low`, `high` (in percent) and `settings`.
+        table: The rows as Markdown.
+        model_summary: What the model is.
+        limits: What it does not do.
+        dataset_name: The data it was evaluated on.
+        sigma: The sigma of the example of use.
+
+    Returns:
+        Path of the card.
+    """
+    evaluations = [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=dataset_name,
+            dataset_name=dataset_name,
+            metric_type="accuracy",
+            metric_name=f"accuracy, {row['model']}, {row['attack']}",
+            metric_value=row["mean"],
+            metric_args={"sigma": row["sigma"], "low": row["low"], "high": row["high"], **row["settings"]},
+        )
+        for row in results["rows"]
+    ]
+    data = ModelCardData(
+        model_name=model_name,
+        license="apache-2.0",
+        library_name="transformers",
+        pipeline_tag="image-classification",
+        tags=["transformers-nim", "adversarial-robustness", "nim"],
+        eval_results=evaluations,
+    )
+    card = ModelCard.from_template(
+        data,
+        template_str=_TEMPLATE,
+        model_name=model_name,
+        model_summary=model_summary,
+        protocol=results["protocol"],
+        table=table,
+        limits=limits,
+        sigma=f"{sigma:g}",
+    )
+    path = Path(output_dir) / "README.md"
+    card.save(path)
+    return path

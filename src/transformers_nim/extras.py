@@ -1,0 +1,36 @@
+# Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
+"""The one place where optional packages are imported."""
+
+import importlib
+from types import ModuleType
+
+
+# Importable name to the extra of this package that installs it.
+_EXTRA_OF = {
+    "accelerate": "train",
+    "datasets": "train",
+    "evaluate": "train",
+    "matplotlib": "train",
+    "sklearn": "train",
+    "timm": "train",
+    "tqdm": "train",
+    "torchattacks": "attacks",
+    "gradio": "demo",
+}
+
+
+def require(name: str) -> ModuleType:
+    """Imports an optional module, such as `"matplotlib.pyplot"`.
+
+    Raises:
+        ImportError: It is not installed; the message says which extra installs it.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        package = name.split(".")[0]
+        if error.name != package:
+            raise
+        raise ImportError(
+            f"this needs the package {package!r}: pip install 'transformers-nim[{_EXTRA_OF[package]}]'"
+        ) from error

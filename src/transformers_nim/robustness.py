@@ -1,0 +1,96 @@
+# Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
+"""Accuracy of classifiers whose predictions are random, with its uncertainty."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A mean accuracy over images and noise draws, all numbers in [0, 1].
+
+    Attributes:
+        mean: The accuracy.
+        low: Lower end of its interval.
+        high: Upper end of its interval.
+    """
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{100 * self.mean:5.1f} [{100 * self.low:5.1f}, {100 * self.high:5.1f}]"
+
+
+@torch.no_grad()
+def correct_draws(
+    classifier: Callable[[torch.Tensor], torch.Tensor],
+    pixels: torch.Tensor,
+    labels: torch.Tensor,
+    num_draws: int = 8,
+    batch_size: int = 256,
+    seed: int = 0,
+) -> np.ndarray:
+    """Whether each of several predictions of each image, every one under fresh noise, is right.
+
+    Args:
+        classifier: Maps pixels in [0, 1] of shape `(batch, channels, height, width)` to logits; see
+            [`PixelClassifier`].
+        pixels: The images.
+        labels: True classes, shape `(images,)`.
+        num_draws: Predictions of each image.
+        batch_size: How many images pass through the classifier at once.
+        seed: Seed of the noise; choose another than that of an attack. The global random state is left as it was.
+
+    Returns:
+        Booleans of shape `(images, num_draws)`.
+    """
+    devices = [pixels.device] if pixels.device.type == "cuda" else []
+    columns = []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        for _ in range(num_draws):
+            chosen = [classifier(batch).argmax(dim=-1) for batch in pixels.split(batch_size)]
+            columns.append((torch.cat(chosen) == labels).cpu().numpy())
+    return np.stack(columns, axis=1)
+
+
+def mean_accuracy(correct: np.ndarray, confidence: float = 0.95, num_resamples: int = 2000, seed: int = 0) -> Accuracy:
+    """Mean accuracy with a bootstrap interval over images and draws.
+
+    Images are resampled, and within each the draws. Where every image is right, or every one wrong, resampling sees
+    no variation; the interval is therefore never narrower than Wilson's for as many images.
+
+    Args:
+        correct: Booleans of shape `(images, draws)`, from [`correct_draws`].
+        confidence: Probability that the interval is meant to cover.
+        num_resamples: Bootstrap samples.
+        seed: Seed of the bootstrap.
+
+    Raises:
+        ValueError: There are no images.
+    """
+    num_images, num_draws = correct.shape
+    if num_images == 0:
+        raise ValueError("an accuracy needs at least one image")
+    rng = np.random.default_rng(seed)
+    # For each resampled image the number of right answers among as many resampled draws is binomial.
+    share = correct.mean(axis=1)
+    picked = share[rng.integers(num_images, size=(num_resamples, num_images))]
+    means = rng.binomial(num_draws, picked).mean(axis=1) / num_draws
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    wilson_low, wilson_high = wilson_interval(float(share.mean()), num_images, confidence)
+    return Accuracy(float(share.mean()), float(min(low, wilson_low)), float(max(high, wilson_high)))
+
+
+def wilson_interval(share: float, num_images: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a share of independent images."""
+    z = float(torch.special.ndtri(torch.tensor((1 + confidence) / 2, dtype=torch.float64)))
+    center = (share + z**2 / (2 * num_images)) / (1 + z**2 / num_images)
+    half = z / (1 + z**2 / num_images) * np.sqrt(share * (1 - share) / num_images + z**2 / (4 * num_images**2))
+    return max(0.0, float(center - half)), min(1.0, float(center + half))

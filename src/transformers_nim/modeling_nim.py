@@ -8,7 +8,7 @@ an encoder that was fine-tuned on denoised images.
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -231,7 +231,7 @@ class NIMForPreTraining(NIMPreTrainedModel):
         >>> tuple(model.denoise(torch.randn(2, 3, 32, 32), sigma=25).shape)
         (2, 3, 32, 32)
         ```"""
-        sigma, noisy = self._add_noise(pixel_values, sigma, pixel_noise, generator)
+        sigma, noisy = self._add_noise(pixel_values, sigma, pixel_noise, generator, interpolate_pos_encoding)
         outputs, logits, denoised = self.restore(noisy, sigma, pixel_values, interpolate_pos_encoding, **kwargs)
         loss = None
         if return_loss:
@@ -274,7 +274,7 @@ class NIMForPreTraining(NIMPreTrainedModel):
         Raises:
             ValueError: sigma, an image's shape or the noise's shape is wrong.
         """
-        sigma, noisy = self._add_noise(pixel_values, sigma, pixel_noise, generator)
+        sigma, noisy = self._add_noise(pixel_values, sigma, pixel_noise, generator, interpolate_pos_encoding)
         _, _, denoised = self.restore(noisy, sigma, pixel_values, interpolate_pos_encoding)
         return self.clamp_pixels(denoised).to(pixel_values.dtype)
 
@@ -319,7 +319,11 @@ class NIMForPreTraining(NIMPreTrainedModel):
         std = torch.tensor(self.config.image_std, device=pixel_values.device)[:, None, None]
         return torch.clamp(pixel_values, -mean / std, (1 - mean) / std)
 
-    def _add_noise(self, pixel_values, sigma, pixel_noise, generator) -> tuple[torch.Tensor, torch.Tensor]:
+    def _add_noise(
+        self, pixel_values, sigma, pixel_noise, generator, interpolate_pos_encoding
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        # Before the noise, with which an image of one channel would broadcast to three.
+        check_image_shape(self.config, pixel_values, interpolate_pos_encoding)
         resolved = _resolve_sigma(sigma, self.config.pretraining_sigma, pixel_values.shape[0])
         if resolved is None:
             raise ValueError("a denoiser needs a sigma; pass 0 to denoise without adding noise")
@@ -593,12 +597,14 @@ class NIMForRobustImageClassification(NIMForImageClassification):
             raise ValueError(f"max_batch_size must be at least 1, got {max_batch_size}")
         if max_batch_size is None and num_samples > 1:
             max_batch_size = _MAX_BATCH_SIZE
-        parts = [noisy] if max_batch_size is None else noisy.split(max_batch_size)
-        sizes = [len(part) for part in parts]
-        clean_parts = [None] * len(parts) if clean is None else clean.split(sizes)
 
+        def split(tensor: torch.Tensor) -> Sequence[torch.Tensor]:
+            return [tensor] if max_batch_size is None else tensor.split(max_batch_size)
+
+        parts = split(noisy)
+        clean_parts = [None] * len(parts) if clean is None else split(clean)
         passes, draw_logits, denoised = [], [], []
-        for part, part_sigma, part_clean in zip(parts, drawn.flatten().split(sizes), clean_parts):
+        for part, part_sigma, part_clean in zip(parts, split(drawn.flatten()), clean_parts):
             _, _, restored = self.denoiser.restore(
                 part,
                 part_sigma,

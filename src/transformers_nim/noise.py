@@ -19,7 +19,8 @@ import torch
 # One generator for the whole batch, or one for each image.
 Generators = torch.Generator | Sequence[torch.Generator]
 
-_DISTRIBUTIONS: dict[str, type["SigmaDistribution"]] = {}
+# Class and names of its parameters by type. The names are kept because torch.compile cannot ask a class for its fields.
+_DISTRIBUTIONS: dict[str, tuple[type["SigmaDistribution"], list[str]]] = {}
 DistributionT = TypeVar("DistributionT", bound=type["SigmaDistribution"])
 
 
@@ -60,10 +61,10 @@ def register_sigma_distribution(cls: DistributionT) -> DistributionT:
     Raises:
         ValueError: Another class already uses the same `type`.
     """
-    known = _DISTRIBUTIONS.get(cls.type)
-    if known is not None and known.__qualname__ != cls.__qualname__:
+    known, _ = _DISTRIBUTIONS.get(cls.type, (cls, None))
+    if known.__qualname__ != cls.__qualname__:
         raise ValueError(f"the sigma distribution type {cls.type!r} is already used by {known.__qualname__}")
-    _DISTRIBUTIONS[cls.type] = cls
+    _DISTRIBUTIONS[cls.type] = cls, [field.name for field in fields(cls)]  # type: ignore[arg-type]
     return cls
 
 
@@ -164,8 +165,7 @@ def parse_sigma(spec: SigmaSpec) -> SigmaDistribution:
         kind = spec.get("type")
         if kind not in _DISTRIBUTIONS:
             raise ValueError(f"unknown sigma distribution {kind!r} in {dict(spec)!r}; known: {sorted(_DISTRIBUTIONS)}")
-        cls = _DISTRIBUTIONS[kind]
-        wanted = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+        cls, wanted = _DISTRIBUTIONS[kind]
         given = {key: value for key, value in spec.items() if key != "type"}
         if sorted(given) != sorted(wanted):
             raise ValueError(f"a {kind!r} sigma takes exactly the parameters {wanted}, got {sorted(given)}")

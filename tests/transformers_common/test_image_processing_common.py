@@ -52,9 +52,9 @@ class NIMImageProcessingTester:
         return image_processing.prepare_image_inputs(
             batch_size=self.batch_size,
             num_channels=self.num_channels,
-            # Not below 30: close to the size they are resized to, the two backends' bicubic kernels themselves differ.
-            min_resolution=30,
-            max_resolution=80,
+            # Well above the size they are resized to: for small reductions the backends' own bicubic kernels differ.
+            min_resolution=48,
+            max_resolution=96,
             equal_resolution=equal_resolution,
             numpify=numpify,
             torchify=torchify,

@@ -47,7 +47,7 @@ def _without_initializer_range(config: NIMConfig) -> NIMConfig:
 
 
 def _name_arguments(model: torch.nn.Module, names) -> None:
-    """Gives `forward` a signature of these names alone, because torch.export cannot match shapes with its `**kwargs`."""
+    """Gives `forward` a signature of these names alone; torch.export cannot match shapes with its `**kwargs`."""
     forward = model.forward
 
     def named_forward(**kwargs):

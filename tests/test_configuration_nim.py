@@ -1,0 +1,104 @@
+# Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
+import json
+
+import pytest
+from transformers import AutoConfig, PreTrainedConfig
+
+from transformers_nim import NIM_SIZES, NIMConfig, UniformSigma
+
+
+def test_defaults_are_the_paper_base():
+    config = NIMConfig()
+    assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (768, 12, 12)
+    assert (config.decoder_hidden_size, config.decoder_num_hidden_layers, config.decoder_num_attention_heads) == (
+        512,
+        8,
+        16,
+    )
+    assert config.pretraining_sigma == {"type": "gamma", "concentration": 25, "scale": 3}
+    assert config.finetuning_sigma == {"type": "uniform", "low": 0, "high": 30}
+    assert config.defense_sigma == {"type": "constant", "value": 70}
+    assert {key: NIMConfig.from_size("base").to_dict()[key] for key in config.to_dict()} == config.to_dict()
+
+
+def test_named_sizes():
+    assert set(NIM_SIZES) == {"tiny", "small", "base", "large", "huge", "tiny-patch4-32"}
+    for size in NIM_SIZES:
+        config = NIMConfig.from_size(size)
+        assert config.intermediate_size == 4 * config.hidden_size
+    assert NIMConfig.from_size("huge").patch_grid == (16, 16)
+    assert NIMConfig.from_size("tiny-patch4-32", num_labels=10).num_labels == 10
+    with pytest.raises(ValueError, match=r"unknown size 'giant'; known: \['base'"):
+        NIMConfig.from_size("giant")
+
+
+def test_round_trip_through_a_folder(tmp_path):
+    config = NIMConfig(image_size=(24, 32), patch_size=(4, 8), defense_sigma=UniformSigma(5, 60), num_channels=1)
+    config.save_pretrained(tmp_path)
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert type(loaded) is NIMConfig
+    assert loaded.image_shape == (24, 32)
+    assert loaded.patch_grid == (6, 4)
+    assert loaded.image_mean == [0.5]
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["defense_sigma"] == {"type": "uniform", "low": 5, "high": 60}
+
+
+def test_sigma_may_be_assigned_later():
+    config = NIMConfig()
+    config.defense_sigma = 25
+    assert config.defense_sigma == {"type": "constant", "value": 25}
+    config.defense_sigma = None
+    assert config.defense_sigma is None
+    with pytest.raises(ValueError, match="defense_sigma.*-3"):
+        config.defense_sigma = -3
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"hidden_size": "big"}, "hidden_size"),
+        ({"hidden_size": 770}, "hidden_size 770 .* 12 attention heads"),
+        ({"hidden_size": 30, "num_attention_heads": 5}, "hidden_size 30 .* multiple of 4"),
+        ({"decoder_hidden_size": 100}, "decoder_hidden_size 100"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers must be positive, got 0"),
+        ({"image_size": 225}, "patch_size 16 must divide image_size 225"),
+        ({"image_size": (224, 230)}, "must divide"),
+        ({"image_size": -16}, "image_size must be a positive"),
+        ({"patch_size": [16, 16, 16]}, "patch_size"),
+        ({"num_channels": 0}, "num_channels"),
+        ({"drop_path_rate": 1.0}, "drop_path_rate .* less than 1"),
+        ({"hidden_dropout_prob": -0.1}, "hidden_dropout_prob"),
+        ({"layer_norm_eps": float("nan")}, "layer_norm_eps"),
+        ({"initializer_range": -1.0}, "initializer_range"),
+        ({"patch_statistics": "clean"}, "patch_statistics.*noisy"),
+        ({"norm_pix_loss": "yes"}, "norm_pix_loss"),
+        ({"image_mean": [0.5]}, "image_mean must have one value for each of 3"),
+        ({"image_std": [0.2, 0.0, 0.2]}, "image_std must be finite and positive"),
+        ({"pretraining_sigma": None}, "pretraining_sigma.*None"),
+        ({"pretraining_sigma": {"type": "gamma", "concentration": 25, "rate": 1}}, "pretraining_sigma.*scale"),
+        ({"finetuning_sigma": {"type": "uniform", "low": 9, "high": 3}}, "finetuning_sigma.*high"),
+        ({"defense_sigma": float("inf")}, "defense_sigma.*inf"),
+        ({"num_samples": 0}, "num_samples"),
+        ({"num_samples": 2.5}, "num_samples"),
+        ({"vote": "median"}, "vote"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_every_wrong_value_is_a_value_error_that_names_it(wrong, message):
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        NIMConfig(**wrong)
+
+
+def test_wrong_assignment_is_a_value_error():
+    config = NIMConfig()
+    with pytest.raises(ValueError, match="hidden_size"):
+        config.hidden_size = "big"
+
+
+def test_documentation_has_no_holes():
+    """auto_docstring writes None where it cannot infer a name."""
+    assert "None Model" not in NIMConfig.__doc__
+    assert "of a None" not in NIMConfig.__doc__
+    for field in NIMConfig.__dataclass_fields__.keys() - PreTrainedConfig.__dataclass_fields__.keys():
+        assert f"    {field} (" in NIMConfig.__doc__, f"{field} is not documented"

@@ -50,7 +50,7 @@ def test_sigma_may_be_assigned_later():
     assert config.defense_sigma == {"type": "constant", "value": 25}
     config.defense_sigma = None
     assert config.defense_sigma is None
-    with pytest.raises(ValueError, match="defense_sigma.*-3"):
+    with pytest.raises(ValueError, match=r"defense_sigma.*-3"):
         config.defense_sigma = -3
 
 

@@ -38,7 +38,7 @@ def denoiser():
 
 class TestBlocks:
     def test_position_embeddings_by_the_formula(self):
-        """[sin of column | cos of column | sin of row | cos of row] after a zero row, frequencies 10000^(-4i/width)."""
+        """[sin of column | cos of column | sin of row | cos of row], frequencies 10000^(-4i/width); CLS is zero."""
         table = sincos_position_embeddings(8, (2, 3))
         assert table.shape == (1, 7, 8)
         assert table[0, 0].abs().sum() == 0
@@ -114,7 +114,8 @@ class TestPreTraining:
         assert abs(sigma.std().item() - 15) < 2
 
     @pytest.mark.parametrize(
-        "sigma", [30, 30.0, torch.tensor([10.0, 20, 30]), [10, 20, 30], UniformSigma(5, 6), {"type": "constant", "value": 4}]
+        "sigma",
+        [30, 30.0, torch.tensor([10.0, 20, 30]), [10, 20, 30], UniformSigma(5, 6), {"type": "constant", "value": 4}],
     )
     def test_forms_of_sigma(self, denoiser, sigma):
         outputs = denoiser(images(), sigma=sigma, generator=generator())
@@ -254,7 +255,9 @@ class TestDefense:
         pixels = images(6)
         together = robust_model(pixels, sigma=60, num_samples=3, generator=generator()).logits
         running = generator()
-        split = [robust_model(part, sigma=60, num_samples=3, generator=running).logits for part in pixels.split([1, 5])]
+        split = [
+            robust_model(part, sigma=60, num_samples=3, generator=running).logits for part in pixels.split([1, 5])
+        ]
         torch.testing.assert_close(torch.cat(split), together)
         others = torch.cat([pixels[:1], images(5, seed=9)])
         torch.testing.assert_close(
@@ -350,7 +353,7 @@ class TestShapes:
     @pytest.mark.parametrize("cls", [NIMModel, NIMForPreTraining, NIMForRobustImageClassification])
     def test_other_sizes_are_refused_or_interpolated(self, cls):
         model = cls(tiny_config()).eval()
-        with pytest.raises(ValueError, match="32x32 pixels, got 40x48.*interpolate_pos_encoding=True"):
+        with pytest.raises(ValueError, match=r"32x32 pixels, got 40x48.*interpolate_pos_encoding=True"):
             model(images(2, 3, 40, 48))
         outputs = model(images(2, 3, 40, 48), interpolate_pos_encoding=True)
         if cls is NIMForPreTraining:
@@ -411,7 +414,9 @@ class TestPrecisionAndMemory:
 
 
 class TestTracing:
-    @pytest.mark.parametrize("sigma", [70, GammaSigma(25, 3), UniformSigma(0, 30)], ids=["constant", "gamma", "uniform"])
+    @pytest.mark.parametrize(
+        "sigma", [70, GammaSigma(25, 3), UniformSigma(0, 30)], ids=["constant", "gamma", "uniform"]
+    )
     def test_compile_without_graph_breaks(self, sigma):
         torch._dynamo.reset()
         model = tiny_model(defense_sigma=sigma, pretraining_sigma=sigma)

@@ -30,11 +30,13 @@ def _register_image_processors(auto: ModuleType, ours: ModuleType) -> None:
 
 
 def _register_pipeline(pipelines: ModuleType, ours: ModuleType) -> None:
-    task = pipelines.PIPELINE_REGISTRY.supported_tasks["image-classification"]
+    tasks = pipelines.PIPELINE_REGISTRY.supported_tasks
+    task = tasks["image-classification"]
     # Pipelines of other models stay of the class that stood there (a dotted path is transformers' own class).
     if isinstance(task["impl"], type) and not issubclass(task["impl"], ours.NIMImageClassificationPipeline):
         ours.NIMImageClassificationPipeline.fallback = task["impl"]
-    task["impl"] = ours.NIMImageClassificationPipeline
+    # A new mapping: the class that stood there keeps the old one as its own registration.
+    tasks["image-classification"] = {**task, "impl": ours.NIMImageClassificationPipeline}
 
 
 # Module of transformers, module of this package, and what to do when both are there.

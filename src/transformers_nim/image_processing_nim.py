@@ -1,20 +1,58 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
 """Image processor of NIM: any picture in, normalized pixels of the model's size and channels out."""
 
+import base64
+import binascii
+import os
 from collections.abc import Sequence
+from io import BytesIO
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
+from transformers.image_transforms import get_resize_output_image_size
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling, httpx
 
 from .configuration_nim import NIMConfig
 
 
 # Weights of red, green and blue in a grey value (ITU-R BT.601), which are also Pillow's.
 _LUMA = (0.299, 0.587, 0.114)
+
+
+def load_picture(source: str | Image.Image, timeout: float | None = None) -> Image.Image:
+    """Opens a picture without changing its mode, unlike transformers' `load_image`, which clips 16-bit pictures.
+
+    Args:
+        source: A PIL image, path, http(s) URL, or base64 text with or without a `data:image/` prefix.
+        timeout: Seconds to wait for a URL.
+
+    Raises:
+        ValueError: The text is none of these.
+        TypeError: The source is neither text nor a PIL image.
+    """
+    if isinstance(source, Image.Image):
+        return source
+    if not isinstance(source, str):
+        raise TypeError(f"an image must be a PIL image, array, path, URL or base64 text, got {type(source).__name__}")
+    if source.startswith(("http://", "https://")):
+        # Not huggingface_hub's session: it refuses every address in offline mode.
+        response = httpx.get(source, timeout=timeout, follow_redirects=True)
+        response.raise_for_status()
+        try:
+            return Image.open(BytesIO(response.content))
+        except OSError as error:
+            raise ValueError(f"not a picture: {source}") from error
+    if os.path.isfile(source):
+        return Image.open(source)
+    text = source.split(",", 1)[1] if source.startswith("data:image/") and "," in source else source
+    try:
+        return Image.open(BytesIO(base64.b64decode("".join(text.split()), validate=True)))
+    except (binascii.Error, OSError, ValueError) as error:
+        shown = source if len(source) <= 80 else f"{source[:80]}..."
+        raise ValueError(f"no such image file, and not a URL or a base64 image: {shown!r}") from error
 
 
 def convert_image(image: Image.Image, num_channels: int) -> Image.Image:
@@ -46,11 +84,11 @@ def convert_image(image: Image.Image, num_channels: int) -> Image.Image:
     return image.convert("RGB" if num_channels == 3 else "L")
 
 
-def _match_channels(image: torch.Tensor, num_channels: int) -> torch.Tensor:
+def _match_channels(image: torch.Tensor, num_channels: int, white: float) -> torch.Tensor:
     """Converts an array of shape `(1, 3 or 4 channels, height, width)` to the model's number of channels."""
     if image.shape[0] == num_channels:
         return image
-    values, white = image.to(torch.float32), 1.0 if image.is_floating_point() and image.max() <= 1 else 255.0
+    values = image.to(torch.float32)
     if values.shape[0] == 4:
         alpha = values[3:] / white
         values = values[:3] * alpha + white * (1 - alpha)
@@ -105,16 +143,26 @@ class _NIMImageProcessorMixin:
             settings["do_center_crop"] = False
         return cls(**{**settings, **kwargs})
 
+    def fetch_images(self, images):
+        # Not transformers' own loading, which drops transparency and clips 16 bits.
+        if isinstance(images, (list, tuple)):
+            return [self.fetch_images(image) for image in images]
+        return load_picture(images) if isinstance(images, str) else images
+
     def process_image(self, image, do_convert_rgb: bool | None = None, **kwargs):
         # Not the backends' do_convert_rgb: it clips 16 bits, ignores transparency and cannot make grey images.
-        mean = kwargs.get("image_mean", self.image_mean)
+        mean, do_rescale = kwargs.get("image_mean", self.image_mean), kwargs.get("do_rescale", self.do_rescale)
+        if isinstance(image, np.ndarray):
+            image = np.ascontiguousarray(image)  # torch takes no negative strides
         num_channels = len(mean if isinstance(mean, Sequence) else self.image_mean)
         if isinstance(image, Image.Image):
             image = convert_image(image, num_channels)
         elif isinstance(image, (np.ndarray, torch.Tensor)):
-            _check_values(torch.as_tensor(image), do_rescale=kwargs.get("do_rescale", self.do_rescale))
+            _check_values(torch.as_tensor(image), do_rescale=do_rescale)
         processed = super().process_image(image, do_convert_rgb=False, **kwargs)  # type: ignore[misc]
-        matched = _match_channels(torch.as_tensor(processed), num_channels)
+        values = torch.as_tensor(processed)
+        white = 255.0 if do_rescale or not values.is_floating_point() else 1.0
+        matched = _match_channels(values, num_channels, white)
         _check_elongation(matched, kwargs.get("size"))
         return matched.numpy() if isinstance(processed, np.ndarray) else matched
 
@@ -123,6 +171,10 @@ def _check_values(image: torch.Tensor, do_rescale: bool) -> None:
     if image.is_floating_point():
         if not bool(torch.isfinite(image).all()):
             raise ValueError("the image has values that are NaN or infinite")
+        if image.numel() and image.min() < 0:
+            raise ValueError(
+                f"the image has negative values (down to {image.min():g}); pass pixels, not normalized ones"
+            )
         if do_rescale and image.numel() and 0 < image.max() <= 1:
             raise ValueError(
                 "a floating-point image with values up to 1 would be divided by 255 once more; pass do_rescale=False,"
@@ -150,9 +202,33 @@ class NIMImageProcessor(_NIMImageProcessorMixin, TorchvisionBackend):  # type: i
     [`~NIMImageProcessor.from_config`] to make the one that belongs to a model.
     """
 
+    def resize(self, image, *args, **kwargs):
+        resized = super().resize(image, *args, **kwargs)
+        if not image.is_floating_point():
+            return resized
+        # Bicubic resampling overshoots at edges; 8-bit images are clamped by torchvision.
+        dims = (-3, -2, -1)
+        return resized.clamp(image.amin(dims, keepdim=True), image.amax(dims, keepdim=True))
+
 
 class NIMImageProcessorPil(_NIMImageProcessorMixin, PilBackend):  # type: ignore[misc]
     """[`NIMImageProcessor`] on Pillow and NumPy."""
+
+    def resize(self, image, size, resample=None, **kwargs):  # type: ignore[override]
+        if not np.issubdtype(image.dtype, np.floating):
+            return super().resize(image, size, resample=resample, **kwargs)
+        # transformers would round to 8 bits, and refuses fractions beyond 1. Pillow has floats for a single channel.
+        height, width = _target_size(image, size)
+        channels = [Image.fromarray(c.astype(np.float32)).resize((width, height), resample) for c in image]
+        return np.stack([np.asarray(c) for c in channels]).clip(float(image.min()), float(image.max()))
+
+
+def _target_size(image: np.ndarray, size: Any) -> tuple[int, int]:
+    if size.shortest_edge:
+        return get_resize_output_image_size(
+            image, size=size.shortest_edge, default_to_square=False, input_data_format="channels_first"
+        )
+    return size.height, size.width
 
 
 def check_image_processor(image_processor: Any, config: NIMConfig) -> None:
@@ -165,7 +241,7 @@ def check_image_processor(image_processor: Any, config: NIMConfig) -> None:
     for name in ("image_mean", "image_std"):
         theirs = getattr(image_processor, name, None)
         ours = getattr(config, name)
-        if theirs is None or len(theirs) != len(ours) or not np.allclose(theirs, ours, atol=1e-6):
+        if not isinstance(theirs, Sequence) or len(theirs) != len(ours) or not np.allclose(theirs, ours, atol=1e-6):
             wrong.append(f"{name} is {theirs}, the model's is {ours}")
     for name in ("do_rescale", "do_normalize"):
         if not getattr(image_processor, name, False):

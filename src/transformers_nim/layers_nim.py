@@ -71,7 +71,7 @@ class NIMEmbeddings(nn.Module):
         table = sincos_position_embeddings(config.hidden_size, self.grid)
         # A buffer where it is fixed: from_pretrained makes every parameter trainable.
         if trainable_position_embeddings:
-            self.position_embeddings = nn.Parameter(table)
+            self.position_embeddings = nn.Parameter(table.to(torch.get_default_dtype()))
         else:
             self.register_buffer("position_embeddings", table)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)

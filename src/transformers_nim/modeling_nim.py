@@ -8,6 +8,7 @@ an encoder that was fine-tuned on denoised images.
 
 import copy
 import math
+import os
 from collections.abc import Callable, Sequence
 
 import torch
@@ -16,7 +17,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput, ImageClassifierOutput
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, auto_docstring, logging
+from transformers.utils import CONFIG_NAME, TransformersKwargs, auto_docstring, logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -657,6 +658,11 @@ def _architectures(name_or_path, kwargs: dict) -> list[str]:
     """The classes that a checkpoint says it is of; none where weights are given as a state dict."""
     if name_or_path is None:
         return []
+    if os.path.isdir(name_or_path) and kwargs.get("config") is None:
+        path = os.path.join(name_or_path, kwargs.get("subfolder", ""), CONFIG_NAME)
+        if not os.path.isfile(path):
+            # transformers would go on with the default config.
+            raise OSError(f"{name_or_path} is no checkpoint: it has no file {path}")
     return NIMConfig.from_pretrained(name_or_path, **_source(kwargs)).architectures or []
 
 

@@ -19,7 +19,7 @@ import torch
 # One generator for the whole batch, or one for each image.
 Generators = torch.Generator | Sequence[torch.Generator]
 
-# Class and names of its parameters by type. The names are kept because torch.compile cannot ask a class for its fields.
+# Class and names of its parameters, by type. The names are here because torch.compile cannot trace `fields`.
 _DISTRIBUTIONS: dict[str, tuple[type["SigmaDistribution"], list[str]]] = {}
 DistributionT = TypeVar("DistributionT", bound=type["SigmaDistribution"])
 

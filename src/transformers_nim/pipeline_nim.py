@@ -1,54 +1,20 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
 """`pipeline("image-classification")` with the options of the De^3 defense."""
 
-import base64
-import binascii
-import os
-from io import BytesIO
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from huggingface_hub import get_session
 from PIL import Image
 from transformers.pipelines import ImageClassificationPipeline
 
 from .configuration_nim import NIMConfig
-from .image_processing_nim import check_image_processor
+from .image_processing_nim import check_image_processor, load_picture
 from .modeling_nim import FROM_CONFIG, NIMForRobustImageClassification, RobustImageClassifierOutput, Sigma
 from .noise import parse_sigma
 
 
 _UNSET: Any = object()
-
-
-def load_picture(source: str | Image.Image, timeout: float | None = None) -> Image.Image:
-    """Opens a picture without changing its mode, unlike transformers' `load_image`, which clips 16-bit pictures.
-
-    Args:
-        source: A PIL image, path, http(s) URL, or base64 text with or without a `data:image/` prefix.
-        timeout: Seconds to wait for a URL.
-
-    Raises:
-        ValueError: The text is none of these.
-        TypeError: The source is neither text nor a PIL image.
-    """
-    if isinstance(source, Image.Image):
-        return source
-    if not isinstance(source, str):
-        raise TypeError(f"an image must be a PIL image, array, path, URL or base64 text, got {type(source).__name__}")
-    if source.startswith(("http://", "https://")):
-        response = get_session().get(source, timeout=timeout, follow_redirects=True)
-        response.raise_for_status()
-        return Image.open(BytesIO(response.content))
-    if os.path.isfile(source):
-        return Image.open(source)
-    text = source.split(",", 1)[1] if source.startswith("data:image/") and "," in source else source
-    try:
-        return Image.open(BytesIO(base64.b64decode(text, validate=True)))
-    except (binascii.Error, OSError, ValueError) as error:
-        shown = source if len(source) <= 80 else f"{source[:80]}..."
-        raise ValueError(f"no such image file, and not a URL or a base64 image: {shown!r}") from error
 
 
 def to_picture(pixel_values: torch.Tensor, config: NIMConfig) -> Image.Image:
@@ -120,20 +86,28 @@ class NIMImageClassificationPipeline(ImageClassificationPipeline):
         return_denoised: bool | None = None,
         **kwargs: Any,
     ):
-        if sigma is not _UNSET and sigma is not None and sigma != FROM_CONFIG:
+        if sigma is not _UNSET and sigma is not None and not (isinstance(sigma, str) and sigma == FROM_CONFIG):
             sigma = parse_sigma(sigma)  # type: ignore[arg-type]
-        if num_samples is not None and (not isinstance(num_samples, int) or num_samples < 1):
+        if num_samples is not None and (type(num_samples) is not int or num_samples < 1):
             raise ValueError(f"num_samples must be an int of at least 1, got {num_samples!r}")
         if vote not in (None, "mean", "majority"):
             raise ValueError(f'vote must be "mean" or "majority", got {vote!r}')
-        if seed is not _UNSET and seed is not None and (not isinstance(seed, int) or not 0 <= seed < 2**63):
+        if seed is not _UNSET and seed is not None and (type(seed) is not int or not 0 <= seed < 2**63):
             raise ValueError(f"seed must be an int of at least 0, got {seed!r}")
+        if return_denoised not in (None, False, True) or type(return_denoised) is int:
+            raise ValueError(f"return_denoised must be True or False, got {return_denoised!r}")
         preprocess, _, postprocess = super()._sanitize_parameters(**kwargs)
         forward: dict[str, Any] = {"num_samples": num_samples, "vote": vote, "return_denoised": return_denoised}
         forward = {name: value for name, value in forward.items() if value is not None}
         # None has a meaning for these two.
         forward |= {name: value for name, value in (("sigma", sigma), ("seed", seed)) if value is not _UNSET}
         return preprocess, forward, postprocess
+
+    def get_iterator(self, *args, **kwargs):
+        iterator = super().get_iterator(*args, **kwargs)
+        # A DataLoader draws a seed for its workers, by default from the global generator.
+        iterator.loader.loader.generator = torch.Generator()
+        return iterator
 
     def preprocess(self, image, timeout=None):  # type: ignore[override]
         if not isinstance(image, (np.ndarray, torch.Tensor)):

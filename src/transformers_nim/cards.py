@@ -90,7 +90,7 @@ def write_model_card(
             dataset_type=dataset_name,
             dataset_name=dataset_name,
             metric_type="accuracy",
-            metric_name=f"accuracy, {row['model']}, {row['attack']}",
+            metric_name=f"accuracy in %, {row['model']}, {row['attack']}",
             metric_value=row["mean"],
             metric_args={"sigma": row["sigma"], "low": row["low"], "high": row["high"], **row["settings"]},
         )

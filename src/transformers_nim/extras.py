@@ -29,7 +29,7 @@ def require(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         package = name.split(".")[0]
-        if error.name != package:
+        if (error.name or "").split(".")[0] != package:
             raise
         raise ImportError(
             f"this needs the package {package!r}: pip install 'transformers-nim[{_EXTRA_OF[package]}]'"

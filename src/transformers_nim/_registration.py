@@ -16,11 +16,18 @@ def _register_config(auto: ModuleType, ours: ModuleType) -> None:
     auto.AutoConfig.register("nim", ours.NIMConfig, exist_ok=True)
 
 
+class _Classes(tuple):
+    """Several classes for one config. Early 5.x releases ask every registered class for its name, tuples too."""
+
+    __slots__ = ()
+    __name__ = "NIMForRobustImageClassification"
+
+
 def _register_models(auto: ModuleType, ours: ModuleType) -> None:
     auto.AutoModel.register(ours.NIMConfig, ours.NIMModel, exist_ok=True)
     auto.AutoModelForPreTraining.register(ours.NIMConfig, ours.NIMForPreTraining, exist_ok=True)
     # A checkpoint's own class is chosen; the first is for those that name neither, such as pretraining checkpoints.
-    classifiers = (ours.NIMForRobustImageClassification, ours.NIMForImageClassification)
+    classifiers = _Classes((ours.NIMForRobustImageClassification, ours.NIMForImageClassification))
     auto.AutoModelForImageClassification.register(ours.NIMConfig, classifiers, exist_ok=True)
 
 

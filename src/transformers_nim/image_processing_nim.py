@@ -13,7 +13,13 @@ import torch
 from PIL import Image, ImageOps
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 from transformers.image_transforms import get_resize_output_image_size
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling, httpx
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    PILImageResampling,
+    httpx,
+    infer_channel_dimension_format,
+)
 
 from .configuration_nim import NIMConfig
 
@@ -159,6 +165,10 @@ class _NIMImageProcessorMixin:
             image = convert_image(image, num_channels)
         elif isinstance(image, (np.ndarray, torch.Tensor)):
             _check_values(torch.as_tensor(image), do_rescale=do_rescale)
+            if image.ndim == 3 and kwargs.get("input_data_format") is None:
+                # Early 5.x releases know no arrays of four channels.
+                layout = infer_channel_dimension_format(image, num_channels=(1, 3, 4))  # type: ignore[arg-type]
+                kwargs["input_data_format"] = layout
         processed = super().process_image(image, do_convert_rgb=False, **kwargs)  # type: ignore[misc]
         values = torch.as_tensor(processed)
         white = 255.0 if do_rescale or not values.is_floating_point() else 1.0

@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import tiny_config, tiny_model
 from torch.nn import functional as F
+from transformers import Trainer, TrainingArguments
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from transformers_nim import (
@@ -408,9 +409,16 @@ class TestPrecisionAndMemory:
         for before, parameter in zip(plain, model.parameters()):
             torch.testing.assert_close(parameter.grad, before)
 
-    def test_trainer_divides_accumulated_gradients(self):
-        """Our losses are means over a batch, so transformers' Trainer must not take them for sums."""
-        assert NIMForPreTraining.accepts_loss_kwargs is False
+
+class WithGivenNoise(torch.nn.Module):
+    """The defense as a function of images and noise, as one exports it."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values, pixel_noise):
+        return self.model(pixel_values, sigma=40, pixel_noise=pixel_noise).logits
 
 
 class TestTracing:
@@ -445,19 +453,63 @@ class TestTracing:
         batch = torch.export.Dim("batch", min=2, max=16)
         inputs = {"pixel_values": images(), "pixel_noise": images(seed=1)}
 
-        class Defense(torch.nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.model = model
-
-            def forward(self, pixel_values, pixel_noise):
-                return self.model(pixel_values, sigma=40, pixel_noise=pixel_noise).logits
-
         program = torch.export.export(
-            Defense(), (), inputs, dynamic_shapes={name: {0: batch} for name in inputs}, strict=False
+            WithGivenNoise(model), (), inputs, dynamic_shapes={name: {0: batch} for name in inputs}, strict=False
         )
         more = {"pixel_values": images(5, seed=2), "pixel_noise": images(5, seed=3)}
         torch.testing.assert_close(program.module()(**more), model(**more, sigma=40).logits, atol=1e-5, rtol=1e-5)
+
+    def test_onnx_with_given_noise(self, tmp_path):
+        onnxruntime = pytest.importorskip("onnxruntime")
+        model = tiny_model()
+
+        inputs = {"pixel_values": images(), "pixel_noise": images(seed=1)}
+        torch.onnx.export(
+            WithGivenNoise(model).eval(), (), tmp_path / "defense.onnx", kwargs=inputs, dynamo=True, verbose=False
+        )
+        session = onnxruntime.InferenceSession(tmp_path / "defense.onnx")
+        (logits,) = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
+        torch.testing.assert_close(torch.from_numpy(logits), model(**inputs, sigma=40).logits, atol=1e-4, rtol=1e-4)
+
+
+class TestTrainer:
+    @pytest.mark.parametrize("cls", [NIMForPreTraining, NIMForRobustImageClassification])
+    def test_transformers_trainer_trains_and_evaluates(self, cls, tmp_path):
+        labels = {} if cls is NIMForPreTraining else {"labels": 1}
+        data = [{"pixel_values": image, **labels} for image in images(8)]
+        model = cls(tiny_config())
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        options = TrainingArguments(
+            tmp_path, max_steps=3, per_device_train_batch_size=4, learning_rate=1e-2, report_to=[], use_cpu=True
+        )
+        trainer = Trainer(model, options, train_dataset=data, eval_dataset=data)
+        trainer.train()
+        assert math.isfinite(trainer.evaluate()["eval_loss"]), "also for a model without labels"
+        moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+        assert "nim.layers.0.mlp.fc1.weight" in moved
+        assert not [name for name in moved if name.startswith("denoiser.")]
+
+    def test_accumulated_gradients_are_averaged(self, tmp_path):
+        """Two batches of 2 move the weights as one of 4 does: losses are means, and the Trainer must know it."""
+        data = [{"pixel_values": image, "labels": label} for label, image in enumerate(images(4))]
+        weights = []
+        for batch_size in (4, 2):
+            model = tiny_model(NIMForImageClassification)
+            options = TrainingArguments(
+                tmp_path,
+                max_steps=1,
+                per_device_train_batch_size=batch_size,
+                gradient_accumulation_steps=4 // batch_size,
+                learning_rate=0.1,
+                lr_scheduler_type="constant",
+                optim="sgd",
+                max_grad_norm=0,
+                report_to=[],
+                use_cpu=True,
+            )
+            Trainer(model, options, train_dataset=data).train()
+            weights.append(model.classifier.weight.detach())
+        torch.testing.assert_close(*weights, atol=1e-5, rtol=1e-5)
 
 
 def test_example_sizes_build():

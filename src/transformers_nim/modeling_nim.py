@@ -688,6 +688,10 @@ def _load_state_dict(from_pretrained: Callable, state_dict: dict, name_or_path, 
     return loaded
 
 
+for _model in (NIMModel, NIMForPreTraining, NIMForImageClassification, NIMForRobustImageClassification):
+    # auto_docstring knows the configs of models inside transformers alone.
+    _model.forward.__doc__ = (_model.forward.__doc__ or "").replace("([`None`])", "([`NIMConfig`])")
+
 __all__ = [
     "NIMForImageClassification",
     "NIMForPreTraining",

@@ -4,6 +4,7 @@
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 
 from transformers_nim import NIMConfig, NIMForRobustImageClassification, NIMImageProcessor
@@ -55,6 +56,15 @@ def random_picture(seed: int, size: tuple[int, int] = (40, 40), mode: str = "RGB
     """A picture of coarse random blocks; `size` is (width, height)."""
     blocks = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     return Image.fromarray(blocks).resize(size, Image.Resampling.BICUBIC).convert(mode)
+
+
+@pytest.fixture(autouse=True)
+def _transformers_logging():
+    """What a command line changes for its process does not reach the next test."""
+    verbosity, has_bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
+    yield
+    transformers.logging.set_verbosity(verbosity)
+    (transformers.logging.enable_progress_bar if has_bars else transformers.logging.disable_progress_bar)()
 
 
 @pytest.fixture(scope="session")

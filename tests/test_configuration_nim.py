@@ -1,6 +1,7 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
 import json
 
+import numpy as np
 import pytest
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -82,6 +83,10 @@ def test_sigma_may_be_assigned_later():
         ({"num_samples": 0}, "num_samples"),
         ({"num_samples": 2.5}, "num_samples"),
         ({"vote": "median"}, "vote"),
+        ({"hidden_act": "foo"}, "hidden_act must be one of .*'foo'"),
+        ({"num_labels": "3"}, "num_labels .*'3'"),
+        ({"num_labels": -1}, "num_labels .*-1"),
+        ({"defense_sigma": {"type": ["constant"], "value": 1}}, "defense_sigma.*constant"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )
@@ -96,9 +101,21 @@ def test_wrong_assignment_is_a_value_error():
         config.hidden_size = "big"
 
 
+def test_numbers_of_numpy_can_be_saved_and_changes_in_place_are_checked(tmp_path):
+    config = NIMConfig(defense_sigma=np.float32(3), image_size=(32, 32))
+    config.save_pretrained(tmp_path)
+    assert NIMConfig.from_pretrained(tmp_path).defense_sigma == {"type": "constant", "value": 3}
+    assert NIMConfig.from_pretrained(tmp_path).image_size == config.image_size
+    config.defense_sigma["value"] = -5
+    with pytest.raises(ValueError, match=r"defense_sigma.*-5"):
+        config.validate()
+
+
 def test_documentation_has_no_holes():
     """auto_docstring writes None where it cannot infer a name."""
     assert "None Model" not in NIMConfig.__doc__
     assert "of a None" not in NIMConfig.__doc__
+    assert "pooler" not in NIMConfig.__doc__
+    assert "Transformer decoder" not in NIMConfig.__doc__
     for field in NIMConfig.__dataclass_fields__.keys() - PreTrainedConfig.__dataclass_fields__.keys():
         assert f"    {field} (" in NIMConfig.__doc__, f"{field} is not documented"

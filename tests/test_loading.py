@@ -159,11 +159,21 @@ def test_from_denoiser(saved):
     assert fresh.classifier.out_features == 3
     assert torch.equal(fresh.nim.layers[0].mlp.fc1.weight, denoiser.nim.layers[0].mlp.fc1.weight)
     assert denoiser.config.num_labels == 5, "the denoiser's own config is left alone"
+    for argument in (denoiser, classifier):
+        theirs = {tensor.data_ptr() for tensor in argument.state_dict().values()}
+        both = NIMForRobustImageClassification.from_denoiser(denoiser, classifier).state_dict().values()
+        assert not theirs & {tensor.data_ptr() for tensor in both}, "training one would move the other"
     wider = NIMForImageClassification(tiny_config(hidden_size=64))
     with pytest.raises(ValueError, match=r"hidden_size is 32, the classifier's is 64"):
         NIMForRobustImageClassification.from_denoiser(denoiser, wider)
+    with pytest.raises(ValueError, match="hidden_act is gelu, the classifier's is relu"):
+        NIMForRobustImageClassification.from_denoiser(
+            denoiser, NIMForImageClassification(tiny_config(hidden_act="relu"))
+        )
     with pytest.raises(ValueError, match="defense_sigma"):
         NIMForRobustImageClassification.from_denoiser(denoiser, defense_sigma=-1)
+    with pytest.raises(ValueError, match="no field 'defence_sigma'"):
+        NIMForRobustImageClassification.from_denoiser(denoiser, defence_sigma=1)
 
 
 def test_ignore_mismatched_sizes(saved):
@@ -185,6 +195,7 @@ def test_ignore_mismatched_sizes(saved):
 @pytest.mark.parametrize("source", [NIMForPreTraining, NIMForRobustImageClassification])
 def test_dtype_and_device_map(saved, source):
     path = saved[source][1]
+    assert NIMForRobustImageClassification.from_pretrained(path, dtype="auto").dtype == torch.float32
     for options in ({"dtype": torch.bfloat16}, {"dtype": "bfloat16", "device_map": {"": "cpu"}}):
         model = NIMForRobustImageClassification.from_pretrained(path, **options)
         assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
@@ -220,6 +231,20 @@ def test_corrupt_checkpoints_are_refused(saved, tmp_path):
     (tmp_path / "config.json").unlink()
     with pytest.raises(OSError, match=r"config\.json"):
         NIMForRobustImageClassification.from_pretrained(tmp_path)
+
+
+def test_variant(saved, tmp_path):
+    pretrained, _ = saved[NIMForPreTraining]
+    pretrained.save_pretrained(tmp_path, variant="fp16")
+    model = NIMForRobustImageClassification.from_pretrained(tmp_path, variant="fp16")
+    assert_same_weights(model.denoiser, pretrained)
+
+
+@pytest.mark.parametrize("wrong", [{"num_samples": 0}, {"image_size": 33}, {"num_channels": 1}, {"hidden_act": "x"}])
+def test_wrong_overrides_of_a_checkpoint_are_value_errors(saved, wrong):
+    for cls in (NIMForPreTraining, NIMForRobustImageClassification):
+        with pytest.raises(ValueError, match=next(iter(wrong)).replace("num_channels", "channels")):
+            cls.from_pretrained(saved[cls][1], **wrong)
 
 
 def test_wrong_config_of_a_checkpoint_is_a_value_error(saved, tmp_path):

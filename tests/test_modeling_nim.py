@@ -366,6 +366,8 @@ class TestShapes:
     @pytest.mark.parametrize("cls", [NIMModel, NIMForPreTraining, NIMForRobustImageClassification])
     def test_wrong_channels_and_dimensions(self, cls):
         model = cls(tiny_config()).eval()
+        with pytest.raises(ValueError, match="holds no images"):
+            model(images(0))
         with pytest.raises(ValueError, match="3 channels, got 1"):
             model(images(2, 1))
         with pytest.raises(ValueError, match="a single image needs a first dimension"):
@@ -436,6 +438,19 @@ class TestTracing:
                 (model.nim, {}),
             ):
                 torch.compile(traced, fullgraph=True, backend="eager")(images(), **arguments)
+
+    def test_compiled_defense_takes_any_sigma(self):
+        """A number that changes from call to call becomes symbolic."""
+        torch._dynamo.reset()
+        model, noise = tiny_model(), images(seed=1)
+        compiled = torch.compile(model, fullgraph=True, backend="eager")
+        uniform = [{"type": "uniform", "low": low, "high": high} for low, high in ((0, 3), (0, 4), (1.5, 5.0))]
+        with torch.no_grad():
+            for sigma in (5.0, 6.0, 7.5, 50, 70, 0.0, None):
+                expected = model(images(), sigma=sigma, pixel_noise=noise).logits
+                torch.testing.assert_close(compiled(images(), sigma=sigma, pixel_noise=noise).logits, expected)
+            for sigma in uniform:
+                compiled(images(), sigma=sigma)
 
     def test_compiled_defense_gives_the_same(self):
         torch._dynamo.reset()

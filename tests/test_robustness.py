@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import torch
 
+from transformers_nim.attacks import eot_pgd
 from transformers_nim.robustness import correct_draws, mean_accuracy, wilson_interval
 
 
@@ -26,13 +27,34 @@ def test_perfect_and_hopeless_accuracies_are_not_certain():
 def test_intervals_cover_the_truth():
     """Images of different difficulty, several draws each: about 95 of 100 intervals hold the true mean."""
     rng = np.random.default_rng(0)
-    covered = 0
+    covered, widths = 0, []
     for _ in range(200):
         # Difficulties uniform in [0, 1], so the true accuracy is 0.5.
         correct = rng.random((60, 8)) < rng.random((60, 1))
         accuracy = mean_accuracy(correct, num_resamples=400)
         covered += accuracy.low <= 0.5 <= accuracy.high
+        widths.append(accuracy.high - accuracy.low)
     assert covered >= 184
+    # Eight draws tell more than one: a mean of 60 images of s.d. 0.29, plus the noise of the draws.
+    low, high = wilson_interval(0.5, 60)
+    assert np.mean(widths) < 0.8 * (high - low)
+
+
+def test_evaluation_noise_is_not_the_attacks():
+    """With equal seeds, as the defaults are, an accuracy must not be measured on noise that the attack has seen."""
+    seen = []
+
+    def recorder(batch):
+        noise = torch.randn(len(batch), 3)
+        seen.append(noise)
+        return noise + 0 * batch.sum()
+
+    pixels, labels = torch.rand(8, 1, 2, 2), torch.zeros(8, dtype=torch.long)
+    eot_pgd(recorder, pixels, labels, 0.1, steps=2, num_draws=4)
+    attacked = {tuple(row.tolist()) for row in torch.cat(seen)}
+    seen.clear()
+    correct_draws(recorder, pixels, labels, num_draws=8)
+    assert not attacked & {tuple(row.tolist()) for row in torch.cat(seen)}
 
 
 def test_no_images():

@@ -42,57 +42,33 @@ __all__ = sorted(_MODULE_OF)
 if TYPE_CHECKING:
     from .configuration_nim import (
         NIM_SIZES as NIM_SIZES,
-    )
-    from .configuration_nim import (
         NIMConfig as NIMConfig,
-    )
-    from .configuration_nim import (
         NIMConfigError as NIMConfigError,
     )
     from .image_processing_nim import (
         NIMImageProcessor as NIMImageProcessor,
-    )
-    from .image_processing_nim import (
         NIMImageProcessorPil as NIMImageProcessorPil,
     )
     from .modeling_nim import (
         NIMForImageClassification as NIMForImageClassification,
-    )
-    from .modeling_nim import (
         NIMForPreTraining as NIMForPreTraining,
-    )
-    from .modeling_nim import (
         NIMForRobustImageClassification as NIMForRobustImageClassification,
-    )
-    from .modeling_nim import (
         NIMModel as NIMModel,
-    )
-    from .modeling_nim import (
         NIMPreTrainedModel as NIMPreTrainedModel,
     )
     from .noise import (
         ConstantSigma as ConstantSigma,
-    )
-    from .noise import (
         GammaSigma as GammaSigma,
-    )
-    from .noise import (
         SigmaDistribution as SigmaDistribution,
-    )
-    from .noise import (
         UniformSigma as UniformSigma,
-    )
-    from .noise import (
         add_noise as add_noise,
-    )
-    from .noise import (
         parse_sigma as parse_sigma,
-    )
-    from .noise import (
         register_sigma_distribution as register_sigma_distribution,
     )
-    from .outputs_nim import NIMForPreTrainingOutput as NIMForPreTrainingOutput
-    from .outputs_nim import RobustImageClassifierOutput as RobustImageClassifierOutput
+    from .outputs_nim import (
+        NIMForPreTrainingOutput as NIMForPreTrainingOutput,
+        RobustImageClassifierOutput as RobustImageClassifierOutput,
+    )
     from .pipeline_nim import (
         NIMImageClassificationPipeline as NIMImageClassificationPipeline,
     )

@@ -22,6 +22,7 @@ _TEMPLATE = """---
 import transformers_nim  # makes transformers know this model
 from transformers import pipeline
 
+# The path of this folder, or its name on the Hub.
 pipe = pipeline("image-classification", model="{{ model_name }}", sigma={{ sigma }})
 ```
 

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
+from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import auto_docstring
 
@@ -67,6 +68,9 @@ def _raises_value_errors(cls):
         @functools.wraps(method)
         def wrapper(self, *args, **kwargs):
             try:
+                num_labels = kwargs.get("num_labels", 1)
+                if isinstance(num_labels, bool) or not isinstance(num_labels, int) or num_labels < 1:
+                    raise NIMConfigError(f"num_labels must be an int of at least 1, got {num_labels!r}")
                 return method(self, *args, **kwargs)
             except StrictDataclassError as error:
                 if isinstance(error, ValueError):
@@ -91,6 +95,20 @@ def _raises_value_errors(cls):
 @strict
 class NIMConfig(PreTrainedConfig):
     r"""
+    hidden_size (`int`, *optional*, defaults to 768):
+        Width of the encoder.
+    num_hidden_layers (`int`, *optional*, defaults to 12):
+        Number of transformer layers in the encoder.
+    num_attention_heads (`int`, *optional*, defaults to 12):
+        Number of attention heads in each encoder layer.
+    intermediate_size (`int`, *optional*, defaults to 3072):
+        Width of the feed-forward layers of the encoder.
+    hidden_act (`str`, *optional*, defaults to `"gelu"`):
+        Activation of the feed-forward layers.
+    hidden_dropout_prob (`float`, *optional*, defaults to 0.0):
+        Dropout after embeddings, attention and feed-forward layers.
+    initializer_range (`float`, *optional*, defaults to 0.02):
+        Standard deviation of a new CLS token. Matrices are initialized by Xavier's uniform rule, as in MAE.
     image_size (`int` or `(int, int)`, *optional*, defaults to 224):
         Height and width of the images in pixels.
     patch_size (`int` or `(int, int)`, *optional*, defaults to 16):
@@ -156,8 +174,8 @@ class NIMConfig(PreTrainedConfig):
     hidden_dropout_prob: float | int = 0.0
     attention_probs_dropout_prob: float | int = 0.0
     drop_path_rate: float | int = 0.0
-    initializer_range: float = 0.02
-    layer_norm_eps: float = 1e-6
+    initializer_range: float | int = 0.02
+    layer_norm_eps: float | int = 1e-6
     image_size: int | list[int] | tuple[int, int] = 224
     patch_size: int | list[int] | tuple[int, int] = 16
     num_channels: int = 3
@@ -189,11 +207,25 @@ class NIMConfig(PreTrainedConfig):
         # Only images with three channels have customary statistics.
         is_rgb = self.num_channels == 3
         # Lists, as JSON has them, so that a config equals its reloaded self.
+        for name in ("image_size", "patch_size"):
+            if isinstance(getattr(self, name), tuple):
+                setattr(self, name, list(getattr(self, name)))
         self.image_mean = list(self.image_mean or (_IMAGENET_MEAN if is_rgb else [0.5] * self.num_channels))
         self.image_std = list(self.image_std or (_IMAGENET_STD if is_rgb else [0.5] * self.num_channels))
         # AutoModelForImageClassification.from_config iterates over it to choose between our two classifiers.
         self.architectures = self.architectures or []
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """As in transformers, but values that override those of a saved config are checked too.
+
+        Raises:
+            ValueError: A value has the wrong type or is out of range.
+        """
+        loaded = super().from_dict(config_dict, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded).validate()
+        return loaded
 
     @classmethod
     def from_size(cls, size: str, **overrides: Any) -> "NIMConfig":
@@ -251,6 +283,13 @@ class NIMConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be at least 0 and less than 1, got {getattr(self, name)}")
         if not (math.isfinite(self.initializer_range) and self.initializer_range >= 0):
             raise ValueError(f"initializer_range must be finite and at least 0, got {self.initializer_range}")
+
+    def validate_choices(self):
+        """Part of `@strict`: the activation exists, and sigmas that were changed in place are still valid."""
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"hidden_act must be one of {sorted(ACT2FN)}, got {self.hidden_act!r}")
+        for name in _SIGMA_FIELDS:
+            setattr(self, name, getattr(self, name))
 
     def validate_patches(self):
         """Part of `@strict`: patches tile the image."""

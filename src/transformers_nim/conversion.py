@@ -168,7 +168,7 @@ def load_authors_checkpoint(path: str | Path, entry: str) -> dict[str, torch.Ten
         with torch.serialization.safe_globals([argparse.Namespace]):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as a checkpoint of tensors: {error}") from error
+        raise ValueError(f"{path} cannot be read as a checkpoint of tensors") from error
     if not isinstance(checkpoint, Mapping) or not isinstance(checkpoint.get(entry), Mapping):
         found = sorted(checkpoint) if isinstance(checkpoint, Mapping) else type(checkpoint).__name__
         raise ValueError(f"{path} has no entry {entry!r} with weights; it has {found}")

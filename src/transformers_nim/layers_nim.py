@@ -98,6 +98,8 @@ def check_image_shape(config: NIMConfig, pixel_values: torch.Tensor, interpolate
             f" {tuple(pixel_values.shape)}; a single image needs a first dimension of 1"
         )
     channels, height, width = pixel_values.shape[1:]
+    if pixel_values.shape[0] == 0:
+        raise ValueError("the batch holds no images")
     if channels != config.num_channels:
         raise ValueError(f"the model takes images with {config.num_channels} channels, got {channels}")
     patch_height, patch_width = config.patch_shape

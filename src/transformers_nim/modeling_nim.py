@@ -8,8 +8,7 @@ an encoder that was fine-tuned on denoised images.
 
 import copy
 import math
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -17,7 +16,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput, ImageClassifierOutput
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
-from transformers.utils import CONFIG_NAME, TransformersKwargs, auto_docstring, logging
+from transformers.utils import TransformersKwargs, auto_docstring, logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -30,6 +29,7 @@ from .layers_nim import (
     check_image_shape,
     sincos_position_embeddings,
 )
+from .loading_nim import load_derived_weights, saved_architectures, source_arguments
 from .noise import (
     ConstantSigma,
     Generators,
@@ -54,8 +54,6 @@ _MAX_BATCH_SIZE = 256
 
 # A floor of the variance by which patches are normalized, as in the authors' code.
 _PATCH_VARIANCE_EPS = 1e-6
-
-_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
 
 
 @auto_docstring(custom_intro="Base class of the NIM models: initialization, loading and what they support.")
@@ -187,13 +185,17 @@ class NIMForPreTraining(NIMPreTrainedModel):
 
         Arguments, returns and errors are those of `PreTrainedModel.from_pretrained`.
         """
-        if "NIMForRobustImageClassification" not in _architectures(pretrained_model_name_or_path, kwargs):
+        if "NIMForRobustImageClassification" not in saved_architectures(pretrained_model_name_or_path, kwargs):
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         # The checkpoint's own `nim` is the classifier's encoder, so a plain load would pair it with a new decoder.
         prefix = "denoiser."
-        robust = NIMForRobustImageClassification.from_pretrained(pretrained_model_name_or_path, **_source(kwargs))
+        robust = NIMForRobustImageClassification.from_pretrained(
+            pretrained_model_name_or_path, **source_arguments(kwargs)
+        )
         state_dict = {k.removeprefix(prefix): v for k, v in robust.state_dict().items() if k.startswith(prefix)}
-        return _load_state_dict(super().from_pretrained, state_dict, pretrained_model_name_or_path, model_args, kwargs)
+        return load_derived_weights(
+            super().from_pretrained, state_dict, pretrained_model_name_or_path, model_args, kwargs
+        )
 
     @can_return_tuple
     @auto_docstring
@@ -453,14 +455,14 @@ class NIMForRobustImageClassification(NIMForImageClassification):
         A pretraining checkpoint becomes the denoiser and the start of the classifier's encoder, so only `fc_norm` and
         `classifier` are new. Arguments, returns and errors are those of `PreTrainedModel.from_pretrained`.
         """
-        architectures = _architectures(pretrained_model_name_or_path, kwargs)
+        architectures = saved_architectures(pretrained_model_name_or_path, kwargs)
         if "NIMForPreTraining" in architectures:
-            denoiser = NIMForPreTraining.from_pretrained(pretrained_model_name_or_path, **_source(kwargs))
+            denoiser = NIMForPreTraining.from_pretrained(pretrained_model_name_or_path, **source_arguments(kwargs))
             state_dict = _robust_state_dict(denoiser)
-            return _load_state_dict(
+            return load_derived_weights(
                 super().from_pretrained, state_dict, pretrained_model_name_or_path, model_args, kwargs
             )
-        if architectures and cls.__name__ not in architectures:
+        if architectures and set(architectures) <= {"NIMModel", "NIMForImageClassification"}:
             logger.warning(
                 f"{pretrained_model_name_or_path} has no denoiser: the new one is random and the defense useless."
                 f" Switch it off with sigma=None, or use {cls.__name__}.from_denoiser(denoiser, classifier=...)."
@@ -496,8 +498,9 @@ class NIMForRobustImageClassification(NIMForImageClassification):
         if classifier is not None:
             if not isinstance(classifier, NIMForImageClassification):
                 classifier = NIMForImageClassification.from_pretrained(classifier)
-            for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "patch_size",
-                         "image_size", "num_channels", "image_mean", "image_std"):  # fmt: skip
+            for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
+                         "layer_norm_eps", "qkv_bias", "patch_shape", "image_shape", "num_channels", "image_mean",
+                         "image_std"):  # fmt: skip
                 ours, theirs = getattr(config, name), getattr(classifier.config, name)
                 if ours != theirs:
                     raise ValueError(f"the denoiser's {name} is {ours}, the classifier's is {theirs}; they must agree")
@@ -506,8 +509,12 @@ class NIMForRobustImageClassification(NIMForImageClassification):
             own = {k: v for k, v in classifier.state_dict().items() if not k.startswith("denoiser.")}
             state_dict = {k: v for k, v in state_dict.items() if k.startswith("denoiser.")} | own
         for name, value in config_overrides.items():
+            if not hasattr(config, name):
+                raise ValueError(f"NIMConfig has no field {name!r}")
             setattr(config, name, value)
         config.validate()
+        # transformers takes the tensors of a state dict as they are.
+        state_dict = {name: tensor.detach().clone() for name, tensor in state_dict.items()}
         return cls.from_pretrained(None, config=config, state_dict=state_dict, dtype=pretrained.dtype)
 
     @can_return_tuple
@@ -551,7 +558,8 @@ class NIMForRobustImageClassification(NIMForImageClassification):
             How many noisy images may pass through the network at once. By default a single draw is one pass, and
             several draws are split into passes of 256.
         output_draws (`bool`, *optional*, defaults to `False`):
-            Whether to return logits, vote, sigma, noisy and denoised image of every draw.
+            Whether to return logits, vote, sigma, noisy and denoised image of every draw. With `sigma=None` there are
+            no draws to return.
 
         Example:
 
@@ -649,43 +657,12 @@ def _concatenate(parts: list[tuple[torch.Tensor, ...] | None]) -> tuple[torch.Te
     return tuple(torch.cat(layer) for layer in zip(*parts))
 
 
-def _source(kwargs: dict) -> dict:
-    """Of the arguments of a `from_pretrained`, those that say which files to read."""
-    return {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
-
-
-def _architectures(name_or_path, kwargs: dict) -> list[str]:
-    """The classes that a checkpoint says it is of; none where weights are given as a state dict."""
-    if name_or_path is None:
-        return []
-    if os.path.isdir(name_or_path) and kwargs.get("config") is None:
-        path = os.path.join(name_or_path, kwargs.get("subfolder", ""), CONFIG_NAME)
-        if not os.path.isfile(path):
-            # transformers would go on with the default config.
-            raise OSError(f"{name_or_path} is no checkpoint: it has no file {path}")
-    return NIMConfig.from_pretrained(name_or_path, **_source(kwargs)).architectures or []
-
-
 def _robust_state_dict(denoiser: NIMForPreTraining) -> dict[str, torch.Tensor]:
     """The weights of a De^3 model whose denoiser and classifier's encoder are those of a pretrained model."""
     weights = denoiser.state_dict()
     state_dict = {f"denoiser.{name}": tensor for name, tensor in weights.items()}
     is_encoder = [name for name in weights if name.startswith("nim.") and not name.startswith("nim.layernorm.")]
     return state_dict | {name: weights[name].clone() for name in is_encoder}
-
-
-def _load_state_dict(from_pretrained: Callable, state_dict: dict, name_or_path, model_args: tuple, kwargs: dict):
-    """`from_pretrained` with weights that were derived from the checkpoint instead of read from it."""
-    source, options = _source(kwargs), {k: v for k, v in kwargs.items() if k not in _HUB_ARGUMENTS}
-    config = options.pop("config", None)
-    if not isinstance(config, NIMConfig):
-        known = {k: v for k, v in options.items() if hasattr(NIMConfig(), k) or k == "num_labels"}
-        options = {k: v for k, v in options.items() if k not in known}
-        config = NIMConfig.from_pretrained(config or name_or_path, **source, **known)
-    loaded = from_pretrained(None, *model_args, config=config, state_dict=state_dict, **options)
-    model = loaded[0] if isinstance(loaded, tuple) else loaded
-    model.config.name_or_path = str(name_or_path)
-    return loaded
 
 
 for _model in (NIMModel, NIMForPreTraining, NIMForImageClassification, NIMForRobustImageClassification):

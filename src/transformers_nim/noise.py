@@ -46,7 +46,13 @@ class SigmaDistribution(ABC):
 
     def to_dict(self) -> dict[str, Any]:
         """The mapping from which [`parse_sigma`] makes this distribution again."""
-        return {"type": self.type, **asdict(self)}  # type: ignore[call-overload]
+        numbers = {name: plain_number(value) for name, value in asdict(self).items()}  # type: ignore[call-overload]
+        return {"type": self.type, **numbers}
+
+
+def plain_number(value: Any) -> Any:
+    """A number of NumPy or torch as one that JSON can hold."""
+    return value.item() if hasattr(value, "item") else value
 
 
 def register_sigma_distribution(cls: DistributionT) -> DistributionT:
@@ -69,11 +75,12 @@ def register_sigma_distribution(cls: DistributionT) -> DistributionT:
 
 
 def _check_number(where: str, value: Any, minimum: float = 0.0, exclusive: bool = False) -> None:
+    # Comparisons alone (NaN fails them too): torch.compile makes a changing number symbolic.
+    number: Any = value if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    if (minimum < number < math.inf) if exclusive else (minimum <= number < math.inf):
+        return
     bound = f"a finite number {'greater than' if exclusive else 'of at least'} {minimum:g}"
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise ValueError(f"{where} must be {bound}, got {value!r}")
-    if not math.isfinite(value) or value < minimum or (exclusive and value == minimum):
-        raise ValueError(f"{where} must be {bound}, got {value!r}")
+    raise ValueError(f"{where} must be {bound}, got {value!r}")
 
 
 @register_sigma_distribution
@@ -163,7 +170,7 @@ def parse_sigma(spec: SigmaSpec) -> SigmaDistribution:
         return spec
     if isinstance(spec, Mapping):
         kind = spec.get("type")
-        if kind not in _DISTRIBUTIONS:
+        if not isinstance(kind, str) or kind not in _DISTRIBUTIONS:
             raise ValueError(f"unknown sigma distribution {kind!r} in {dict(spec)!r}; known: {sorted(_DISTRIBUTIONS)}")
         cls, wanted = _DISTRIBUTIONS[kind]
         given = {key: value for key, value in spec.items() if key != "type"}
@@ -267,6 +274,8 @@ def draw_noise(
         if pixel_noise is None:
             pixel_noise = torch.randn((batch_size, *shape), dtype=torch.float32, device=device)
 
+    if drawn is not None and not torch.compiler.is_compiling() and not bool((drawn >= 0).all()):
+        raise ValueError(f"{sigma} drew a negative or undefined sigma: {drawn.min().item()}")
     if drawn is None:
         assert isinstance(sigma, torch.Tensor)
         drawn = sigma.to(device=device, dtype=torch.float32).unsqueeze(1).expand(batch_size, num_samples)

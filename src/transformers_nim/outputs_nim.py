@@ -13,7 +13,7 @@ from transformers.utils import ModelOutput, auto_docstring
 @auto_docstring(custom_intro="What [`NIMForPreTraining`] returns.")
 class NIMForPreTrainingOutput(ModelOutput):
     r"""
-    loss (`torch.FloatTensor` of shape `(1,)`):
+    loss (`torch.FloatTensor` of shape `()`):
         Mean squared error between predicted and clean patches, over all patches.
     logits (`torch.FloatTensor` of shape `(batch_size, num_patches, patch_height * patch_width * num_channels)`):
         The decoder's prediction for each patch, pixels in the order (row, column, channel); normalized per patch if
@@ -39,7 +39,7 @@ class NIMForPreTrainingOutput(ModelOutput):
 @auto_docstring(custom_intro="What [`NIMForRobustImageClassification`] returns.")
 class RobustImageClassifierOutput(ModelOutput):
     r"""
-    loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
+    loss (`torch.FloatTensor` of shape `()`, *optional*):
         Cross entropy of the combined prediction, if `labels` were given.
     logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`):
         The prediction. For a single draw the classifier's logits; for several, logits whose softmax is the mean

@@ -38,8 +38,8 @@ class NIMImageClassificationPipeline(ImageClassificationPipeline):
         num_samples (`int`): Noise draws per image; the model's own number by default.
         vote (`"mean"` or `"majority"`): How draws are combined; the model's own way by default.
         seed (`int`):
-            Makes predictions repeatable: an image's noise then depends on the seed alone, and not on its batch. An
-            attacker who knows the seed knows the noise.
+            Makes predictions repeatable: an image's noise then depends on the seed alone, and not on its batch. All
+            images get the same noise, so do not measure accuracies with it. Who knows the seed knows the noise.
         return_denoised (`bool`, defaults to `False`):
             Whether every answer has, as `"denoised"`, a PIL image of what the classifier saw in the first draw.
 
@@ -70,6 +70,9 @@ class NIMImageClassificationPipeline(ImageClassificationPipeline):
         # Without a model this is a copy of a pipeline being made.
         if model is None or isinstance(model, NIMForRobustImageClassification):
             return super().__new__(cls)
+        ours = kwargs.keys() & {"sigma", "num_samples", "vote", "seed", "return_denoised"}
+        if ours:
+            raise ValueError(f"{sorted(ours)} need a NIMForRobustImageClassification, got {type(model).__name__}")
         return cls.fallback(*args, **kwargs)
 
     def __init__(self, *args: Any, **kwargs: Any):

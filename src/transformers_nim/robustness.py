@@ -8,6 +8,11 @@ import numpy as np
 import torch
 
 
+# Keeps the noise of an evaluation apart from that of an attack with an equal seed. (torch's CPU generator looks at the
+# low 32 bits of a seed only.)
+_EVALUATION_SEED = 0x4E494D
+
+
 @dataclass(frozen=True)
 class Accuracy:
     """A mean accuracy over images and noise draws, all numbers in [0, 1].
@@ -44,7 +49,8 @@ def correct_draws(
         labels: True classes, shape `(images,)`.
         num_draws: Predictions of each image.
         batch_size: How many images pass through the classifier at once.
-        seed: Seed of the noise; choose another than that of an attack. The global random state is left as it was.
+        seed: Seed of the noise, which differs from that of an attack with the same number. The global random state is
+            left as it was.
 
     Returns:
         Booleans of shape `(images, num_draws)`.
@@ -52,7 +58,7 @@ def correct_draws(
     devices = [pixels.device] if pixels.device.type == "cuda" else []
     columns = []
     with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
+        torch.manual_seed(seed ^ _EVALUATION_SEED)
         for _ in range(num_draws):
             chosen = [classifier(batch).argmax(dim=-1) for batch in pixels.split(batch_size)]
             columns.append((torch.cat(chosen) == labels).cpu().numpy())
@@ -62,8 +68,8 @@ def correct_draws(
 def mean_accuracy(correct: np.ndarray, confidence: float = 0.95, num_resamples: int = 2000, seed: int = 0) -> Accuracy:
     """Mean accuracy with a bootstrap interval over images and draws.
 
-    Images are resampled, and within each the draws. Where every image is right, or every one wrong, resampling sees
-    no variation; the interval is therefore never narrower than Wilson's for as many images.
+    Images are resampled, and within each the draws. Where every answer is right, or every one wrong, resampling sees
+    no variation, and the interval is Wilson's for as many images. It says nothing of how training would vary.
 
     Args:
         correct: Booleans of shape `(images, draws)`, from [`correct_draws`].
@@ -84,8 +90,9 @@ def mean_accuracy(correct: np.ndarray, confidence: float = 0.95, num_resamples: 
     means = rng.binomial(num_draws, picked).mean(axis=1) / num_draws
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
-    wilson_low, wilson_high = wilson_interval(float(share.mean()), num_images, confidence)
-    return Accuracy(float(share.mean()), float(min(low, wilson_low)), float(max(high, wilson_high)))
+    if correct.all() or not correct.any():
+        low, high = wilson_interval(float(share.mean()), num_images, confidence)
+    return Accuracy(float(share.mean()), float(low), float(high))
 
 
 def wilson_interval(share: float, num_images: int, confidence: float = 0.95) -> tuple[float, float]:

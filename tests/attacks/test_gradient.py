@@ -3,6 +3,7 @@ import pytest
 import torch
 from conftest import tiny_model
 
+from transformers_nim import NIMForImageClassification
 from transformers_nim.attacks import PixelClassifier, eot_pgd
 
 
@@ -16,19 +17,29 @@ class TestAdapter:
         torch.testing.assert_close(classifier(pixels), expected)
 
     def test_leaves_the_model_as_it_is(self):
-        model = tiny_model().train()
+        model = tiny_model()
         classifier = PixelClassifier(model)
-        classifier.eval().to(torch.float64)
-        assert model.training
+        classifier.train().to(torch.float64)
+        assert not model.training
         assert model.dtype == torch.float32
         assert not list(classifier.parameters())
 
     def test_unknown_normalization(self, robust_model):
-        other = torch.nn.Identity()
+        other = torch.nn.Identity().eval()
         other.config = type("Config", (), {})()
         with pytest.raises(ValueError, match="config of Identity does not hold the normalization"):
             PixelClassifier(other)
         assert PixelClassifier(other, image_mean=[0.5], image_std=[0.5]).normalize(torch.ones(1, 1, 1, 1)) == 1
+
+    def test_what_would_measure_another_model_is_refused(self, robust_model):
+        """transformers models swallow unknown arguments."""
+        for wrong in ({"simga": 0}, {"generator": torch.Generator()}):
+            with pytest.raises(ValueError, match=r"simga|generator"):
+                PixelClassifier(robust_model, **wrong)
+        with pytest.raises(ValueError, match=r"\['sigma'\]"):
+            PixelClassifier(tiny_model(NIMForImageClassification), sigma=70)
+        with pytest.raises(ValueError, match="train mode"):
+            PixelClassifier(tiny_model().train())
 
 
 class TestEOTPGD:

@@ -44,6 +44,7 @@ def test_it_leaves_everything_it_promises(fast_run):
     results = json.loads((output_dir / "results.json").read_text())
     assert {row["model"] for row in results["rows"]} == {
         "undefended",
+        "undefended, noise-augmented",
         "De^3, off",
         "De^3, sigma 0",
         "De^3, sigma 50",

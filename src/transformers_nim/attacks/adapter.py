@@ -1,6 +1,7 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
 """A transformers image classifier as attacks want it: pixels in [0, 1] in, logits out."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ class PixelClassifier(nn.Module):
     """Maps images with pixels in [0, 1] to logits, through the normalization and a transformers classifier.
 
     Perturbations are measured in pixels, so attacks act before the normalization. The classifier is used as it is:
-    its train or eval mode, its device and its parameters are left alone.
+    its mode, its device and its parameters are left alone.
 
     Args:
         model: An image classification model, for example a [`NIMForRobustImageClassification`].
@@ -22,7 +23,8 @@ class PixelClassifier(nn.Module):
         forward_kwargs: Further arguments of the model's forward, such as `sigma`.
 
     Raises:
-        ValueError: Mean or standard deviation are neither given nor in the model's config.
+        ValueError: Mean or standard deviation are neither given nor in the model's config, the model is in train mode
+            (where another sigma applies), or its forward does not know an argument.
     """
 
     def __init__(
@@ -33,6 +35,13 @@ class PixelClassifier(nn.Module):
         **forward_kwargs: Any,
     ):
         super().__init__()
+        if model.training:
+            raise ValueError("the model is in train mode, where dropout and another sigma apply; call model.eval()")
+        # transformers models swallow arguments that they do not know: a misspelled sigma would go unnoticed.
+        unknown = forward_kwargs.keys() - inspect.signature(model.forward).parameters.keys()
+        if unknown or "generator" in forward_kwargs:
+            wrong = sorted(unknown) or "a generator, which would repeat its noise; noise is drawn anew in every call"
+            raise ValueError(f"{type(model).__name__}.forward cannot be given {wrong} here")
         mean = image_mean if image_mean is not None else getattr(model.config, "image_mean", None)
         std = image_std if image_std is not None else getattr(model.config, "image_std", None)
         if mean is None or std is None:

@@ -36,7 +36,7 @@ def eot_pgd(
         num_draws: Noise draws over which each gradient is averaged.
         keep_best: Whether to return, of all iterates, the one with the highest mean loss instead of the last. A loss
             is judged on the draws of its own step, so with few draws a lucky one can win.
-        batch_size: How many images, draws counted, pass through the classifier at once.
+        batch_size: How many images, these draws counted, pass to the classifier at once.
         seed: Seed of start and noise. The global random state is as before when the attack is done.
         on_step: Called after every gradient step of every batch, for progress bars.
 

@@ -324,7 +324,7 @@ def plot_reconstructions(robust, pixels, adversarial, labels, sigma: float, path
                 name = names[predictions[column].item()]
                 axis.set_title(name, fontsize="small", color="tab:green" if right else "tab:red", pad=3)
     figure.suptitle(
-        "Above each picture its class by the model (green: right). Defense off for clean and adversarial, on for denoised.",
+        "Predictions (green: right), with the defense off for clean and adversarial, on for denoised",
         fontsize="small",
     )
     figure.savefig(path, dpi=120)

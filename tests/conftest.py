@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from loopback_hub import LoopbackHub
 from PIL import Image
 
 from transformers_nim import NIMConfig, NIMForRobustImageClassification, NIMImageProcessor
@@ -88,3 +89,10 @@ def grey_path(tmp_path_factory) -> str:
 @pytest.fixture(scope="session")
 def pictures() -> list[Image.Image]:
     return [random_picture(seed, size) for seed, size in enumerate([(40, 40), (50, 33), (32, 32), (64, 80)])]
+
+
+@pytest.fixture
+def loopback_hub():
+    """An empty Hugging Face Hub, for the processes that a test starts with `loopback_hub.environment(tmp_path)`."""
+    with LoopbackHub() as hub:
+        yield hub

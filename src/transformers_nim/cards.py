@@ -8,6 +8,13 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 
+_CITATION = """
+## Citation
+
+The method is that of You, Liu, Han and Xu, *Beyond Pretrained Features: Noisy Image Modeling Provides Adversarial
+Defense*, NeurIPS 2023, [arXiv 2302.01056](https://arxiv.org/abs/2302.01056).
+"""
+
 _TEMPLATE = """---
 {{ card_data }}
 ---
@@ -38,12 +45,51 @@ without adding noise, `None` switches the defense off.
 ## Limits
 
 {{ limits }}
-
-## Citation
-
-The method is that of You, Liu, Han and Xu, *Beyond Pretrained Features: Noisy Image Modeling Provides Adversarial
-Defense*, NeurIPS 2023, [arXiv 2302.01056](https://arxiv.org/abs/2302.01056).
 """
+
+_TRAINING_TEMPLATE = """---
+{{ card_data }}
+---
+
+# {{ model_name }}
+
+{{ summary }}
+
+{{ usage }}
+
+## Training
+
+{{ table }}
+
+Trained on {{ dataset }} for {{ steps }} updates of {{ batch }} images by `{{ script }}` of transformers-nim
+{{ version }}; all arguments are in `all_results.json`.
+
+## Limits
+
+{{ limits }}
+"""
+
+_USAGE = {
+    "pretraining": """```python
+from transformers_nim import NIMForPreTraining, NIMForRobustImageClassification
+
+denoiser = NIMForPreTraining.from_pretrained("{name}")
+# The start of fine-tuning: the denoiser is there, the head is new.
+model = NIMForRobustImageClassification.from_pretrained("{name}", num_labels=10)
+```""",
+    "finetuning": """```python
+import transformers_nim  # makes transformers know this model
+from transformers import pipeline
+
+pipe = pipeline("image-classification", model="{name}")
+```""",
+}
+_TRAINING_LIMITS = {
+    "pretraining": "No classifier, and nothing is known of its robustness: that of a classifier made of it has to be"
+    " measured by attacking it.",
+    "finetuning": "The figures are accuracies on clean images. They say nothing about robustness, which has to be"
+    " measured by attacking the model.",
+}
 
 
 def render_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -107,13 +153,72 @@ def write_model_card(
     )
     card = ModelCard.from_template(
         data,
-        template_str=_TEMPLATE,
+        template_str=_TEMPLATE + _CITATION,
         model_name=model_name,
         model_summary=model_summary,
         protocol=results["protocol"],
         table=table,
         limits=limits,
         sigma=f"{sigma:g}",
+    )
+    path = Path(output_dir) / "README.md"
+    card.save(path)
+    return path
+
+
+def write_training_card(output_dir: str | Path, model_name: str, results: Mapping[str, Any], summary: str) -> Path:
+    """Writes `README.md` beside a model that has just been trained.
+
+    Args:
+        output_dir: Folder of the model.
+        model_name: Its name.
+        results: What `all_results.json` holds; see `transformers_nim.training.publish.finish`.
+        summary: What the model is.
+
+    Returns:
+        Path of the card.
+    """
+    task, metrics = results["task"], results["metrics"]
+    rows = [[name, f"{value:.4g}"] for name, value in metrics.items()]
+    measured = f"Measured on {results['num_eval_images']} validation images of {results['dataset']}.\n\n"
+    table = measured + render_table(["figure", "value"], rows) if rows else "Nothing was measured."
+    accuracies = {
+        name: value for name, value in metrics.items() if "accuracy" in name and not name.endswith(("_low", "_high"))
+    }
+    data = ModelCardData(
+        model_name=model_name,
+        license="apache-2.0",
+        library_name="transformers",
+        pipeline_tag="image-classification" if task == "finetuning" else "image-feature-extraction",
+        tags=["transformers-nim", "nim"],
+        eval_results=[
+            EvalResult(
+                task_type="image-classification",
+                dataset_type=results["dataset"],
+                dataset_name=results["dataset"],
+                dataset_split="validation",
+                metric_type="accuracy",
+                metric_name=f"clean accuracy, {name.removeprefix('accuracy_').replace('_', ' ')}",
+                metric_value=value,
+                metric_args={"low": metrics[f"{name}_low"], "high": metrics[f"{name}_high"]},
+            )
+            for name, value in accuracies.items()
+        ]
+        or None,
+    )
+    card = ModelCard.from_template(
+        data,
+        template_str=_TRAINING_TEMPLATE + _CITATION,
+        model_name=model_name,
+        summary=summary,
+        usage=_USAGE[task].format(name=model_name),
+        table=table,
+        dataset=results["dataset"],
+        steps=f"{results['steps']:,}",
+        batch=results["total_batch_size"],
+        script={"pretraining": "examples/pretrain.py", "finetuning": "examples/finetune.py"}[task],
+        version=results["versions"]["transformers_nim"],
+        limits=_TRAINING_LIMITS[task],
     )
     path = Path(output_dir) / "README.md"
     card.save(path)

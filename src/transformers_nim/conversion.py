@@ -1,15 +1,20 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""Converts checkpoints of the authors' code (github.com/youzunzhi/NIM-AdvDef) to folders for `from_pretrained`.
+"""Converts checkpoints of other code to folders for `from_pretrained`.
+
+Those of the authors' code (github.com/youzunzhi/NIM-AdvDef):
 
     python -m transformers_nim.conversion --pretraining nim.pth --output_dir nim-vit-base
     python -m transformers_nim.conversion --pretraining nim.pth --finetuned de3.pth --output_dir nim-vit-base-de3
 
-Their layout is that of MAE and timm: fused qkv projections, a mask token that NIM never uses, and position embeddings
-stored although they are fixed. Sizes are read from the tensors; what tensors cannot tell is an argument.
+And transformers' masked autoencoders, to start NIM pretraining from (see `conversion_vit_mae`):
+
+    python -m transformers_nim.conversion --vit_mae facebook/vit-mae-base --output_dir nim-from-mae
+
+The authors' layout is that of MAE and timm: fused qkv projections, a mask token that NIM never uses, and position
+embeddings stored although they are fixed. Sizes are read from the tensors; what tensors cannot tell is an argument.
 """
 
 import argparse
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +22,7 @@ from typing import Any
 import torch
 
 from .configuration_nim import NIM_SIZES, NIMConfig
+from .conversion_vit_mae import load_vit_mae, read_checkpoint_file
 from .image_processing_nim import NIMImageProcessor
 from .modeling_nim import NIMForPreTraining, NIMForRobustImageClassification
 
@@ -163,12 +169,9 @@ def load_authors_checkpoint(path: str | Path, entry: str) -> dict[str, torch.Ten
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no such checkpoint: {path}")
-    try:
-        # Training arguments (argparse.Namespace) lie beside the weights.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as a checkpoint of tensors") from error
+    # Training arguments (argparse.Namespace) lie beside the weights.
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        checkpoint = read_checkpoint_file(path)
     if not isinstance(checkpoint, Mapping) or not isinstance(checkpoint.get(entry), Mapping):
         found = sorted(checkpoint) if isinstance(checkpoint, Mapping) else type(checkpoint).__name__
         raise ValueError(f"{path} has no entry {entry!r} with weights; it has {found}")
@@ -225,27 +228,43 @@ def convert_authors_checkpoint(
     except RuntimeError as error:
         raise ValueError(f"the weights do not make a whole model: {error}") from error
     model.eval()
-    model.save_pretrained(output_dir)
-    NIMImageProcessor.from_config(config).save_pretrained(output_dir)
+    _save(model, output_dir)
     return model
+
+
+def _save(model: NIMForPreTraining | NIMForRobustImageClassification, output_dir: str | Path) -> None:
+    model.save_pretrained(output_dir)
+    NIMImageProcessor.from_config(model.config).save_pretrained(output_dir)
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command line; see `--help`."""
     parser = argparse.ArgumentParser(
         prog="python -m transformers_nim.conversion",
-        description="Convert checkpoints of the authors' NIM code to folders for from_pretrained.",
+        description="Convert checkpoints of the authors' NIM code, or a ViT-MAE, to folders for from_pretrained.",
     )
-    parser.add_argument("--pretraining", required=True, metavar="A.pt", help="their pretraining checkpoint")
-    parser.add_argument("--finetuned", metavar="B.pt", help="their fine-tuned classifier; makes a De^3 model")
     parser.add_argument("--output_dir", required=True, metavar="DIR", help="the folder to write")
-    parser.add_argument("--num_attention_heads", type=int, metavar="N", help="for encoders of other than paper sizes")
-    parser.add_argument("--decoder_num_attention_heads", type=int, metavar="N", help="for other decoders")
-    parser.add_argument(
+    start = parser.add_mutually_exclusive_group(required=True)
+    start.add_argument("--pretraining", metavar="A.pt", help="the authors' pretraining checkpoint")
+    start.add_argument(
+        "--vit_mae", metavar="NAME_OR_PATH", help="a ViTMAEForPreTraining of transformers, on the Hub or in a folder"
+    )
+    authors = parser.add_argument_group("with --pretraining")
+    authors.add_argument("--finetuned", metavar="B.pt", help="the authors' fine-tuned classifier; makes a De^3 model")
+    authors.add_argument("--num_attention_heads", type=int, metavar="N", help="for encoders of other than paper sizes")
+    authors.add_argument("--decoder_num_attention_heads", type=int, metavar="N", help="for other decoders")
+    authors.add_argument(
         "--no_norm_pix_loss", action="store_true", help="the decoder predicts pixels, not normalized patches"
     )
     args = parser.parse_args(argv)
+    if args.vit_mae is not None:
+        for name in ("finetuned", "num_attention_heads", "decoder_num_attention_heads", "no_norm_pix_loss"):
+            if getattr(args, name):
+                parser.error(f"argument --{name}: not allowed with --vit_mae, which says everything by itself")
     try:
+        if args.vit_mae is not None:
+            _save(load_vit_mae(args.vit_mae), args.output_dir)
+            return
         convert_authors_checkpoint(
             args.pretraining,
             args.output_dir,
@@ -254,7 +273,7 @@ def main(argv: list[str] | None = None) -> None:
             decoder_num_attention_heads=args.decoder_num_attention_heads,
             norm_pix_loss=not args.no_norm_pix_loss,
         )
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         parser.error(str(error))
 
 

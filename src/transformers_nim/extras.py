@@ -13,6 +13,7 @@ _EXTRA_OF = {
     "matplotlib": "train",
     "sklearn": "train",
     "timm": "train",
+    "tensorboard": "train",
     "tqdm": "train",
     "torchattacks": "attacks",
     "gradio": "demo",

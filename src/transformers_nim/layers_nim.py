@@ -242,7 +242,10 @@ class NIMDecoder(nn.Module):
         self.projection = nn.Linear(width, math.prod(config.patch_shape) * config.num_channels)
 
     def forward(self, hidden_states: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-        hidden_states = self.embed(hidden_states)
+        return self.decode(self.embed(hidden_states), grid)
+
+    def decode(self, hidden_states: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        """All but the first projection: from embedded states, shape `(batch, 1 + patches, width)`, to patches."""
         positions = resize_position_embeddings(self.position_embeddings, self.grid, grid)
         hidden_states = hidden_states + positions.to(hidden_states.dtype)
         for layer in self.layers:

@@ -238,11 +238,7 @@ class NIMForPreTraining(NIMPreTrainedModel):
         outputs, logits, denoised = self.restore(noisy, sigma, pixel_values, interpolate_pos_encoding, **kwargs)
         loss = None
         if return_loss:
-            target = self._patchify(pixel_values.to(torch.float32))
-            if self.config.norm_pix_loss:
-                mean, std = self._patch_statistics(target)
-                target = (target - mean) / std
-            loss = nn.functional.mse_loss(logits.to(torch.float32), target)
+            loss = nn.functional.mse_loss(logits.to(torch.float32), self.patch_targets(pixel_values))
         return NIMForPreTrainingOutput(
             loss=loss,
             logits=logits,
@@ -315,6 +311,14 @@ class NIMForPreTraining(NIMPreTrainedModel):
                 mean, std = self._patch_statistics(self._patchify(noisy_pixel_values), sigma)
             patches = patches * std + mean
         return outputs, logits, self._unpatchify(patches, grid)
+
+    def patch_targets(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """What the decoder is to predict of clean images: float32, shape `(batch, patches, values of a patch)`."""
+        target = self._patchify(pixel_values.to(torch.float32))
+        if self.config.norm_pix_loss:
+            mean, std = self._patch_statistics(target)
+            target = (target - mean) / std
+        return target
 
     def clamp_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Clamps normalized images to pixels in [0, 1]."""

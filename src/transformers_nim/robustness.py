@@ -12,6 +12,9 @@ import torch
 # low 32 bits of a seed only.)
 _EVALUATION_SEED = 0x4E494D
 
+# Resampled images that are held at once.
+_MAX_RESAMPLED = 4_000_000
+
 
 @dataclass(frozen=True)
 class Accuracy:
@@ -86,8 +89,11 @@ def mean_accuracy(correct: np.ndarray, confidence: float = 0.95, num_resamples: 
     rng = np.random.default_rng(seed)
     # For each resampled image the number of right answers among as many resampled draws is binomial.
     share = correct.mean(axis=1)
-    picked = share[rng.integers(num_images, size=(num_resamples, num_images))]
-    means = rng.binomial(num_draws, picked).mean(axis=1) / num_draws
+    # In chunks: an array of all resamples of a large validation set does not fit into memory.
+    chunk = max(1, _MAX_RESAMPLED // num_images)
+    sizes = [min(chunk, num_resamples - start) for start in range(0, num_resamples, chunk)]
+    picked = (share[rng.integers(num_images, size=(size, num_images))] for size in sizes)
+    means = np.concatenate([rng.binomial(num_draws, part).mean(axis=1) / num_draws for part in picked])
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     if correct.all() or not correct.any():

@@ -59,5 +59,11 @@ class PixelClassifier(nn.Module):
         std = torch.tensor(self.image_std, device=pixels.device)[:, None, None]
         return (pixels - mean) / std
 
+    def to_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """The inverse of [`~PixelClassifier.normalize`]."""
+        mean = torch.tensor(self.image_mean, device=pixel_values.device)[:, None, None]
+        std = torch.tensor(self.image_std, device=pixel_values.device)[:, None, None]
+        return pixel_values * std + mean
+
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         return self._model[0](self.normalize(pixels), **self.forward_kwargs).logits

@@ -29,7 +29,7 @@ def eot_pgd(
         classifier: Maps pixels of shape `(batch, channels, height, width)` in [0, 1] to logits, with fresh noise in
             every row of the batch; see [`PixelClassifier`].
         pixels: Images with pixels in [0, 1], shape `(batch, channels, height, width)`.
-        labels: True classes, shape `(batch,)`.
+        labels: True classes, shape `(batch,)`, or probabilities of the classes, shape `(batch, classes)`.
         eps: Radius of the Linf ball in pixels of [0, 1], so 8/255 is `8 / 255`.
         steps: Gradient steps.
         step_size: Length of a step in pixels of [0, 1]; `2.5 * eps / steps` by default.
@@ -67,8 +67,8 @@ def _attack(classifier, clean, labels, eps, steps, step_size, num_draws, keep_be
     low, high = (clean - eps).clamp(min=0), (clean + eps).clamp(max=1)
     current = clean + torch.empty_like(clean).uniform_(-eps, eps)
     current = torch.minimum(torch.maximum(current, low), high)
-    targets = labels.repeat_interleave(num_draws)
-    best, best_loss = current, torch.full(labels.shape, -torch.inf, device=clean.device)
+    targets = labels.repeat_interleave(num_draws, dim=0)
+    best, best_loss = current, torch.full(labels.shape[:1], -torch.inf, device=clean.device)
     # One evaluation more than steps, because the last iterate has to be judged too.
     for step in range(steps + 1 if keep_best else steps):
         with torch.enable_grad():

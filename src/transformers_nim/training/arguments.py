@@ -1,0 +1,249 @@
+# Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
+"""The command line that both training scripts share."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ..configuration_nim import NIM_SIZES, NIMConfig
+from ..noise import GammaSigma, SigmaDistribution, UniformSigma, parse_sigma
+from .optimization import SCHEDULES
+
+
+# Never written to logs, results or trackers.
+_SECRETS = ("token", "hub_token")
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults, but not the None of options that say themselves what leaving them out means."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
+def make_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser whose help shows defaults."""
+    return argparse.ArgumentParser(description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where images come from; the names are those of `load_image_data`."""
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--dataset_name",
+        help="a data set on the Hub, a folder (of parquet files, of images in one folder per class, or written by"
+        " save_to_disk) or a .parquet file",
+    )
+    group.add_argument("--dataset_config_name", help="configuration of a data set that has several")
+    group.add_argument("--dataset_revision", help="version of a data set on the Hub")
+    group.add_argument("--train_dir", help="instead of a name: a folder with one folder of images per class")
+    group.add_argument("--validation_dir", help="another such folder, for validation")
+    group.add_argument("--train_split_name", default="train", help="split to train on")
+    group.add_argument(
+        "--validation_split_name",
+        help="split to validate with; if left out, validation, valid or val (never test) if there is one",
+    )
+    group.add_argument(
+        "--train_val_split",
+        type=float,
+        default=0.1,
+        help="without a validation split: part of the training images to hold out; 0 for none",
+    )
+    group.add_argument("--image_column_name", help="column of images; if left out, found by its type or name")
+    group.add_argument("--label_column_name", help="column of labels; if left out, found by its type or name")
+    group.add_argument("--max_train_samples", type=int, help="train on at most so many images, chosen at random")
+    group.add_argument("--max_eval_samples", type=int, help="validate with at most so many images")
+    group.add_argument(
+        "--streaming",
+        action="store_true",
+        help="read the training images while they are downloaded; needs --max_train_steps",
+    )
+    group.add_argument(
+        "--shuffle_buffer", type=int, default=10_000, help="images of a stream that wait to be drawn at random"
+    )
+    group.add_argument("--num_workers", type=int, default=2, help="processes that decode and augment, per process")
+    group.add_argument("--cache_dir", help="folder for downloads")
+    group.add_argument("--token", help="token for private data sets and models; the one of `hf auth login` by default")
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which model to make."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--config_name",
+        default="base",
+        help=f"size of a new model ({', '.join(NIM_SIZES)}; the paper's is base), or the name or path of a config",
+    )
+    group.add_argument(
+        "--config_overrides",
+        metavar="FIELD=VALUE,...",
+        help="fields of NIMConfig to change, such as hidden_size=256,norm_pix_loss=true",
+    )
+
+
+def add_augmentation_arguments(parser: argparse.ArgumentParser, crop_scale: tuple[float, float]) -> Any:
+    """What both scripts do to pictures; returns the group."""
+    group = parser.add_argument_group("augmentation")
+    group.add_argument(
+        "--crop_scale",
+        type=float,
+        nargs=2,
+        default=crop_scale,
+        metavar=("LOW", "HIGH"),
+        help="part of a picture's area that a random crop covers (the paper's, from MAE: %(default)s)",
+    )
+    group.add_argument("--horizontal_flip", type=float, default=0.5, help="probability; 0 for digits and letters")
+    return group
+
+
+def add_optimization_arguments(
+    parser: argparse.ArgumentParser, base_learning_rate: float, epochs: float, total_batch_size: int
+) -> Any:
+    """Optimizer, schedule and length; returns the group. The defaults are MAE's, which the paper follows."""
+    group = parser.add_argument_group("optimization")
+    group.add_argument("--per_device_train_batch_size", type=int, default=64, help="images per process and pass")
+    group.add_argument("--per_device_eval_batch_size", type=int, default=128, help="the same for validation")
+    group.add_argument(
+        "--gradient_accumulation_steps",
+        type=int,
+        default=1,
+        help="passes per update; the batch of an update is per_device_train_batch_size x processes x this, in the"
+        f" paper {total_batch_size}",
+    )
+    group.add_argument("--num_train_epochs", type=float, default=epochs, help="passes over the images (the paper's)")
+    group.add_argument("--max_train_steps", type=int, help="updates; instead of epochs")
+    group.add_argument(
+        "--base_learning_rate",
+        type=float,
+        default=base_learning_rate,
+        help="learning rate for a batch of 256; the rate is this x batch of an update / 256",
+    )
+    group.add_argument("--learning_rate", type=float, help="the rate itself, whatever the batch")
+    group.add_argument("--weight_decay", type=float, default=0.05, help="of matrices; biases and norms have none")
+    group.add_argument("--lr_scheduler_type", choices=SCHEDULES, default="cosine", help="per update, after warm-up")
+    group.add_argument(
+        "--warmup_ratio", type=float, default=0.05, help="part of all updates (the paper's 40 of 800, 5 of 100 epochs)"
+    )
+    group.add_argument("--num_warmup_steps", type=int, help="the same as a number of updates")
+    group.add_argument("--max_grad_norm", type=float, help="clip gradients to this norm; the paper does not clip")
+    group.add_argument(
+        "--mixed_precision",
+        choices=("no", "bf16", "fp16"),
+        help="if left out, what `accelerate config` or the launch file says",
+    )
+    group.add_argument("--gradient_checkpointing", action="store_true", help="less memory, about a third more time")
+    group.add_argument("--torch_compile", action="store_true", help="compile the model")
+    return group
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> Any:
+    """Output, checkpoints, logs and the Hub; returns the group."""
+    group = parser.add_argument_group("run")
+    group.add_argument("--output_dir", required=True, help="folder for model, checkpoints, logs and results")
+    group.add_argument("--seed", type=int, default=0, help="seed of everything")
+    group.add_argument(
+        "--checkpointing_steps", default="1000", metavar="N|epoch", help="updates between checkpoints, or 'epoch'"
+    )
+    group.add_argument("--checkpoints_total_limit", type=int, default=2, help="how many to keep")
+    group.add_argument(
+        "--resume_from_checkpoint",
+        metavar="PATH|latest",
+        help="go on from a checkpoint; 'latest' takes the newest whole one, or begins if there is none",
+    )
+    group.add_argument("--eval_steps", metavar="N|epoch", help="updates between validations; if left out, at the end")
+    group.add_argument("--logging_steps", type=int, default=10, help="updates between lines of log.jsonl")
+    group.add_argument(
+        "--eval_sigmas",
+        type=float,
+        nargs="*",
+        default=[25.0, 50.0, 75.0],
+        help="noise scales to validate at, in units of 0..255 pixels",
+    )
+    group.add_argument(
+        "--report_to",
+        nargs="+",
+        default=["tensorboard"],
+        help="trackers that are installed: tensorboard, wandb, trackio, ..., or none",
+    )
+    group.add_argument("--push_to_hub", action="store_true", help="upload the finished model")
+    group.add_argument("--hub_model_id", help="repository to push to; the name of output_dir by default")
+    group.add_argument("--hub_private_repo", action="store_true", help="make it private if it does not exist")
+    group.add_argument("--hub_token", help="token for the push; the one of `hf auth login` by default")
+    return group
+
+
+def add_sigma_arguments(group: Any, kind: str, paper: str) -> None:
+    """The distribution of sigma in training; `kind` is the default type."""
+    group.add_argument(
+        "--sigma_distribution",
+        choices=("gamma", "uniform", "constant"),
+        default=kind,
+        help=f"distribution of the noise scale sigma, drawn per image (the paper's: {paper})",
+    )
+    group.add_argument("--gamma_concentration", type=float, default=25.0, help="mean = concentration x scale")
+    group.add_argument("--gamma_scale", type=float, default=3.0, help="in units of 0..255 pixels")
+    group.add_argument("--sigma_low", type=float, default=0.0, help="of the uniform distribution, in the same units")
+    group.add_argument("--sigma_high", type=float, default=30.0, help="of the uniform distribution")
+    group.add_argument("--sigma_value", type=float, default=70.0, help="of the constant distribution")
+
+
+def sigma_from_arguments(args: argparse.Namespace) -> SigmaDistribution:
+    """The distribution that `add_sigma_arguments` describes.
+
+    Raises:
+        ValueError: A parameter is out of range.
+    """
+    if args.sigma_distribution == "gamma":
+        return GammaSigma(args.gamma_concentration, args.gamma_scale)
+    if args.sigma_distribution == "uniform":
+        return UniformSigma(args.sigma_low, args.sigma_high)
+    return parse_sigma(args.sigma_value)
+
+
+def parse_overrides(text: str | None) -> dict[str, Any]:
+    """`"hidden_size=256,norm_pix_loss=true"` as values for a [`NIMConfig`].
+
+    Raises:
+        ValueError: A field is unknown, or a part is not of the form FIELD=VALUE.
+    """
+    overrides: dict[str, Any] = {}
+    default = NIMConfig()
+    for part in filter(None, (text or "").split(",")):
+        name, separator, value = (piece.strip() for piece in part.partition("="))
+        if not separator or not hasattr(default, name):
+            raise ValueError(f"config_overrides: {part!r} is not FIELD=VALUE with a field of NIMConfig")
+        overrides[name] = _parse_value(value)
+    return overrides
+
+
+def _parse_value(text: str) -> Any:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return None if text.lower() == "none" else text
+
+
+def config_from_arguments(args: argparse.Namespace, **fields: Any) -> NIMConfig:
+    """The config of a new model: a named size or a saved config, with `fields` and the overrides on top.
+
+    Raises:
+        ValueError: A field is unknown or has a wrong value.
+        OSError: There is no such config.
+    """
+    fields |= parse_overrides(args.config_overrides)
+    if args.config_name in NIM_SIZES:
+        return NIMConfig.from_size(args.config_name, **fields)
+    return NIMConfig.from_pretrained(args.config_name, cache_dir=args.cache_dir, token=args.token, **fields)
+
+
+def public_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments as JSON can hold them, without tokens."""
+    return {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in sorted(vars(args).items())
+        if name not in _SECRETS
+    }

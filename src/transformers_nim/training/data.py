@@ -1,0 +1,299 @@
+# Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
+"""Finds images and labels: on the Hub, in folders, in parquet files, on disk or in a stream."""
+
+import os
+import struct
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from transformers.utils import logging
+
+from ..extras import require
+from ..image_processing_nim import convert_image
+
+
+logger = logging.get_logger(__name__)
+
+# What Pillow raises on broken files, and what `decode_picture` raises on empty rows.
+UNDECODABLE = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    TypeError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+_IMAGE_COLUMNS = ("image", "img", "pixel_values", "jpg", "png")
+_LABEL_COLUMNS = ("label", "labels", "cls", "fine_label")
+_VALIDATION_SPLITS = ("validation", "valid", "val")
+
+
+class UnknownLabelError(ValueError):
+    """A row's label is none of the classes to train on."""
+
+
+def decode_picture(value: Any, num_channels: int) -> Image.Image:
+    """Opens what a data set holds as an image: encoded bytes, a path, a PIL image or an array.
+
+    Args:
+        value: A cell of the image column.
+        num_channels: 1 for a grey picture, 3 for RGB.
+
+    Returns:
+        An upright 8-bit picture with that many channels, all its pixels read.
+
+    Raises:
+        One of `UNDECODABLE`: It is not a readable picture.
+    """
+    if isinstance(value, Mapping):
+        value = BytesIO(value["bytes"]) if value.get("bytes") is not None else value.get("path")
+    if value is None:
+        raise ValueError("the row holds no image")
+    if isinstance(value, (list, np.ndarray)):
+        value = Image.fromarray(np.asarray(value, dtype=np.uint8))
+    picture = value if isinstance(value, Image.Image) else Image.open(value)
+    return convert_image(picture, num_channels)
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """Images to train on and to validate with, as [`load_image_data`] found them.
+
+    Attributes:
+        name: What to call the data on cards.
+        train: A `datasets.Dataset` or, streamed, a `datasets.IterableDataset`.
+        validation: Rows by number, or None.
+        image_column: Name of the column of images; they are not yet decoded.
+        label_column: Name of the column of labels, or None where none was asked for.
+        label_names: The classes, in the order of their indices.
+    """
+
+    name: str
+    train: Any
+    validation: Any
+    image_column: str
+    label_column: str | None = None
+    label_names: list[str] | None = None
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether the training images have no number and no length."""
+        return not hasattr(self.train, "__len__")
+
+    def label_reader(self, rows: Any) -> Callable[[Mapping[str, Any]], int]:
+        """A function from a row of `rows` (train or validation, whose classes can be numbered otherwise) to its class.
+
+        Without labels it returns 0.
+
+        Raises:
+            ValueError: (the function) A label is not one of the classes to train on.
+        """
+        names = getattr((getattr(rows, "features", None) or {}).get(self.label_column), "names", None)
+        return _LabelReader(self.label_column, names, {name: i for i, name in enumerate(self.label_names or [])})
+
+
+@dataclass(frozen=True)
+class _LabelReader:
+    # A class, because a closure cannot be sent to worker processes.
+    column: str | None
+    names: list[str] | None
+    index: dict[str, int]
+
+    def __call__(self, row: Mapping[str, Any]) -> int:
+        if self.column is None:
+            return 0
+        value = row[self.column]
+        name = self.names[value] if self.names and isinstance(value, int) and value >= 0 else str(value)
+        if name not in self.index:
+            known = ", ".join(list(self.index)[:10])
+            raise UnknownLabelError(
+                f"a row has the label {name!r}, which is none of the {len(self.index)} classes to train on ({known},"
+                " ...); test splits often come without labels"
+            )
+        return self.index[name]
+
+
+def load_image_data(
+    dataset_name: str | None = None,
+    dataset_config_name: str | None = None,
+    train_dir: str | None = None,
+    validation_dir: str | None = None,
+    train_split_name: str = "train",
+    validation_split_name: str | None = None,
+    train_val_split: float = 0.1,
+    image_column_name: str | None = None,
+    label_column_name: str | None = None,
+    with_labels: bool = False,
+    streaming: bool = False,
+    max_train_samples: int | None = None,
+    max_eval_samples: int | None = None,
+    shuffle_buffer: int = 10_000,
+    seed: int = 0,
+    cache_dir: str | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+) -> ImageData:
+    """Loads images from wherever they are.
+
+    Args:
+        dataset_name: A name on the Hub, a folder (of parquet files, of images in one folder per class, or written by
+            `save_to_disk`) or a `.parquet` file.
+        dataset_config_name: Configuration of a data set that has several.
+        train_dir: Instead of a name: a folder with one folder of images per class.
+        validation_dir: Another such folder, for validation.
+        train_split_name: Split to train on.
+        validation_split_name: Split to validate with. By default one called validation, valid or val if there is one;
+            a test split is never taken unasked.
+        train_val_split: Without a validation split: part of the training images to hold out, in [0, 1). 0 for none.
+        image_column_name: Column of images; found by its type or name by default.
+        label_column_name: Column of labels; likewise.
+        with_labels: Whether labels are needed.
+        streaming: Whether to read the training images while they are downloaded. Validation images are then read
+            once, `max_eval_samples` of them.
+        max_train_samples: How many images to train on at most (a random choice, the first ones of a stream).
+        max_eval_samples: How many to validate with at most (likewise).
+        shuffle_buffer: How many images of a stream wait to be drawn at random.
+        seed: Seed of the split, the choice and the order of a stream.
+        cache_dir: Where downloads are kept.
+        revision: Version of a data set on the Hub.
+        token: Token for private data sets.
+
+    Raises:
+        ValueError: Neither name nor folder is given, or both; a split or column does not exist; labels are missing.
+    """
+    datasets = require("datasets")
+    if (dataset_name is None) == (train_dir is None):
+        raise ValueError("give either a dataset_name or a train_dir (a folder with one folder of images per class)")
+    if not 0 <= train_val_split < 1:
+        raise ValueError(f"train_val_split must be at least 0 and less than 1, got {train_val_split}")
+    for name, value in (("max_train_samples", max_train_samples), ("max_eval_samples", max_eval_samples)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if train_dir is not None:
+        splits: Mapping[str, Any] = {"train": _image_folder(train_dir, streaming)}
+        train_split_name = "train"
+        if validation_dir is not None:
+            splits = {**splits, "validation": _image_folder(validation_dir, streaming)}
+    elif streaming and _is_saved_to_disk(dataset_name):
+        raise ValueError(f"{dataset_name} was written by save_to_disk and is read by rows; leave out streaming")
+    else:
+        splits = _load_splits(dataset_name, dataset_config_name, streaming, cache_dir, revision, token)
+    if train_split_name not in splits:
+        raise ValueError(f"there is no split {train_split_name!r} to train on; there are {sorted(splits)}")
+    if validation_split_name is None:
+        validation_split_name = next((name for name in _VALIDATION_SPLITS if name in splits), None)
+    elif validation_split_name not in splits:
+        raise ValueError(f"there is no split {validation_split_name!r} to validate with; there are {sorted(splits)}")
+
+    train = splits[train_split_name]
+    validation = splits[validation_split_name] if validation_split_name is not None else None
+    image_column = _find_column(train, image_column_name, _IMAGE_COLUMNS, datasets.Image, "image_column_name")
+    label_column = label_names = None
+    if with_labels:
+        label_column = _find_column(train, label_column_name, _LABEL_COLUMNS, datasets.ClassLabel, "label_column_name")
+        label_names = _label_names(train, label_column)
+    train, validation = (_undecoded(split, image_column) for split in (train, validation))
+
+    if validation is None and train_val_split and not streaming:
+        parts = train.train_test_split(train_val_split, seed=seed)
+        train, validation = parts["train"], parts["test"]
+    if streaming:
+        if validation is not None:
+            # Rows by number, so that every process finds its own.
+            validation = list(validation.take(max_eval_samples or 1000))
+        if max_train_samples is not None:
+            train = train.take(max_train_samples)
+        train = train.shuffle(seed=seed, buffer_size=shuffle_buffer)
+    else:
+        train = _choose(train, max_train_samples, seed)
+        validation = _choose(validation, max_eval_samples, seed) if validation is not None else None
+        if len(train) == 0 or (validation is not None and len(validation) == 0):
+            raise ValueError(
+                "there are no images left to train on or to validate with; check the split and the limits"
+            )
+    name = str(train_dir or dataset_name)
+    if os.path.exists(name):
+        # Where the folder lay is nobody's concern on a card.
+        name = Path(name).resolve().name
+    return ImageData(name, train, validation, image_column, label_column, label_names)
+
+
+def _is_saved_to_disk(name: str | None) -> bool:
+    return any(os.path.isfile(os.path.join(name or "", file)) for file in ("state.json", "dataset_dict.json"))
+
+
+def _image_folder(folder: str, streaming: bool):
+    if not os.path.isdir(folder):
+        raise ValueError(f"no such folder of images: {folder}")
+    # All files as one split: data_dir= would make splits of folders that are called train or test.
+    files = {"train": os.path.join(os.path.abspath(folder), "**")}
+    return require("datasets").load_dataset("imagefolder", data_files=files, split="train", streaming=streaming)
+
+
+def _load_splits(name, config_name, streaming, cache_dir, revision, token) -> Mapping[str, Any]:
+    datasets = require("datasets")
+    if _is_saved_to_disk(name):
+        loaded = datasets.load_from_disk(name)
+    elif os.path.isfile(name):
+        if not name.endswith(".parquet"):
+            raise ValueError(f"a data set in a single file must be a .parquet file, got {name}")
+        loaded = datasets.load_dataset("parquet", data_files={"train": name}, streaming=streaming, cache_dir=cache_dir)
+    else:
+        loaded = datasets.load_dataset(
+            name, config_name, streaming=streaming, cache_dir=cache_dir, revision=revision, token=token
+        )
+    return loaded if isinstance(loaded, Mapping) else {"train": loaded}
+
+
+def _find_column(dataset, name: str | None, usual: Sequence[str], feature: type, option: str) -> str:
+    columns = dataset.column_names or []
+    if name is not None:
+        if name not in columns:
+            raise ValueError(f"{option}: there is no column {name!r}; there are {columns}")
+        return name
+    features = dataset.features or {}
+    candidates = [column for column in columns if isinstance(features.get(column), feature)]
+    named = [column for column in usual if column in columns]
+    # A data set with several columns of the type (coarse and fine labels, say) is decided by name.
+    for found in (candidates if len(candidates) == 1 else [], [c for c in named if c in candidates], named):
+        if found:
+            return found[0]
+    raise ValueError(f"cannot tell which of the columns {columns} to use; pass {option}")
+
+
+def _label_names(dataset, column: str) -> list[str]:
+    names = getattr((dataset.features or {}).get(column), "names", None)
+    if names:
+        return list(names)
+    if not hasattr(dataset, "__len__"):
+        raise ValueError(
+            f"the labels in the column {column!r} of this stream have no names; cast the column to ClassLabel, or"
+            " train without streaming"
+        )
+    values = dataset.unique(column)
+    if any(value is None or isinstance(value, (float, list, dict)) for value in values):
+        raise ValueError(f"the column {column!r} does not hold class labels; it has values such as {values[:3]}")
+    return [str(value) for value in sorted(values)]
+
+
+def _undecoded(dataset, column: str):
+    """The same images as bytes, so that one broken picture does not end the run."""
+    datasets = require("datasets")
+    if dataset is not None and isinstance((dataset.features or {}).get(column), datasets.Image):
+        return dataset.cast_column(column, datasets.Image(decode=False))
+    return dataset
+
+
+def _choose(dataset, limit: int | None, seed: int):
+    if limit is None or limit >= len(dataset):
+        return dataset
+    chosen = np.random.default_rng(seed).permutation(len(dataset))[:limit]
+    return dataset.select(np.sort(chosen))

@@ -1,0 +1,258 @@
+# Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
+"""What is measured while a model trains: how well it denoises and classifies, at given sigmas.
+
+Each image's noise has a seed of its own, so figures of different steps differ by the model alone, and do not depend on
+batch size or number of processes.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..extras import require
+from ..metrics import load_metric
+from ..modeling_nim import NIMForPreTraining, NIMForRobustImageClassification
+from ..noise import add_noise
+from .masked import MaskedAutoencoder
+from .seeding import derive_seed, image_generators, seeded
+
+
+# A padding that metrics leave out.
+_IGNORED = -100
+
+
+def _generators(rows: torch.Tensor, device: torch.device) -> list[torch.Generator]:
+    return image_generators([derive_seed("evaluation", int(row)) for row in rows], device)
+
+
+def _mask_scores(rows: torch.Tensor, num_patches: int, device: torch.device) -> torch.Tensor:
+    """Random numbers for the masks of images, as MAE takes them."""
+    generators = _generators(rows, torch.device("cpu"))
+    return torch.stack([torch.rand(num_patches, generator=generator) for generator in generators]).to(device)
+
+
+def _mean_square(images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return (images - targets).square().flatten(1).mean(dim=1)
+
+
+def sigma_name(sigma: float | None) -> str:
+    """How a sigma is written in the names of figures: `off`, `sigma_25`, `sigma_2.5`."""
+    return "off" if sigma is None else f"sigma_{sigma:g}"
+
+
+@torch.no_grad()
+def evaluate_denoiser(
+    accelerator: Any, model: NIMForPreTraining, loader: Iterable[Mapping[str, Any]], sigmas: Sequence[float]
+) -> dict[str, float]:
+    """Loss and peak signal-to-noise ratio of a denoiser.
+
+    Args:
+        accelerator: Whose processes share the images.
+        model: The model, prepared or not; left in the mode that it was in.
+        loader: A prepared loader from `evaluation_loader`.
+        sigmas: Noise scales in units of 0..255 pixels.
+
+    Returns:
+        `loss` at the pretraining distribution of sigma, and for each sigma `psnr_sigma_…` of the denoised and
+        `psnr_noisy_sigma_…` of the noisy images, clamped to valid pixels: means over images, in dB.
+    """
+    config = accelerator.unwrap_model(model).config
+    std = torch.tensor(config.image_std, device=accelerator.device)[:, None, None]
+    clamp = accelerator.unwrap_model(model).clamp_pixels
+    sums: dict[str, list[torch.Tensor]] = {}
+    with _eval_mode(model):
+        for batch in loader:
+            pixels, rows, is_valid = batch["pixel_values"], batch["row"], batch["is_valid"]
+            # Per image, so that undecodable ones can be left out.
+            drawn = model(pixels, generator=_generators(rows, pixels.device))
+            figures = {"loss": _patch_loss(accelerator.unwrap_model(model), drawn.logits, pixels)}
+            for sigma in sigmas:
+                outputs = model(pixels, sigma=sigma, generator=_generators(rows, pixels.device), return_loss=False)
+                for name, images in (("", outputs.denoised_pixel_values), ("noisy_", outputs.noisy_pixel_values)):
+                    # Pixels in [0, 1] have a peak of 1. The floor keeps a perfect picture finite (100 dB).
+                    square = _mean_square(clamp(images.float()) * std, pixels * std).clamp(min=1e-10)
+                    figures[f"psnr_{name}{sigma_name(sigma)}"] = -10 * square.log10()
+            _gather(accelerator, figures, is_valid, sums)
+    return _means(sums)
+
+
+def _patch_loss(model: NIMForPreTraining, logits: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+    """The pretraining loss of each image."""
+    return _mean_square(logits.float(), model.patch_targets(pixels))
+
+
+@torch.no_grad()
+def evaluate_masked(
+    accelerator: Any, model: MaskedAutoencoder, loader: Iterable[Mapping[str, Any]]
+) -> dict[str, float]:
+    """Loss of a masked autoencoder, each image with a mask of its own.
+
+    Args:
+        accelerator: Whose processes share the images.
+        model: The model, prepared or not; left in the mode that it was in.
+        loader: A prepared loader from `evaluation_loader`.
+
+    Returns:
+        `loss`.
+    """
+    inner = accelerator.unwrap_model(model)
+    rows_of_patches, columns_of_patches = inner.config.patch_grid
+    sums: dict[str, list[torch.Tensor]] = {}
+    with _eval_mode(model):
+        for batch in loader:
+            pixels = batch["pixel_values"]
+            scores = _mask_scores(batch["row"], rows_of_patches * columns_of_patches, pixels.device)
+            # Every image has as many masked patches, so the batch's mean is that of its images; one by one, because
+            # undecodable ones count for nothing.
+            outputs = model(pixels, mask_scores=scores)
+            targets = inner.model.patch_targets(pixels)
+            masked = (outputs.logits.float() - targets).square().mean(dim=-1)
+            losses = (masked * outputs.mask).sum(dim=1) / outputs.mask.sum(dim=1)
+            _gather(accelerator, {"loss": losses}, batch["is_valid"], sums)
+    return _means(sums)
+
+
+@torch.no_grad()
+def evaluate_classifier(
+    accelerator: Any, model: nn.Module, loader: Iterable[Mapping[str, Any]], sigmas: Sequence[float | None]
+) -> dict[str, float]:
+    """Clean accuracy of a classifier with its defense off and at given sigmas, one noise draw per image.
+
+    A [`NIMForRobustImageClassification`] denoises at each sigma; a classifier without a defense sees the noisy image.
+
+    Args:
+        accelerator: Whose processes share the images.
+        model: The model, prepared or not; left in the mode that it was in.
+        loader: A prepared loader from `evaluation_loader`.
+        sigmas: Noise scales in units of 0..255 pixels; None for the defense off.
+
+    Returns:
+        `accuracy_off`, `accuracy_sigma_25` and so on, in [0, 1], each with `…_low` and `…_high` (95 % interval), and
+        `loss_off` and so on: mean cross entropies.
+    """
+    inner = accelerator.unwrap_model(model)
+    is_robust = isinstance(inner, NIMForRobustImageClassification)
+    metrics = {sigma_name(sigma): load_metric("robust_accuracy", keep_in_memory=True) for sigma in sigmas}
+    sums: dict[str, list[torch.Tensor]] = {}
+    with _eval_mode(model):
+        for batch in loader:
+            pixels, labels, is_valid = batch["pixel_values"], batch["labels"], batch["is_valid"]
+            figures = {}
+            for sigma in sigmas:
+                generators = _generators(batch["row"], pixels.device)
+                if is_robust:
+                    outputs = model(pixels, sigma=sigma, num_samples=1, generator=generators)
+                else:
+                    outputs = model(pixels if sigma is None else _noisy(pixels, sigma, generators, inner.config))
+                logits = outputs.logits.float()
+                references = torch.where(is_valid, labels, _IGNORED)
+                predicted, references = accelerator.gather_for_metrics((logits.argmax(dim=-1), references))
+                metrics[sigma_name(sigma)].add_batch(predictions=predicted.tolist(), references=references.tolist())
+                figures[f"loss_{sigma_name(sigma)}"] = nn.functional.cross_entropy(logits, labels, reduction="none")
+            _gather(accelerator, figures, is_valid, sums)
+    results = _means(sums)
+    for name, metric in metrics.items():
+        computed = metric.compute()
+        if computed is not None:
+            results |= {f"accuracy_{name}{end}": float(computed[f"accuracy{end}"]) for end in ("", "_low", "_high")}
+    return results
+
+
+def _noisy(pixels: torch.Tensor, sigma: float, generators: list[torch.Generator], config: Any) -> torch.Tensor:
+    noise = torch.stack(
+        [torch.randn(pixels.shape[1:], generator=generator, device=generator.device) for generator in generators]
+    )
+    return add_noise(pixels, torch.full((len(pixels),), float(sigma), device=pixels.device), noise, config.image_std)
+
+
+class _eval_mode:
+    """Eval mode inside a `with` block."""
+
+    def __init__(self, model: nn.Module):
+        self.model, self.was_training = model, model.training
+
+    def __enter__(self) -> None:
+        self.model.eval()
+
+    def __exit__(self, *error: object) -> None:
+        self.model.train(self.was_training)
+
+
+def _gather(accelerator: Any, figures: dict[str, torch.Tensor], is_valid: torch.Tensor, sums: dict) -> None:
+    names = list(figures)
+    gathered = accelerator.gather_for_metrics((is_valid, *(figures[name].float() for name in names)))
+    for name, values in zip(names, gathered[1:]):
+        sums.setdefault(name, []).append(values[gathered[0]].double().cpu())
+
+
+def _means(sums: dict[str, list[torch.Tensor]]) -> dict[str, float]:
+    means = {name: torch.cat(values) for name, values in sums.items()}
+    if any(len(values) == 0 for values in means.values()):
+        raise ValueError("none of the validation images can be decoded")
+    return {name: values.mean().item() for name, values in means.items()}
+
+
+@torch.no_grad()
+def plot_reconstructions(
+    accelerator: Any,
+    model: NIMForPreTraining | MaskedAutoencoder,
+    pixel_values: torch.Tensor,
+    sigmas: Sequence[float],
+    path: str | Path,
+    title: str = "",
+) -> None:
+    """Draws a grid of images as they are, noisy and denoised at each sigma (or masked and filled in).
+
+    Called by all processes, which may share the weights; the main one draws.
+
+    Args:
+        accelerator: Knows which process is the main one.
+        model: The model, not wrapped.
+        pixel_values: Normalized images, one column each.
+        sigmas: Noise scales in units of 0..255 pixels, two rows each; unused for a masked autoencoder.
+        path: The PNG file to write.
+        title: A line above the grid.
+    """
+    config = model.config
+    mean, std = (
+        torch.tensor(v, device=pixel_values.device)[:, None, None] for v in (config.image_mean, config.image_std)
+    )
+    seeds = range(len(pixel_values))
+    rows = {"clean": pixel_values}
+    with _eval_mode(model), seeded(0):
+        if isinstance(model, MaskedAutoencoder):
+            patches = config.patch_grid[0] * config.patch_grid[1]
+            outputs = model(pixel_values, mask_scores=_mask_scores(torch.tensor(seeds), patches, pixel_values.device))
+            rows |= {"masked": outputs.masked_pixel_values, "filled in": outputs.reconstructed_pixel_values}
+        else:
+            for sigma in sigmas:
+                generators = image_generators(seeds, pixel_values.device)
+                outputs = model(pixel_values, sigma=sigma, generator=generators, return_loss=False)
+                rows[f"noisy\nsigma {sigma:g}"] = outputs.noisy_pixel_values
+                square = _mean_square(model.clamp_pixels(outputs.denoised_pixel_values) * std, pixel_values * std)
+                psnr = -10 * square.clamp(min=1e-10).log10().mean().item()
+                rows[f"denoised\n{psnr:.1f} dB"] = outputs.denoised_pixel_values
+    if not accelerator.is_main_process:
+        return
+    plt = require("matplotlib.pyplot")
+    figure, axes = plt.subplots(
+        len(rows),
+        len(pixel_values),
+        figsize=(len(pixel_values) + 1, len(rows) + 0.4),
+        squeeze=False,
+        layout="constrained",
+    )
+    for line, (name, images) in zip(axes, rows.items()):
+        line[0].set_ylabel(name, fontsize="x-small")
+        pixels = (images.float() * std + mean).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+        for axis, image in zip(line, pixels):
+            axis.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1)
+            axis.set(xticks=[], yticks=[])
+    figure.suptitle(title, fontsize="small")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)

@@ -1,0 +1,244 @@
+# Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
+"""From arguments to a run: accelerator, length, learning rate, and the header that says what is about to happen."""
+
+import argparse
+import importlib.util
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..extras import require
+from .arguments import public_arguments
+from .data import ImageData, load_image_data
+from .optimization import make_schedule, scaled_learning_rate
+from .run import RunOptions
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how fast a run learns.
+
+    Attributes:
+        total_batch_size: Images per update, over all processes.
+        total_steps: Updates.
+        steps_per_epoch: Updates in one pass over the images; 0 for streams.
+        warmup_steps: Updates from 0 to the full learning rate.
+        learning_rate: The full learning rate.
+    """
+
+    total_batch_size: int
+    total_steps: int
+    steps_per_epoch: float
+    warmup_steps: int
+    learning_rate: float
+
+
+def make_accelerator(args: argparse.Namespace) -> Any:
+    """An `Accelerator` with gradient accumulation, mixed precision and trackers as the arguments say.
+
+    Raises:
+        ValueError: A tracker is not installed.
+    """
+    accelerate = require("accelerate")
+    trackers = [name for name in args.report_to if name != "none"]
+    for name in trackers:
+        if importlib.util.find_spec("mlflow" if name == "mlflow" else name) is None:
+            raise ValueError(f"report_to: {name} is not installed; install it, or pass --report_to none")
+    accelerator = accelerate.Accelerator(
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        mixed_precision=args.mixed_precision,
+        log_with=trackers or None,
+        project_config=accelerate.utils.ProjectConfiguration(
+            project_dir=args.output_dir, logging_dir=str(Path(args.output_dir) / "logs")
+        ),
+    )
+    if accelerator.state.deepspeed_plugin is not None:
+        # DeepSpeed takes it from a prepared loader, and ours are not prepared.
+        accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = (
+            args.per_device_train_batch_size
+        )
+    return accelerator
+
+
+def start_trackers(accelerator: Any, project: str, args: argparse.Namespace) -> None:
+    """Tells the trackers the arguments, except tokens."""
+    config = {
+        name: value if isinstance(value, (int, float, str, bool)) else str(value)
+        for name, value in public_arguments(args).items()
+    }
+    accelerator.init_trackers(project, config=config)
+
+
+def load_data(args: argparse.Namespace, with_labels: bool) -> ImageData:
+    """`load_image_data` with the arguments of `add_data_arguments`.
+
+    Raises:
+        ValueError: See `load_image_data`; or a stream has no `--max_train_steps`.
+    """
+    if args.streaming and args.max_train_steps is None:
+        raise ValueError("a stream has no known length: pass --max_train_steps")
+    if args.num_workers < 0:
+        raise ValueError(f"num_workers must be at least 0, got {args.num_workers}")
+    return load_image_data(
+        dataset_name=args.dataset_name,
+        dataset_config_name=args.dataset_config_name,
+        train_dir=args.train_dir,
+        validation_dir=args.validation_dir,
+        train_split_name=args.train_split_name,
+        validation_split_name=args.validation_split_name,
+        train_val_split=args.train_val_split,
+        image_column_name=args.image_column_name,
+        label_column_name=args.label_column_name if with_labels else None,
+        with_labels=with_labels,
+        streaming=args.streaming,
+        max_train_samples=args.max_train_samples,
+        max_eval_samples=args.max_eval_samples,
+        shuffle_buffer=args.shuffle_buffer,
+        seed=args.seed,
+        cache_dir=args.cache_dir,
+        revision=args.dataset_revision,
+        token=args.token,
+    )
+
+
+def make_plan(args: argparse.Namespace, data: ImageData, num_processes: int) -> Plan:
+    """Works out batch, steps and learning rate.
+
+    Raises:
+        ValueError: A number is out of range.
+    """
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
+                 "max_train_steps", "logging_steps", "checkpoints_total_limit"):  # fmt: skip
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    total_batch_size = args.per_device_train_batch_size * num_processes * args.gradient_accumulation_steps
+    steps_per_epoch = 0.0 if data.is_streamed else len(data.train) / total_batch_size
+    total_steps = args.max_train_steps or math.ceil(args.num_train_epochs * steps_per_epoch)
+    if total_steps < 1:
+        raise ValueError(f"num_train_epochs {args.num_train_epochs} leaves no step to train")
+    warmup = args.num_warmup_steps
+    if warmup is None:
+        warmup = round(args.warmup_ratio * total_steps)
+    rate = args.learning_rate or scaled_learning_rate(args.base_learning_rate, total_batch_size)
+    return Plan(total_batch_size, total_steps, steps_per_epoch, warmup, rate)
+
+
+def steps_of(name: str, value: str | None, plan: Plan) -> int | None:
+    """A number of updates, where `"epoch"` stands for those of an epoch.
+
+    Raises:
+        ValueError: It is neither a number of at least 1 nor `"epoch"`, or the epoch's length is unknown.
+    """
+    if value is None:
+        return None
+    if value == "epoch" and plan.steps_per_epoch:
+        return math.ceil(plan.steps_per_epoch)
+    if value.isdigit() and int(value) > 0:
+        return int(value)
+    raise ValueError(f"{name} must be a number of at least 1 or 'epoch' (not for streams), got {value!r}")
+
+
+def run_options(
+    args: argparse.Namespace, plan: Plan, data: ImageData, best_metric: str | None, greater_is_better: bool
+) -> RunOptions:
+    """The options of a [`TrainingRun`] from the arguments."""
+    checkpointing_steps = steps_of("checkpointing_steps", args.checkpointing_steps, plan)
+    assert checkpointing_steps is not None
+    size = "streamed" if data.is_streamed else f"{len(data.train)} images"
+    return RunOptions(
+        output_dir=Path(args.output_dir),
+        total_steps=plan.total_steps,
+        total_batch_size=plan.total_batch_size,
+        steps_per_epoch=plan.steps_per_epoch,
+        seed=args.seed,
+        data_identity=f"{data.name}, {size}",
+        checkpointing_steps=checkpointing_steps,
+        checkpoints_total_limit=args.checkpoints_total_limit,
+        resume_from_checkpoint=args.resume_from_checkpoint,
+        eval_steps=steps_of("eval_steps", args.eval_steps, plan),
+        logging_steps=args.logging_steps,
+        max_grad_norm=args.max_grad_norm,
+        best_metric=best_metric if data.validation is not None else None,
+        greater_is_better=greater_is_better,
+    )
+
+
+def make_average(accelerator: Any, model: nn.Module, decay: float | None) -> Any:
+    """timm's moving average of a model's weights, or None without a decay. To be made before `prepare`.
+
+    Raises:
+        ValueError: The decay is not between 0 and 1, or weights are sharded over processes.
+    """
+    if decay is None:
+        return None
+    if not 0 < decay < 1:
+        raise ValueError(f"ema_decay must be greater than 0 and less than 1, got {decay}")
+    if accelerator.distributed_type.value in ("FSDP", "DEEPSPEED"):
+        raise ValueError(
+            f"ema_decay does not work with {accelerator.distributed_type.value}, which shards the weights"
+        )
+    return require("timm.utils").ModelEmaV3(model.to(accelerator.device), decay=decay)
+
+
+def prepare(
+    accelerator: Any, args: argparse.Namespace, plan: Plan, model: nn.Module, optimizer: torch.optim.Optimizer,
+    min_learning_rate: float = 0.0,
+) -> tuple[nn.Module, Any, Any]:  # fmt: skip
+    """Gradient checkpointing, compilation, Accelerate's wrappers and the schedule.
+
+    Returns:
+        The prepared model and optimizer, and the schedule, which counts updates and is not prepared.
+    """
+    schedule = make_schedule(
+        optimizer, args.lr_scheduler_type, plan.warmup_steps, plan.total_steps, min_learning_rate / plan.learning_rate
+    )
+    if args.gradient_checkpointing:
+        pretrained: Any = getattr(model, "model", model)
+        # Renamed in transformers 5.23.
+        enable = (
+            getattr(pretrained, "activation_checkpointing_enable", None) or pretrained.gradient_checkpointing_enable
+        )
+        enable()
+    if args.torch_compile:
+        # In place, so that names of weights stay as they are.
+        model.compile()
+    model, optimizer = accelerator.prepare(model, optimizer)
+    return model, optimizer, schedule
+
+
+def print_header(accelerator: Any, title: str, rows: Mapping[str, str]) -> None:
+    """Says on the main process what is about to happen."""
+    width = max(map(len, rows))
+    accelerator.print("\n".join([title, *(f"  {name.ljust(width)}  {text}" for name, text in rows.items())]))
+
+
+def describe_run(
+    accelerator: Any, args: argparse.Namespace, plan: Plan, data: ImageData, model: nn.Module
+) -> dict[str, str]:
+    """Header lines that both scripts have in common."""
+    config = model.config
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    height, width = config.image_shape  # type: ignore[union-attr,misc]
+    num_train = "a stream" if data.is_streamed else f"{len(data.train):,} images"
+    num_validation = f"{len(data.validation):,}" if data.validation is not None else "none"
+    epochs = f" ({plan.total_steps / plan.steps_per_epoch:.3g} epochs)" if plan.steps_per_epoch else ""
+    patch = "x".join(map(str, config.patch_shape))  # type: ignore[union-attr,arg-type]
+    num_processes = accelerator.num_processes
+    processes = f"{num_processes} process{'es' if num_processes > 1 else ''}"
+    return {
+        "model": f"{type(model).__name__}, {sum(p.numel() for p in parameters) / 1e6:,.2f} M trainable parameters,"
+        f" images of {height}x{width}, patches of {patch}",
+        "data": f"{data.name}: {num_train} to train on, {num_validation} to validate with",
+        "batch": f"{args.per_device_train_batch_size} images x {processes} x {args.gradient_accumulation_steps} passes"
+        f" = {plan.total_batch_size} per update",
+        "steps": f"{plan.total_steps:,}{epochs}, {plan.warmup_steps:,} of them warm-up",
+        "learning rate": f"{plan.learning_rate:.3g}, {args.lr_scheduler_type}; weight decay {args.weight_decay:g}",
+        "device": f"{processes} on {accelerator.device.type}, precision {accelerator.mixed_precision}",
+        "output": str(args.output_dir),
+    }

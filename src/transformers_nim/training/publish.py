@@ -1,0 +1,110 @@
+# Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
+"""What a finished run leaves behind: model, image processor, results, card, and all of it on the Hub."""
+
+import argparse
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import torch
+import transformers
+from huggingface_hub import HfApi
+
+from .. import __version__
+from ..cards import write_training_card
+from .arguments import public_arguments
+from .data import ImageData
+from .launch import Plan
+from .run import TrainingRun
+
+
+# What is no part of a published model.
+_LOCAL_FILES = ["checkpoint-*", "checkpoint-*/**", "logs/**", "best/**", "*.partial", "*.partial/**", "*.old/**"]
+
+
+def create_repository(args: argparse.Namespace) -> str | None:
+    """Makes the repository before training, so that a wrong name or token shows at once.
+
+    Returns:
+        Its name, or None if nothing is to be pushed.
+    """
+    if not args.push_to_hub:
+        return None
+    name = args.hub_model_id or Path(args.output_dir).resolve().name
+    return HfApi(token=args.hub_token).create_repo(name, private=args.hub_private_repo, exist_ok=True).repo_id
+
+
+def finish(
+    run: TrainingRun,
+    args: argparse.Namespace,
+    plan: Plan,
+    data: ImageData,
+    task: str,
+    summary: str,
+    repository: str | None = None,
+) -> dict[str, Any]:
+    """Writes model, image processor, `all_results.json` and card, and pushes them; called by all processes.
+
+    Args:
+        run: The run, trained.
+        args: The script's arguments.
+        plan: Its plan.
+        data: Its data.
+        task: `"pretraining"` or `"finetuning"`.
+        summary: A sentence for the card that says what the model is.
+        repository: Where to push to, or None.
+
+    Returns:
+        What `all_results.json` holds.
+    """
+    accelerator, output_dir = run.accelerator, Path(args.output_dir)
+    run.export(output_dir)
+    run.gather_undecodable()
+    images = run.step * plan.total_batch_size
+    results: dict[str, Any] = {
+        "task": task,
+        "dataset": data.name,
+        "steps": run.step,
+        "epochs": round(run.step / plan.steps_per_epoch, 4) if plan.steps_per_epoch else None,
+        "total_batch_size": plan.total_batch_size,
+        "learning_rate": plan.learning_rate,
+        "metrics": run.metrics,
+        "best": run.best,
+        "num_eval_images": len(data.validation) if data.validation is not None else 0,
+        "undecodable_images": len(run.undecodable),
+        "seconds": round(run.seconds, 1),
+        "images_per_second": round(images / run.seconds, 2) if run.seconds else None,
+        "num_processes": accelerator.num_processes,
+        "device": accelerator.device.type,
+        "mixed_precision": accelerator.mixed_precision,
+        "arguments": public_arguments(args),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "accelerate": accelerate.__version__,
+            "transformers_nim": __version__,
+        },
+    }
+    if accelerator.is_main_process:
+        (output_dir / "all_results.json").write_text(json.dumps(results, indent=2) + "\n")
+        write_training_card(output_dir, repository or output_dir.resolve().name, results, summary)
+        if run.undecodable:
+            shown = ", ".join(sorted(run.undecodable)[:10])
+            accelerator.print(
+                f"{len(run.undecodable)} images could not be decoded and were replaced by others: rows {shown}"
+            )
+        accelerator.print(f"model, image processor, card, all_results.json, log.jsonl: {output_dir}")
+        if repository is not None:
+            url = HfApi(token=args.hub_token).upload_folder(
+                repo_id=repository,
+                folder_path=output_dir,
+                commit_message=f"NIM {task}, {run.step} steps",
+                ignore_patterns=_LOCAL_FILES,
+            )
+            accelerator.print(f"pushed: {url}")
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return results

@@ -1,0 +1,59 @@
+# Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
+"""Randomness that is a function of what it is for, not of what was drawn before.
+
+Every draw in training has a seed of its own, derived from the run's seed and from the name of the draw: which image in
+which epoch, which step. So a run that was interrupted goes on with the same draws, and the number of processes and
+DataLoader workers changes none of those that belong to an image.
+"""
+
+import hashlib
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A seed from 0 to 2**32 - 1 for the draw that `parts` name.
+
+    (NumPy takes no more than 32 bits, and torch's CPU generator looks at no more.)
+    """
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=4).digest(), "little")
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seeds the global generators of `random`, NumPy and torch (CPU) in a `with` block, and restores them after it."""
+    states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.default_generator.set_state(states[2])
+
+
+def seed_step(seed: int, step: int, process_index: int) -> None:
+    """Seeds all global generators, those of accelerators too, for what one process draws in one step.
+
+    That is what belongs to no single image: dropout, stochastic depth, mixup.
+    """
+    step_seed = derive_seed(seed, "step", step, process_index)
+    random.seed(step_seed)
+    np.random.seed(step_seed)
+    torch.manual_seed(step_seed)
+
+
+def image_generators(seeds: torch.Tensor | Sequence[int], device: torch.device | str) -> list[torch.Generator]:
+    """One generator for each image of a batch, as the models take them.
+
+    Args:
+        seeds: A seed for each image, shape `(batch,)`.
+        device: Where the noise is drawn.
+    """
+    return [torch.Generator(device).manual_seed(int(seed)) for seed in seeds]

@@ -15,6 +15,7 @@ from ._registration import register_with_transformers
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "certification": ["ABSTAIN", "Certificate", "SmoothedPrediction"],
     "configuration_nim": ["NIM_SIZES", "NIMConfig", "NIMConfigError"],
     "image_processing_nim": ["NIMImageProcessor", "NIMImageProcessorPil"],
     "modeling_nim": [
@@ -40,6 +41,11 @@ _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in nam
 __all__ = sorted(_MODULE_OF)
 
 if TYPE_CHECKING:
+    from .certification import (
+        ABSTAIN as ABSTAIN,
+        Certificate as Certificate,
+        SmoothedPrediction as SmoothedPrediction,
+    )
     from .configuration_nim import (
         NIM_SIZES as NIM_SIZES,
         NIMConfig as NIMConfig,

@@ -15,6 +15,7 @@ _EXTRA_OF = {
     "timm": "train",
     "tensorboard": "train",
     "tqdm": "train",
+    "scipy": "certify",
     "torchattacks": "attacks",
     "gradio": "demo",
 }

@@ -31,6 +31,8 @@ from .layers_nim import (
 )
 from .loading_nim import load_derived_weights, saved_architectures, source_arguments
 from .noise import (
+    FROM_CONFIG,
+    MAX_BATCH_SIZE,
     ConstantSigma,
     Generators,
     SigmaDistribution,
@@ -40,17 +42,13 @@ from .noise import (
     draw_noise,
     parse_sigma,
 )
-from .outputs_nim import NIMForPreTrainingOutput, RobustImageClassifierOutput, combine_draws
+from .outputs_nim import NIMForPreTrainingOutput, RobustImageClassifierOutput, combine_draws, concatenate_states
+from .smoothing_nim import SmoothingMixin
 
 
 logger = logging.get_logger(__name__)
 
-# The value of `sigma` that means "as the config says", because None means "defense off".
-FROM_CONFIG = "config"
 Sigma = torch.Tensor | SigmaSpec | None
-
-# How many noisy images pass through the network at once when an image has several draws.
-_MAX_BATCH_SIZE = 256
 
 # A floor of the variance by which patches are normalized, as in the authors' code.
 _PATCH_VARIANCE_EPS = 1e-6
@@ -435,7 +433,7 @@ class NIMForImageClassification(NIMPreTrainedModel):
     [`~NIMForRobustImageClassification.from_denoiser`] is there.
     """
 )
-class NIMForRobustImageClassification(NIMForImageClassification):
+class NIMForRobustImageClassification(SmoothingMixin, NIMForImageClassification):
     _keys_to_ignore_on_load_unexpected = [r"^(nim\.)?layernorm\."]
 
     def __init__(self, config: NIMConfig):
@@ -609,7 +607,7 @@ class NIMForRobustImageClassification(NIMForImageClassification):
         if max_batch_size is not None and max_batch_size < 1:
             raise ValueError(f"max_batch_size must be at least 1, got {max_batch_size}")
         if max_batch_size is None and num_samples > 1:
-            max_batch_size = _MAX_BATCH_SIZE
+            max_batch_size = MAX_BATCH_SIZE
 
         def split(tensor: torch.Tensor) -> Sequence[torch.Tensor]:
             return [tensor] if max_batch_size is None else tensor.split(max_batch_size)
@@ -618,16 +616,9 @@ class NIMForRobustImageClassification(NIMForImageClassification):
         clean_parts = [None] * len(parts) if clean is None else split(clean)
         passes, draw_logits, denoised = [], [], []
         for part, part_sigma, part_clean in zip(parts, split(drawn.flatten()), clean_parts):
-            _, _, restored = self.denoiser.restore(
-                part,
-                part_sigma,
-                part_clean,
-                interpolate_pos_encoding,
-                output_hidden_states=False,
-                output_attentions=False,
+            outputs, logits, purified = self.classify_noisy(
+                part, part_sigma, part_clean, pixel_values.dtype, interpolate_pos_encoding, **kwargs
             )
-            purified = self.denoiser.clamp_pixels(restored).to(pixel_values.dtype)
-            outputs, logits = self._classify(purified, interpolate_pos_encoding, **kwargs)
             passes.append(outputs)
             draw_logits.append(logits)
             denoised.append(purified)
@@ -646,19 +637,41 @@ class NIMForRobustImageClassification(NIMForImageClassification):
         return RobustImageClassifierOutput(
             loss=self._loss(logits, labels),
             logits=logits,
-            hidden_states=_concatenate([outputs.hidden_states for outputs in passes]),
-            attentions=_concatenate([outputs.attentions for outputs in passes]),
+            hidden_states=concatenate_states([outputs.hidden_states for outputs in passes]),
+            attentions=concatenate_states([outputs.attentions for outputs in passes]),
             **extra,
         )
 
+    def classify_noisy(
+        self,
+        noisy_pixel_values: torch.Tensor,
+        sigma: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
+        dtype: torch.dtype | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[BaseModelOutput, torch.Tensor, torch.Tensor]:
+        """Denoises and classifies images that are already noisy: one draw of De^3.
 
-def _concatenate(parts: list[tuple[torch.Tensor, ...] | None]) -> tuple[torch.Tensor, ...] | None:
-    """Joins the recorded states of several passes, layer by layer."""
-    if parts[0] is None:
-        return None
-    if len(parts) == 1:
-        return parts[0]
-    return tuple(torch.cat(layer) for layer in zip(*parts))
+        Args:
+            noisy_pixel_values, sigma, pixel_values, interpolate_pos_encoding: As for
+                [`~NIMForPreTraining.restore`].
+            dtype: Of the denoised images; by default that of the noisy ones.
+
+        Returns:
+            The outputs of the classifier's encoder, the logits, and the denoised images that the classifier saw.
+        """
+        _, _, restored = self.denoiser.restore(
+            noisy_pixel_values,
+            sigma,
+            pixel_values,
+            interpolate_pos_encoding,
+            output_hidden_states=False,
+            output_attentions=False,
+        )
+        purified = self.denoiser.clamp_pixels(restored).to(dtype or noisy_pixel_values.dtype)
+        outputs, logits = self._classify(purified, interpolate_pos_encoding, **kwargs)
+        return outputs, logits, purified
 
 
 def _robust_state_dict(denoiser: NIMForPreTraining) -> dict[str, torch.Tensor]:

@@ -16,6 +16,12 @@ from typing import Any, ClassVar, TypeVar
 import torch
 
 
+# The value of a `sigma` argument that means "as the config says", because None means "defense off".
+FROM_CONFIG = "config"
+
+# How many noisy images pass through the network at once when an image has several draws.
+MAX_BATCH_SIZE = 256
+
 # One generator for the whole batch, or one for each image.
 Generators = torch.Generator | Sequence[torch.Generator]
 

@@ -94,4 +94,13 @@ def combine_draws(draw_logits: torch.Tensor, vote: str) -> torch.Tensor:
     return (shares + 1e-3 / num_samples * mean.exp()).clamp(min=torch.finfo(torch.float32).tiny).log()
 
 
+def concatenate_states(parts: list[tuple[torch.Tensor, ...] | None]) -> tuple[torch.Tensor, ...] | None:
+    """Joins the recorded states of several passes, layer by layer."""
+    if parts[0] is None:
+        return None
+    if len(parts) == 1:
+        return parts[0]
+    return tuple(torch.cat(layer) for layer in zip(*parts))
+
+
 __all__ = ["NIMForPreTrainingOutput", "RobustImageClassifierOutput"]

@@ -1,13 +1,14 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
 """`pipeline("image-classification")` with the options of the De^3 defense."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
 from PIL import Image
 from transformers.pipelines import ImageClassificationPipeline
 
+from .certification import Certificate
 from .configuration_nim import NIMConfig
 from .image_processing_nim import check_image_processor, load_picture
 from .modeling_nim import FROM_CONFIG, NIMForRobustImageClassification, RobustImageClassifierOutput, Sigma
@@ -15,6 +16,8 @@ from .noise import parse_sigma
 
 
 _UNSET: Any = object()
+_CERTIFY_OPTIONS = ("n0", "n", "alpha", "sequential", "radius_tolerance", "target_radius")
+_OPTIONS = {"sigma", "num_samples", "vote", "seed", "return_denoised", "certify", *_CERTIFY_OPTIONS}
 
 
 def to_picture(pixel_values: torch.Tensor, config: NIMConfig) -> Image.Image:
@@ -42,6 +45,15 @@ class NIMImageClassificationPipeline(ImageClassificationPipeline):
             images get the same noise, so do not measure accuracies with it. Who knows the seed knows the noise.
         return_denoised (`bool`, defaults to `False`):
             Whether every answer has, as `"denoised"`, a PIL image of what the classifier saw in the first draw.
+        certify (`bool`, defaults to `False`):
+            Whether to vote under many noise draws and to certify the answer; see
+            [`~NIMForRobustImageClassification.certify`]. Every picture then has a single answer with `"label"` (`None`
+            where it abstains), `"score"` (the lower bound of the class's probability under noise), `"radius"` (L2 norm
+            in pixels of [0, 1] of the image that the processor makes, which is resized) and `"certificate"` (a
+            [`Certificate`]). `num_samples`, `vote`, `return_denoised`, `top_k` and `function_to_apply` do not apply.
+        n0, n, alpha, sequential, radius_tolerance, target_radius:
+            Options of certificates, as for [`~NIMForRobustImageClassification.certify`]; without `certify` they do
+            nothing.
 
     Raises:
         ValueError: An option is out of range, or the image processor does not fit the model.
@@ -70,7 +82,7 @@ class NIMImageClassificationPipeline(ImageClassificationPipeline):
         # Without a model this is a copy of a pipeline being made.
         if model is None or isinstance(model, NIMForRobustImageClassification):
             return super().__new__(cls)
-        ours = kwargs.keys() & {"sigma", "num_samples", "vote", "seed", "return_denoised"}
+        ours = kwargs.keys() & _OPTIONS
         if ours:
             raise ValueError(f"{sorted(ours)} need a NIMForRobustImageClassification, got {type(model).__name__}")
         return cls.fallback(*args, **kwargs)
@@ -87,6 +99,7 @@ class NIMImageClassificationPipeline(ImageClassificationPipeline):
         vote: str | None = None,
         seed: int | None = _UNSET,
         return_denoised: bool | None = None,
+        certify: bool | None = None,
         **kwargs: Any,
     ):
         if sigma is not _UNSET and sigma is not None and not (isinstance(sigma, str) and sigma == FROM_CONFIG):
@@ -99,11 +112,20 @@ class NIMImageClassificationPipeline(ImageClassificationPipeline):
             raise ValueError(f"seed must be an int of at least 0, got {seed!r}")
         if return_denoised not in (None, False, True) or type(return_denoised) is int:
             raise ValueError(f"return_denoised must be True or False, got {return_denoised!r}")
+        if certify not in (None, False, True) or type(certify) is int:
+            raise ValueError(f"certify must be True or False, got {certify!r}")
+        if certify and (num_samples is not None or vote is not None or return_denoised):
+            raise ValueError(
+                "certify=True votes under n0 + n noise draws: leave out num_samples, vote and return_denoised"
+            )
+        options = {name: kwargs.pop(name) for name in _CERTIFY_OPTIONS if name in kwargs}
         preprocess, _, postprocess = super()._sanitize_parameters(**kwargs)
         forward: dict[str, Any] = {"num_samples": num_samples, "vote": vote, "return_denoised": return_denoised}
+        forward |= {"certify": certify}
         forward = {name: value for name, value in forward.items() if value is not None}
         # None has a meaning for these two.
         forward |= {name: value for name, value in (("sigma", sigma), ("seed", seed)) if value is not _UNSET}
+        forward |= options
         return preprocess, forward, postprocess
 
     def get_iterator(self, *args, **kwargs):
@@ -118,12 +140,23 @@ class NIMImageClassificationPipeline(ImageClassificationPipeline):
         return self.image_processor(images=image, return_tensors="pt").to(self.dtype)  # type: ignore[misc]
 
     def _forward(  # type: ignore[override]
-        self, model_inputs, sigma=FROM_CONFIG, num_samples=None, vote=None, seed=None, return_denoised=False
+        self,
+        model_inputs,
+        sigma=FROM_CONFIG,
+        num_samples=None,
+        vote=None,
+        seed=None,
+        return_denoised=False,
+        certify=False,
+        **options,
     ):
         pixel_values = model_inputs["pixel_values"]
         generators = None
         if seed is not None:
             generators = [torch.Generator().manual_seed(seed) for _ in range(len(pixel_values))]
+        if certify:
+            model = cast(NIMForRobustImageClassification, self.model)
+            return {"certificates": model.certify(pixel_values, sigma, generator=generators, **options)}
         outputs = self.model(
             pixel_values,
             sigma=sigma,
@@ -139,11 +172,24 @@ class NIMImageClassificationPipeline(ImageClassificationPipeline):
         return RobustImageClassifierOutput(logits=outputs.logits, denoised_pixel_values=seen)
 
     def postprocess(self, model_outputs, function_to_apply=None, top_k=5):  # type: ignore[override]
+        if "certificates" in model_outputs:
+            return [self._certified_answer(model_outputs["certificates"])]
         answers = super().postprocess(model_outputs, function_to_apply=function_to_apply, top_k=top_k)
         if model_outputs.get("denoised_pixel_values") is not None:
             picture = to_picture(model_outputs["denoised_pixel_values"][0], self.config)
             answers = [{**answer, "denoised": picture} for answer in answers]
         return answers
+
+    def _certified_answer(self, certificates: Certificate | list[Certificate]) -> dict[str, Any]:
+        # transformers takes batches of several images apart, and leaves those of one as they are.
+        (certificate,) = [certificates] if isinstance(certificates, Certificate) else certificates
+        id2label = cast(dict[int, str], self.config.id2label)
+        return {
+            "label": None if certificate.abstained else id2label[certificate.label],
+            "score": certificate.p_lower,
+            "radius": certificate.radius,
+            "certificate": certificate,
+        }
 
 
 __all__ = ["NIMImageClassificationPipeline"]

@@ -21,7 +21,7 @@ def metric_path(name: str) -> str:
     """The folder of a metric of this package, as `evaluate.load` takes it.
 
     Args:
-        name: `"robust_accuracy"`.
+        name: `"robust_accuracy"` or `"certified_accuracy"`.
 
     Raises:
         ValueError: There is no such metric.

@@ -1,0 +1,92 @@
+# Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
+"""Records of a long measurement, one JSON line each, that outlive a killed process.
+
+Every process appends to a file of its own, `records-N.jsonl`, and a record counts once its line is whole and on disk.
+When a run starts or goes on, the main process gathers all of them in `records.jsonl`, so that the number of processes
+may change in between. `settings.json` says what was measured: a run does not go on with other settings.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+_SETTINGS = "settings.json"
+_GATHERED = "records.jsonl"
+
+
+def start_records(folder: str | Path, settings: Mapping[str, Any], keys: Sequence[str], resume: bool) -> None:
+    """Prepares a folder for records; to be called by the main process, before any other appends.
+
+    Args:
+        folder: Where the records are.
+        settings: What decides their values, as JSON can hold it.
+        keys: Fields that tell one record from another.
+        resume: Whether to go on with records that are there. Without any, a new run starts.
+
+    Raises:
+        ValueError: There are records, and `resume` is False or they were made with other settings.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = json.loads(json.dumps(settings))
+    path = folder / _SETTINGS
+    if path.exists():
+        if not resume:
+            raise ValueError(
+                f"{folder} holds the records of an earlier run; pass --resume to go on with it, or another folder"
+            )
+        old = json.loads(path.read_text())
+        changed = [name for name in old | settings if old.get(name) != settings.get(name)]
+        if changed:
+            shown = ", ".join(f"{name} was {old.get(name)!r} and is {settings.get(name)!r}" for name in changed)
+            raise ValueError(f"cannot go on with the run in {folder}: {shown}. Change it back, or pass another folder")
+    else:
+        replace_file(path, json.dumps(settings, indent=2) + "\n")
+    records = read_records(folder, keys)
+    replace_file(folder / _GATHERED, "".join(json.dumps(record) + "\n" for record in records))
+    # A process that is killed here leaves records twice, which are read once.
+    for part in folder.glob("records-*.jsonl"):
+        part.unlink()
+
+
+def append_record(folder: str | Path, process_index: int, record: Mapping[str, Any]) -> None:
+    """Adds a record, which is on disk when this returns."""
+    with open(Path(folder) / f"records-{process_index}.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_records(folder: str | Path, keys: Sequence[str]) -> list[dict[str, Any]]:
+    """All whole records, each once, in the order of their keys.
+
+    Raises:
+        ValueError: A file is damaged, or two records with equal keys differ.
+    """
+    found: dict[tuple, dict[str, Any]] = {}
+    for path in sorted(Path(folder).glob("records*.jsonl")):
+        # What a killed process was writing has no end of line.
+        whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                record = json.loads(line)
+                key = tuple(record[name] for name in keys)
+            except (json.JSONDecodeError, KeyError, TypeError) as error:
+                raise ValueError(f"line {number} of {path} is damaged: {line[:80]!r}; remove the line") from error
+            if found.setdefault(key, record) != record:
+                raise ValueError(f"{path.parent} holds two different records of {dict(zip(keys, key))}")
+    return [found[key] for key in sorted(found)]
+
+
+def replace_file(path: str | Path, text: str) -> None:
+    """Writes a file that is there as a whole or not at all."""
+    path = Path(path)
+    partial = path.with_name(f"{path.name}.partial")
+    with open(partial, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)

@@ -3,6 +3,7 @@
 
     python examples/certify.py --model_name_or_path MODEL --dataset_name DATA --every_k 20 --output_dir DIR
     accelerate launch --multi_gpu --num_processes 8 examples/certify.py ...
+    torchrun --nproc_per_node 8 -- examples/certify.py ...  # without the two dashes torchrun takes --n for its own
 
 Writes to `--output_dir`: `results.json` (curves, settings and one record for each image and sigma) and
 `certified_accuracy.png`. A run that was killed goes on with `--resume`, with any number of processes; what was
@@ -125,19 +126,19 @@ def class_numbers(data: ImageData, config: Any, by_index: bool) -> list[int]:
         ValueError: The model does not know a class.
     """
     names = data.label_names or []
-    is_unnamed = all(str(name) == f"LABEL_{index}" for index, name in config.id2label.items())
-    if by_index or (is_unnamed and len(names) == config.num_labels):
-        if len(names) > config.num_labels:
-            raise ValueError(f"the data has {len(names)} classes, the model {config.num_labels}")
-        return list(range(len(names)))
     known = {str(name): int(index) for name, index in config.label2id.items()}
     unknown = [name for name in names if name not in known]
-    if unknown:
-        raise ValueError(
-            f"the model does not know the classes {unknown[:5]} of the data; it has {list(known)[:5]} and so on. If"
-            " their order is the same, pass --labels_by_index"
-        )
-    return [known[name] for name in names]
+    if not unknown and not by_index:
+        return [known[name] for name in names]
+    if by_index and len(names) > config.num_labels:
+        raise ValueError(f"the data has {len(names)} classes, the model {config.num_labels}")
+    is_unnamed = all(name == f"LABEL_{index}" for name, index in known.items())
+    if by_index or (is_unnamed and len(names) == config.num_labels):
+        return list(range(len(names)))
+    raise ValueError(
+        f"the model does not know the classes {unknown[:5]} of the data; it has {list(known)[:5]} and so on. If their"
+        " order is the same, pass --labels_by_index"
+    )
 
 
 def certify_image(
@@ -164,7 +165,7 @@ def certify_image(
         args.sequential,
         args.radius_tolerance,
         args.target_radius,
-        generator,
+        [generator],
         max_batch_size=args.per_device_eval_batch_size,
     )
     return record | {
@@ -247,7 +248,7 @@ def describe(args: argparse.Namespace, dataset: str, num_images: int) -> str:
     if args.sequential:
         target = f", content with radius {args.target_radius:g}" if args.target_radius is not None else ""
         draws += f", sequential (alpha spending), radius tolerance {args.radius_tolerance:g}{target}"
-    every = f", each {args.every_k}th" if args.every_k > 1 else ""
+    every = f", one of every {args.every_k}" if args.every_k > 1 else ""
     return (
         f"Certified accuracy on {num_images} images of {dataset} ({args.split}{every}) with 95 % intervals over images"
         f" (Wilson). Randomized smoothing, L2 norm of pixels in [0, 1]: {draws}, Clopper-Pearson; noise of scale sigma"

@@ -240,6 +240,16 @@ def test_radius_tolerance_bounds_what_is_lost():
     assert np.mean(drawn) < 0.4 * 10_100
 
 
+def test_the_best_bound_of_all_looks_counts():
+    """They hold at once. Here the candidate wins every vote up to the second look and none after it."""
+    votes = np.arange(10_000) < 78
+    certificate = certify(recorded(np.concatenate([np.ones(100, dtype=bool), votes])), SIGMA, sequential=True)
+    assert spending_schedule(10_000, 0.001)[1][0] == 78
+    assert certificate.p_lower == clopper_pearson_lower(78, 78, spending_schedule(10_000, 0.001)[1][1])
+    assert certificate.num_draws > 178
+    assert certificate.radius == certified_radius(certificate.p_lower, SIGMA)
+
+
 def test_hopeless_images_are_given_up_early():
     certificate = certify(voter([0.35, 0.33, 0.32]), SIGMA, sequential=True)
     assert certificate.abstained

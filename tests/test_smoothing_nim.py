@@ -87,6 +87,21 @@ def test_noise_depends_on_the_generator_alone(robust_model, images):
     assert robust_model.certify(images[:4], generator=seeded(2), **SMALL) != expected
 
 
+def test_noise_does_not_depend_on_the_batch_whatever_the_size_of_images():
+    """torch fills tensors in blocks of 16 numbers: of sizes like 100, two draws at once are not two in a row."""
+    model = tiny_model(num_channels=1, image_size=10, patch_size=5)
+    draws = []
+    for size in (1, 3, 50):
+        with Seen(model) as seen:
+            model.certify(torch.zeros(1, 1, 10, 10), SIGMA, n0=4, n=9, generator=seeded(), max_batch_size=size)
+        draws.append(seen.draws)
+    assert torch.equal(draws[0], draws[1])
+    assert torch.equal(draws[0], draws[2])
+    together = torch.randn(4, 1, 10, 10, generator=seeded())
+    apart = torch.stack([torch.randn(1, 10, 10, generator=generator) for generator in [seeded()] for _ in range(4)])
+    assert not torch.equal(together, apart), "there is nothing to test"
+
+
 def test_all_draws_are_independent(robust_model, images):
     """Of different images, and those of choice and bound: no noise is used twice, and none is correlated."""
     same = images[:1].expand(2, -1, -1, -1)

@@ -222,13 +222,13 @@ def plot_curves(records: Sequence[Mapping[str, Any]], sigmas: Sequence[float], t
     largest = max((record["radius"] for record in records if not record.get("undecodable")), default=0) or 0.1
     radii = np.linspace(0, 1.03 * largest, 400)
     for curve in summarize(records, sigmas, radii):
+        mean = 100 * np.array(curve["certified_accuracy"])
         (line,) = axes.plot(
-            radii,
-            100 * np.array(curve["certified_accuracy"]),
-            label=f"sigma {curve['sigma']:g} ({curve['sigma_01']:.3g} for pixels in [0, 1])",
+            radii, mean, label=f"sigma {curve['sigma']:g} ({curve['sigma_01']:.3g} for pixels in [0, 1])"
         )
         band = [100 * np.array(curve[f"certified_accuracy_{end}"]) for end in ("low", "high")]
-        axes.fill_between(radii, *band, color=line.get_color(), alpha=0.12, linewidth=0)
+        # Not beyond the last radius: it is mostly the one that the number of draws allows.
+        axes.fill_between(radii, *band, where=mean > 0, color=line.get_color(), alpha=0.12, linewidth=0)
     axes.set(
         xlabel="radius: L2 norm of the perturbation, pixels in [0, 1]",
         ylabel="certified accuracy in %",

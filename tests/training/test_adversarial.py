@@ -74,6 +74,22 @@ def test_stays_in_the_ball_and_in_valid_pixels(model, pixel_values, labels, eps,
     assert clean.max() > 1 - 0.5 * eps / 255
 
 
+def test_steps_are_in_units_of_255(model, pixel_values, labels):
+    """From the same start, far from the edge of the ball, a step that is longer by 1/255."""
+    first, second = (
+        pixels_of(model, adversarial_images(model, pixel_values, labels, 64, 1, step_size, sigma=None))
+        for step_size in (1.0, 2.0)
+    )
+    difference = (second - first).abs() * 255
+    assert difference.median().item() == pytest.approx(1, abs=1e-3)
+    # Four steps of 2.5 eps / 4 by default.
+    explicit, default = (
+        adversarial_images(model, pixel_values, labels, EPS, 4, step_size, sigma=None)
+        for step_size in (2.5 * EPS / 4, None)
+    )
+    torch.testing.assert_close(default, explicit, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("sigma", [None, 25])
 def test_makes_the_loss_rise(model, pixel_values, labels, sigma):
     """More than noise of the same size does, and more with more steps."""
@@ -179,6 +195,13 @@ def test_labels_as_probabilities(model, pixel_values, labels):
     certain = torch.nn.functional.one_hot(labels, 5).float()
     attacked = adversarial_images(model, pixel_values, labels, EPS, 3, sigma=None)
     torch.testing.assert_close(adversarial_images(model, pixel_values, certain, EPS, 3, sigma=None), attacked)
+    # Half a class is not the class.
+    other_labels = (labels + 1) % 5
+    mixed = 0.5 * (certain + torch.nn.functional.one_hot(other_labels, 5))
+    between = adversarial_images(model, pixel_values, mixed, EPS, 3, sigma=None)
+    assert not torch.allclose(between, attacked)
+    assert not torch.allclose(between, adversarial_images(model, pixel_values, other_labels, EPS, 3, sigma=None))
+    assert mean_loss(model, between, mixed, None, 1) > mean_loss(model, attacked, mixed, None, 1)
     uniform = torch.full((8, 5), 0.2)
     other = adversarial_images(model, pixel_values, uniform, EPS, 10, sigma=None)
     assert not torch.allclose(other, attacked)

@@ -169,10 +169,17 @@ def test_tokens_are_nobody_s_business(script):
 
 def test_public_arguments_are_json():
     args = argparse.Namespace(
-        path=Path("a/b"), crop_scale=(0.2, 1.0), report_to=["none"], seed=0, token="x", rate=None
+        path=Path("a/b"),
+        output_dir="/home/someone/model",
+        crop_scale=(0.2, 1.0),
+        report_to=["none"],
+        seed=0,
+        token="x",
+        rate=None,
     )
     assert json.loads(json.dumps(public_arguments(args))) == {
         "crop_scale": [0.2, 1.0],
+        "output_dir": "model",
         "path": "a/b",
         "rate": None,
         "report_to": ["none"],

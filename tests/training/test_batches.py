@@ -60,6 +60,7 @@ def image_data(rows, validation=None) -> ImageData:
     return ImageData("digits", rows, validation, "image", "label", [str(i) for i in range(100)])
 
 
+@functools.cache
 def digits(num: int = 10) -> ImageData:
     return image_data(table(digit_files()[:num]))
 
@@ -194,9 +195,9 @@ def test_entered_at_any_batch(num_workers):
 
 @pytest.mark.parametrize("num", [1, 3, 7])
 def test_entered_where_a_batch_is_more_than_an_epoch(num):
-    uninterrupted = take(batches(digits(num), 8), 12)
-    for entry in range(8):
-        assert_same(take(batches(digits(num), 8, first_batch=entry), 4), uninterrupted[entry : entry + 4])
+    uninterrupted = take(batches(digits(num), 8), 8)
+    for entry in (1, 2, 3, 6):
+        assert_same(take(batches(digits(num), 8, first_batch=entry), 2), uninterrupted[entry : entry + 2])
 
 
 def test_entered_far_away():

@@ -71,8 +71,10 @@ def found(data: ImageData, rows: Any) -> list[tuple[str, tuple[int, int, int]]]:
 
 
 @pytest.fixture
-def load(tmp_path):
+def load(tmp_path, monkeypatch):
     """`load_image_data` with caches below the test's folder."""
+    # `datasets` counts over the net how often its readers of local files are used.
+    monkeypatch.setattr(datasets.config, "HF_UPDATE_DOWNLOAD_COUNTS", False)
     return lambda *args, **kwargs: load_image_data(*args, **{"cache_dir": str(tmp_path / "cache"), **kwargs})
 
 
@@ -161,7 +163,7 @@ def test_sources_on_the_hub(loopback_hub, tmp_path):
     sources = [(name, streaming) for name in ("nim/table", "nim/folder") for streaming in (False, True)]
     done = subprocess.run(
         [sys.executable, "-c", HUB_SCRIPT, json.dumps(sources)],
-        env=loopback_hub.environment(tmp_path) | {"OMP_NUM_THREADS": "1"},
+        env=loopback_hub.environment(tmp_path) | {"OMP_NUM_THREADS": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0"},
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -148,7 +148,7 @@ def test_what_a_run_leaves_behind(tmp_path, task, capsys):
     assert results["arguments"] == {
         "hub_model_id": None,
         "hub_private_repo": False,
-        "output_dir": str(output_dir),
+        "output_dir": output_dir.name,
         "push_to_hub": False,
         "seed": 3,
     }

@@ -257,9 +257,13 @@ def config_from_arguments(args: argparse.Namespace, **fields: Any) -> NIMConfig:
 
 
 def public_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """The arguments as JSON can hold them, without tokens."""
-    return {
-        name: str(value) if isinstance(value, Path) else value
-        for name, value in sorted(vars(args).items())
-        if name not in _SECRETS
-    }
+    """The arguments as JSON can hold them, without tokens. Of absolute paths the last part is left."""
+    shown = {name: value for name, value in sorted(vars(args).items()) if name not in _SECRETS}
+    return {name: _without_folders(value) for name, value in shown.items()}
+
+
+def _without_folders(value: Any) -> Any:
+    # Where folders lie on the machine that trained is not to be published.
+    if not isinstance(value, (str, Path)):
+        return value
+    return Path(value).name if Path(value).is_absolute() else str(value)

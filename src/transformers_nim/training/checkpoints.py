@@ -187,13 +187,21 @@ def load_checkpoint(accelerator: Any, path: str | Path) -> tuple[dict[str, Any],
 
 
 def replace_folder(accelerator: Any, folder: Path, write: Callable[[Path], object]) -> None:
-    """Has `write(path)` fill a folder, called by all processes, and puts it where `folder` was, whole."""
+    """Has `write(path)` fill a folder, called by all processes, and puts it where `folder` was, whole.
+
+    Raises:
+        CheckpointError: It could not be written; what was there before still is.
+    """
     partial = folder.with_name(f"{folder.name}.partial")
     if accelerator.is_main_process:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    write(partial)
+    try:
+        write(partial)
+    except _WRITE_ERRORS as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointError(f"could not write {folder}: {error}. Is the disk full?") from error
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         old = folder.with_name(f"{folder.name}.old")

@@ -160,7 +160,7 @@ class TrainingRun:
         self.model.train()
         with bar:
             while self.step < options.total_steps:
-                started = time.monotonic()
+                started, rate_of_step = time.monotonic(), max(self.scheduler.get_last_lr())
                 self.losses.append(self._update(stream, compute_loss))
                 self.seconds += time.monotonic() - started
                 is_last = self.step == options.total_steps
@@ -168,7 +168,7 @@ class TrainingRun:
                     rate = (self.step - first) * options.total_batch_size / (time.monotonic() - window)
                     row = {
                         "loss": sum(self.losses) / len(self.losses),
-                        "learning_rate": max(self.scheduler.get_last_lr()),
+                        "learning_rate": rate_of_step,
                         "images_per_second": rate,
                     }
                     self._log(row)
@@ -214,6 +214,8 @@ class TrainingRun:
                     norm = accelerator.clip_grad_norm_(self.model.parameters(), limit)
                     # Mixed precision in fp16 skips steps with an overflow by itself.
                     if norm is not None and accelerator.mixed_precision != "fp16":
+                        # Sharded by FSDP2, it can be one that each process holds a part of.
+                        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
                         self._check_finite("gradient norm", float(norm))
                 self.optimizer.step()
                 self.optimizer.zero_grad()

@@ -31,7 +31,7 @@ def test_families_are_linear_and_fill_the_ball(norm):
         both = family.perturbation(2 * a - b)
         torch.testing.assert_close(both, 2 * family.perturbation(a) - family.perturbation(b), atol=1e-4, rtol=1e-4)
         assert both.shape == clean.shape
-        projected = family.project(100 * a)
+        projected = family.project(4 * a)
         size = perturbation_norm(family.perturbation(projected), norm)
         assert (size <= 1 + 1e-5).all()
         assert (size > 0.5).all()
@@ -40,7 +40,7 @@ def test_families_are_linear_and_fill_the_ball(norm):
 
 def test_only_brightness_and_contrast_of_patches_change():
     model = tiny_model()  # patches of 8 pixels
-    pixels = 0.4 + 0.2 * torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    pixels = 0.3 + 0.4 * torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     for norm, eps in (("Linf", 0.1), ("L2", 1.0)):
         adversarial = patch_statistics(
             PixelClassifier(model, sigma=10), pixels, torch.tensor([0, 1]), norm=norm, eps=eps, seeds=[0, 1], steps=5,
@@ -97,22 +97,22 @@ def test_low_frequency_finds_the_best_smooth_perturbation():
 
 
 def test_statistics_of_patches_bypass_the_noise():
-    """With `patch_statistics="input"` the attack on them does what it can only do there, under strong noise."""
+    """Noise so strong that nothing else of an image is left does not stop the attack on them."""
     pixels = 0.3 + 0.4 * torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    gains = {}
+    falls = {}
     for statistics in ("input", "noisy"):
-        classifier = PixelClassifier(tiny_model(norm_pix_loss=True, patch_statistics=statistics), sigma=100)
-        generators = image_generators(range(6), "labels")
+        classifier = PixelClassifier(tiny_model(norm_pix_loss=True, patch_statistics=statistics), sigma=5000)
         with torch.no_grad():
-            labels = classifier.draw_logits(pixels, 32, generators).mean(dim=1).argmax(dim=-1)
+            draws = classifier.draw_logits(pixels, 32, image_generators(range(6), "labels"))
+        labels = draws.softmax(dim=-1).mean(dim=1).argmax(dim=-1)
         adversarial = patch_statistics(
-            classifier, pixels, labels, norm="Linf", eps=0.05, seeds=image_seeds(0, 6), steps=10, num_draws=4,
+            classifier, pixels, labels, norm="Linf", eps=0.1, seeds=image_seeds(0, 6), steps=10, num_draws=4,
             restarts=1, losses=("ce",),
         )  # fmt: skip
-        gains[statistics] = share_right(classifier, pixels, labels, 32) - share_right(
+        falls[statistics] = share_right(classifier, pixels, labels, 32) - share_right(
             classifier, adversarial, labels, 32
         )
-    assert gains["input"] > gains["noisy"] + 0.1, gains
+    assert falls["input"] > falls["noisy"] + 0.3, falls
 
 
 def test_the_vote_attack_turns_votes():

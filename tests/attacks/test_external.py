@@ -90,7 +90,7 @@ class TestAutoAttack:
     def test_breaks_what_lies_within_the_radius(self, norm, dual, eps):
         """The margin of a linear classifier falls by at most eps times the dual norm of its slope."""
         pytest.importorskip("pyautoattack")
-        linear = Linear()
+        linear = Linear(shape=(3, 8, 8))
         reach = eps * torch.linalg.vector_norm(linear.weight[1] - linear.weight[0], ord=dual)
         near, far = (boundary_points(linear, 4, share * float(reach)) for share in (0.9, 1.1))
         pixels, labels = torch.cat([near, far]), torch.zeros(8, dtype=torch.long)
@@ -116,16 +116,20 @@ def test_everything_global_is_put_back():
     def trace(*_):
         return None
 
-    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        with pytest.raises(KeyError), _contained(torch.device("cpu")):
+    def change_everything():
+        with _contained(torch.device("cpu")):
             torch.manual_seed(5)
             random.seed(5)
             np.random.seed(5)
             sys.settrace(None)
-            raise KeyError
+            raise KeyError("inside")
+
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        with pytest.raises(KeyError, match="inside"):
+            change_everything()
         kept = sys.gettrace()
     finally:
         sys.settrace(before)

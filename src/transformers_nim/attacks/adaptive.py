@@ -24,6 +24,8 @@ class Family(ABC):
     The attack's ball has the radius eps; its perturbations are eps times these.
     """
 
+    norm: str
+
     @abstractmethod
     def shape(self) -> tuple[int, ...]:
         """Shape of the parameters of one image."""
@@ -35,6 +37,10 @@ class Family(ABC):
     @abstractmethod
     def project(self, parameters: torch.Tensor) -> torch.Tensor:
         """Parameters whose perturbations have a norm of at most 1."""
+
+    def steepest(self, slope: torch.Tensor) -> torch.Tensor:
+        """The direction of parameters along which a function with this slope rises fastest."""
+        return Ball(self.norm, 1.0).steepest(slope)
 
 
 class PatchStatistics(Family):
@@ -67,9 +73,20 @@ class PatchStatistics(Family):
         return delta.flatten(4, 5).flatten(2, 3)
 
     def project(self, parameters: torch.Tensor) -> torch.Tensor:
-        if self.norm == "Linf":
-            return parameters / parameters.abs().sum(dim=1, keepdim=True).clamp(min=1)
-        return parameters / per_image(perturbation_norm(parameters, "L2").clamp(min=1))
+        if self.norm == "L2":
+            return parameters / per_image(perturbation_norm(parameters, "L2").clamp(min=1))
+        # The nearest point with |contrast| + |brightness| <= 1 takes the same from both, as long as there is any.
+        size = parameters.abs()
+        excess = (size.sum(dim=1, keepdim=True) - 1).clamp(min=0) / 2
+        taken = torch.where((size < excess).any(dim=1, keepdim=True), size.amin(dim=1, keepdim=True), excess)
+        return parameters.sign() * (size - taken).clamp(min=0, max=1)
+
+    def steepest(self, slope: torch.Tensor) -> torch.Tensor:
+        if self.norm == "L2":
+            return super().steepest(slope)
+        # Of brightness and contrast, which share the norm, the one that does more. A sign for each would move the
+        # other at full length too, even where all it has of a slope is rounding.
+        return slope.sign() * (slope.abs() >= slope.abs().amax(dim=1, keepdim=True))
 
 
 class LowFrequency(Family):
@@ -264,7 +281,7 @@ def _family_run(make_family, objective: Objective, ball: Ball, steps: int, on_st
             with torch.enable_grad():
                 variable = parameters.detach().requires_grad_()
                 (slope,) = torch.autograd.grad(family.perturbation(variable), variable, gradient)
-            parameters = family.project(parameters + 2.5 / steps * ball.steepest(slope))
+            parameters = family.project(parameters + 2.5 / steps * family.steepest(slope))
             if on_step is not None:
                 on_step()
         current = images(parameters)

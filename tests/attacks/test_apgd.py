@@ -3,6 +3,8 @@
 
 import contextlib
 import io
+import itertools
+import math
 
 import pytest
 import torch
@@ -31,6 +33,57 @@ def test_checkpoints():
     assert checkpoints(100) == [22, 41, 57, 70, 80, 87, 93, 99]
     assert checkpoints(1) == [1]
     assert checkpoints(20)[:3] == [5, 9, 12]
+
+
+def algorithm_one(loss, slope, start, low, high, eps, steps):
+    """The points that algorithm 1 of the paper visits on a function of one number, written down once more."""
+    ends, eta, visited = checkpoints(steps), 2 * eps, [start]
+    x, g, f = start, slope(start), loss(start)
+    best = (f, x, g)
+    values, halved_last, best_last, begun, before = [f], True, f, 0, start
+
+    def cut(value):
+        return min(max(value, low), high)
+
+    for step in range(1, steps + 1):
+        z = cut(x + eta * ((g > 0) - (g < 0)))
+        new = z if step == 1 else cut(x + 0.75 * (z - x) + 0.25 * (x - before))
+        before, x = x, new
+        g, f = slope(x), loss(x)
+        visited.append(x)
+        values.append(f)
+        best = max(best, (f, x, g), key=lambda point: point[0])
+        if step in ends:
+            rises = sum(later > earlier for earlier, later in itertools.pairwise(values))
+            halve = rises < 0.75 * (step - begun) or (not halved_last and best[0] <= best_last)
+            if halve:
+                eta /= 2
+                f, x, g = best
+            halved_last, best_last, begun, values = halve, best[0], step, [f]
+    return visited
+
+
+def test_visits_the_points_of_the_papers_algorithm():
+    """Momentum, halved steps and the return to the best point, on a curve with its top inside of the ball."""
+    visited, eps, steps = [], 0.2, 40
+
+    class Curve:
+        is_deterministic = True
+
+        def __call__(self, pixels):
+            value = pixels[:, 0, 0, 0]
+            visited.append(float(value[0].detach()))
+            margin = torch.sin(9 * value) + value
+            return torch.stack([-margin / 2, margin / 2], dim=1)
+
+    run = _apgd_run(Objective(Curve(), "margin", 1), Ball("Linf", eps), steps, None)
+    clean = torch.full((1, 1, 1, 1), 0.15, dtype=torch.float64)
+    run(clean, torch.tensor([0]), image_generators([0], "start"))
+    expected = algorithm_one(
+        lambda x: math.sin(9 * x) + x, lambda x: 9 * math.cos(9 * x) + 1, visited[0], 0.0, 0.15 + eps, eps, steps
+    )
+    assert visited == pytest.approx(expected, abs=1e-6)
+    assert len({round(value, 6) for value in visited}) > 15
 
 
 @pytest.fixture(scope="module")

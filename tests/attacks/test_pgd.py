@@ -184,6 +184,12 @@ def test_single_step_attacks():
     assert (end - start).abs().max() > 17 / 255
 
 
+def test_the_last_iterate_is_judged_too():
+    classifier, pixels, labels = Linear(), torch.full((4, 3, 4, 4), 0.5), torch.arange(4) % 2
+    found = eot_pgd(classifier, pixels, labels, 0.1, steps=1, step_size=0.2, losses=("margin",), restarts=1)
+    torch.testing.assert_close(found, pixels + 0.1 * classifier.gap(labels).sign())
+
+
 def test_steps_are_counted(robust_model):
     steps = []
     eot_pgd(

@@ -16,6 +16,7 @@ _EXTRA_OF = {
     "tensorboard": "train",
     "tqdm": "train",
     "torchattacks": "attacks",
+    "pyautoattack": "autoattack",
     "gradio": "demo",
 }
 

@@ -45,9 +45,16 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         " are",
     )
     arguments.add_sigma_arguments(task, "uniform", "uniform from 0 to 30")
-    task.add_argument("--defense_sigma", type=float, default=70.0, help="sigma of the finished model's predictions")
+    task.add_argument(
+        "--defense_sigma",
+        type=float,
+        default=70.0,
+        help="sigma of the finished model's predictions, in units of 0..255 pixels",
+    )
     task.add_argument("--drop_path_rate", type=float, default=0.1, help="stochastic depth (huge models: 0.2)")
-    task.add_argument("--adversarial_steps", type=int, default=0, help="train on PGD images of so many steps")
+    task.add_argument(
+        "--adversarial_steps", type=int, default=0, help="train on PGD images of so many steps; 0 for none"
+    )
     task.add_argument("--adversarial_eps", type=float, default=8.0, help="their Linf radius in x/255")
     task.add_argument("--adversarial_step_size", type=float, help="in x/255; 2.5 x eps / steps by default")
     task.add_argument(
@@ -71,7 +78,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     optimization.add_argument("--min_learning_rate", type=float, default=1e-6, help="where the cosine ends")
     optimization.add_argument(
-        "--layer_decay", type=float, default=0.65, help="learning rate from a layer to the one below"
+        "--layer_decay", type=float, default=0.65, help="factor of the learning rate from each layer to the one below"
     )
     optimization.add_argument("--ema_decay", type=float, help="average the weights with this decay (0.9999, say)")
     run = arguments.add_run_arguments(parser)
@@ -127,6 +134,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     eval_sigmas: list[float | None] = [None, *args.eval_sigmas]
     best_sigma = args.eval_sigmas[0] if args.eval_sigmas and args.train_on != "clean" else None
     best_metric = args.best_metric or f"accuracy_{sigma_name(best_sigma)}"
+    measured = [f"accuracy_{sigma_name(sigma)}" for sigma in eval_sigmas]
+    if best_metric not in measured:
+        # Now, not at the first validation, which can be at the end.
+        raise ValueError(f"best_metric must be one of {measured}, got {best_metric!r}")
     options = launch.run_options(args, plan, data, best_metric, greater_is_better=True)
     run = TrainingRun(accelerator, options, model, optimizer, schedule, image_processor, ema)
 

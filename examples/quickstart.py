@@ -244,12 +244,13 @@ def evaluate(models, pixels, labels, sigmas, eps, attack_steps, eot_draws, seed)
             sigma = kwargs.get("sigma")
             classifier = PixelClassifier(model, **kwargs)
             pgd = {"steps": 10, "step_size": eps / 255 / 4, "num_draws": 1, "keep_best": False}
+            once = {"losses": ("ce",), "restarts": 1, "batch_size": len(pixels)}
             # Without noise all draws are the same.
             eot = {"steps": attack_steps, "num_draws": eot_draws if sigma else 1}
             for attack, options in zip(ATTACKS, ({}, pgd, eot)):
                 attacked = pixels
                 if options:
-                    attacked = eot_pgd(classifier, pixels, labels, eps / 255, seed=seed, **options)
+                    attacked = eot_pgd(classifier, pixels, labels, eps / 255, seed=seed, **once, **options)
                 # Measured on noise that the attack has not seen.
                 correct = correct_draws(classifier, attacked, labels, num_draws=8 if sigma else 1, seed=seed)
                 accuracy = mean_accuracy(correct)

@@ -87,8 +87,16 @@ pipe = pipeline("image-classification", model="{name}")
 _TRAINING_LIMITS = {
     "pretraining": "No classifier, and nothing is known of its robustness: that of a classifier made of it has to be"
     " measured by attacking it.",
-    "finetuning": "The figures are accuracies on clean images. They say nothing about robustness, which has to be"
+    "finetuning": "The figures were measured without an attack. They say nothing about robustness, which has to be"
     " measured by attacking the model.",
+}
+# What figures mean, by the beginning of their names.
+_LEGENDS = {
+    "psnr": "`psnr` is the peak signal-to-noise ratio of denoised images in dB, `psnr_noisy` that of the noisy images"
+    " they were made of; sigma is the scale of the noise in units of 0..255 pixels.",
+    "accuracy": "Accuracies are shares of right predictions, from one noise draw per image, with a 95 % interval from"
+    " `low` to `high`. sigma is the scale of the noise that was added to the images, in units of 0..255 pixels; `off`"
+    " is without noise, and without the defense if there is one.",
 }
 
 
@@ -180,8 +188,11 @@ def write_training_card(output_dir: str | Path, model_name: str, results: Mappin
     """
     task, metrics = results["task"], results["metrics"]
     rows = [[name, f"{value:.4g}"] for name, value in metrics.items()]
-    measured = f"Measured on {results['num_eval_images']} validation images of {results['dataset']}.\n\n"
-    table = measured + render_table(["figure", "value"], rows) if rows else "Nothing was measured."
+    measured = f"Measured on {results['num_eval_images']} validation images of {results['dataset']}."
+    legends = [text for start, text in _LEGENDS.items() if any(name.startswith(start) for name in metrics)]
+    table = "Nothing was measured."
+    if rows:
+        table = "\n\n".join([measured, render_table(["figure", "value"], rows), *legends])
     accuracies = {
         name: value for name, value in metrics.items() if "accuracy" in name and not name.endswith(("_low", "_high"))
     }
@@ -198,7 +209,7 @@ def write_training_card(output_dir: str | Path, model_name: str, results: Mappin
                 dataset_name=results["dataset"],
                 dataset_split="validation",
                 metric_type="accuracy",
-                metric_name=f"clean accuracy, {name.removeprefix('accuracy_').replace('_', ' ')}",
+                metric_name=f"accuracy without attack, {name.removeprefix('accuracy_').replace('_', ' ')}",
                 metric_value=value,
                 metric_args={"low": metrics[f"{name}_low"], "high": metrics[f"{name}_high"]},
             )

@@ -17,6 +17,7 @@ _EXTRA_OF = {
     "tqdm": "train",
     "scipy": "certify",
     "torchattacks": "attacks",
+    "pyautoattack": "autoattack",
     "gradio": "demo",
 }
 

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from .attacks.adapter import PixelClassifier
+from .attacks.randomness import derive_seed, forked_rng, image_generators, image_seeds
 
-# Keeps the noise of an evaluation apart from that of an attack with an equal seed. (torch's CPU generator looks at the
-# low 32 bits of a seed only.)
-_EVALUATION_SEED = 0x4E494D
 
 # Resampled images that are held at once.
 _MAX_RESAMPLED = 4_000_000
@@ -58,13 +57,22 @@ def correct_draws(
     Returns:
         Booleans of shape `(images, num_draws)`.
     """
-    devices = [pixels.device] if pixels.device.type == "cuda" else []
     columns = []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed ^ _EVALUATION_SEED)
+    seeds = image_seeds(derive_seed(seed, "evaluation"), len(pixels))
+    generators = image_generators(seeds, "evaluation", pixels.device)
+
+    def predict(start: int) -> torch.Tensor:
+        batch = pixels[start : start + batch_size]
+        if isinstance(classifier, PixelClassifier):
+            return classifier(batch, generators[start : start + batch_size]).argmax(dim=-1)
+        return classifier(batch).argmax(dim=-1)
+
+    with forked_rng(pixels.device):
+        # For classifiers whose noise comes from the global state.
+        torch.manual_seed(derive_seed(seed, "evaluation"))
         for _ in range(num_draws):
-            chosen = [classifier(batch).argmax(dim=-1) for batch in pixels.split(batch_size)]
-            columns.append((torch.cat(chosen) == labels).cpu().numpy())
+            chosen = torch.cat([predict(start) for start in range(0, len(pixels), batch_size)])
+            columns.append((chosen == labels).cpu().numpy())
     return np.stack(columns, axis=1)
 
 
@@ -98,7 +106,9 @@ def mean_accuracy(correct: np.ndarray, confidence: float = 0.95, num_resamples: 
     low, high = np.quantile(means, [tail, 1 - tail])
     if correct.all() or not correct.any():
         low, high = wilson_interval(float(share.mean()), num_images, confidence)
-    return Accuracy(float(share.mean()), float(low), float(high))
+    mean = float(share.mean())
+    # Rounding can put the end of an interval on the wrong side of its middle.
+    return Accuracy(mean, min(float(low), mean), max(float(high), mean))
 
 
 def wilson_interval(share: float, num_images: int, confidence: float = 0.95) -> tuple[float, float]:

@@ -2,68 +2,279 @@
 """A transformers image classifier as attacks want it: pixels in [0, 1] in, logits out."""
 
 import inspect
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 from transformers.modeling_utils import PreTrainedModel
 
+from ..modeling_nim import FROM_CONFIG, Sigma
+from ..noise import ConstantSigma, parse_sigma, split_generator
+from ..outputs_nim import combine_draws
+
+
+GRADIENTS = ("full", "bpda", "classifier")
+
 
 class PixelClassifier(nn.Module):
     """Maps images with pixels in [0, 1] to logits, through the normalization and a transformers classifier.
 
-    Perturbations are measured in pixels, so attacks act before the normalization. The classifier is used as it is:
-    its mode, its device and its parameters are left alone.
+    Perturbations are measured in pixels, so attacks act before the normalization. The classifier is used as it is: its
+    mode, its device, its parameters and their gradients are left alone, and the noise of its defense comes from a
+    generator of this object's own, so that the global random state is too. Gradients flow to the pixels only.
+
+    Other libraries' attacks can be given it as their model. Images must already have the size that the model takes.
 
     Args:
-        model: An image classification model, for example a [`NIMForRobustImageClassification`].
-        image_mean: Per-channel mean of the normalization; the config's by default.
-        image_std: Per-channel standard deviation of the normalization; the config's by default.
-        forward_kwargs: Further arguments of the model's forward, such as `sigma`.
+        model: An image classification model in eval mode, for example a [`NIMForRobustImageClassification`], a ViT or
+            a ConvNeXt.
+        image_mean: Per-channel mean of the normalization; by default that of `image_processor` or of the config.
+        image_std: Per-channel standard deviation of the normalization; found in the same way.
+        image_processor: The model's image processor, whose normalization is taken.
+        sigma: Noise scale of the defense in units of 0..255 pixels, or `None` to switch it off; the config's by
+            default. For models that have a defense, like the next four.
+        num_samples: How many draws a prediction combines; the config's by default.
+        vote: How it combines them, `"mean"` or `"majority"`; the config's by default. A majority has no gradient.
+        gradient: `"full"` differentiates through noise, denoiser and classifier. `"bpda"` makes the same predictions,
+            but takes noise and denoiser for the identity on the way back (Athalye et al., arXiv 1802.00420).
+            `"classifier"` is the classifier without the defense, on which the NIM paper computes its gray-box attacks.
+        fixed_noise: Whether all images see the same noise in every call, which makes the defense deterministic. The
+            strongest attacker knows it; how much accuracy that costs tells how much of a defense is its randomness.
+        seed: Seed of the noise.
+        forward_kwargs: Further arguments of the model's forward.
 
     Raises:
-        ValueError: Mean or standard deviation are neither given nor in the model's config, the model is in train mode
-            (where another sigma applies), or its forward does not know an argument.
-    """
+        ValueError: Mean or standard deviation cannot be found, the model is in train mode (where another sigma
+            applies), its forward does not know an argument, or a choice is unknown or does not fit the model.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers_nim import NIMConfig, NIMForRobustImageClassification
+    >>> from transformers_nim.attacks import PixelClassifier
+
+    >>> model = NIMForRobustImageClassification(NIMConfig.from_size("tiny-patch4-32", num_labels=10)).eval()
+    >>> classifier = PixelClassifier(model, sigma=25, fixed_noise=True)
+    >>> pixels = torch.rand(2, 3, 32, 32)
+    >>> torch.equal(classifier(pixels), classifier(pixels))
+    True
+    ```"""
 
     def __init__(
         self,
         model: PreTrainedModel,
         image_mean: Sequence[float] | None = None,
         image_std: Sequence[float] | None = None,
+        *,
+        image_processor: Any = None,
+        sigma: Sigma | str = FROM_CONFIG,
+        num_samples: int | None = None,
+        vote: str | None = None,
+        gradient: str = "full",
+        fixed_noise: bool = False,
+        seed: int = 0,
         **forward_kwargs: Any,
     ):
         super().__init__()
-        if model.training:
-            raise ValueError("the model is in train mode, where dropout and another sigma apply; call model.eval()")
+        _check_mode(model)
+        known = inspect.signature(model.forward).parameters.keys()
+        if not (isinstance(sigma, str) and sigma == FROM_CONFIG):
+            forward_kwargs["sigma"] = sigma
+        chosen = {"num_samples": num_samples, "vote": vote}
+        forward_kwargs |= {name: value for name, value in chosen.items() if value is not None}
         # transformers models swallow arguments that they do not know: a misspelled sigma would go unnoticed.
-        unknown = forward_kwargs.keys() - inspect.signature(model.forward).parameters.keys()
-        if unknown or "generator" in forward_kwargs:
-            wrong = sorted(unknown) or "a generator, which would repeat its noise; noise is drawn anew in every call"
-            raise ValueError(f"{type(model).__name__}.forward cannot be given {wrong} here")
-        mean = image_mean if image_mean is not None else getattr(model.config, "image_mean", None)
-        std = image_std if image_std is not None else getattr(model.config, "image_std", None)
-        if mean is None or std is None:
+        unknown = forward_kwargs.keys() - known
+        ours = forward_kwargs.keys() & {"generator", "pixel_noise", "output_draws", "labels"}
+        if unknown or ours:
             raise ValueError(
-                f"the config of {type(model).__name__} does not hold the normalization of its images; pass image_mean"
-                " and image_std of its image processor"
+                f"{type(model).__name__}.forward cannot be given {sorted(unknown or ours)} here"
+                + (": noise is drawn anew in every call; see fixed_noise and seed" if ours else "")
             )
+        self._has_defense = {"sigma", "generator", "output_draws"} <= known
+        if gradient not in GRADIENTS:
+            raise ValueError(f"gradient must be one of {list(GRADIENTS)}, got {gradient!r}")
+        if gradient != "full" and not self._has_defense:
+            raise ValueError(f"{type(model).__name__} has no defense to leave out of a gradient; take gradient='full'")
+        if num_samples is not None and (isinstance(num_samples, bool) or num_samples < 1):
+            raise ValueError(f"num_samples must be an int of at least 1, got {num_samples!r}")
+        if vote not in (None, "mean", "majority"):
+            raise ValueError(f'vote must be "mean" or "majority", got {vote!r}')
+        self.image_mean, self.image_std = _normalization(model, image_mean, image_std, image_processor)
+        self.gradient, self.fixed_noise, self.seed = gradient, fixed_noise, seed
+        self.forward_kwargs = forward_kwargs
         # A list keeps the model out of this module's own, so that .train() and .to() here do not reach it.
         self._model = [model]
-        self.image_mean, self.image_std, self.forward_kwargs = list(mean), list(std), forward_kwargs
+        self._generator: torch.Generator | None = None
+        # Other libraries ask for the device of the first parameter.
+        self.where_the_model_is = nn.Parameter(torch.empty(0, device=model.device), requires_grad=False)
+        self.eval()
+        self._is_noisy  # noqa: B018  (a wrong sigma is an error here and not in the first call)
+
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether equal pixels always get equal logits."""
+        return self.fixed_noise or not self._is_noisy
+
+    @property
+    def patch_shape(self) -> tuple[int, int] | None:
+        """Height and width of the model's patches in pixels, if it has any."""
+        config = self._model[0].config
+        size = getattr(config, "patch_shape", None) or getattr(config, "patch_size", None)
+        return (size, size) if isinstance(size, int) else None if size is None else tuple(size)
+
+    @property
+    def _sigma(self) -> Any:
+        """The defense's sigma as it will be applied; None if there is no defense."""
+        if not self._has_defense or self.gradient == "classifier":
+            return None
+        return self.forward_kwargs.get("sigma", self._model[0].config.defense_sigma)
+
+    @property
+    def _is_noisy(self) -> bool:
+        sigma = self._sigma
+        if sigma is None or isinstance(sigma, (list, tuple, torch.Tensor)):
+            return sigma is not None
+        return parse_sigma(sigma) != ConstantSigma(0)
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
         """Pixels in [0, 1] to what the model takes."""
-        mean = torch.tensor(self.image_mean, device=pixels.device)[:, None, None]
-        std = torch.tensor(self.image_std, device=pixels.device)[:, None, None]
-        return (pixels - mean) / std
+        return (pixels - self._per_channel(self.image_mean, pixels)) / self._per_channel(self.image_std, pixels)
 
     def to_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """The inverse of [`~PixelClassifier.normalize`]."""
-        mean = torch.tensor(self.image_mean, device=pixel_values.device)[:, None, None]
-        std = torch.tensor(self.image_std, device=pixel_values.device)[:, None, None]
+        mean, std = (self._per_channel(values, pixel_values) for values in (self.image_mean, self.image_std))
         return pixel_values * std + mean
 
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self._model[0](self.normalize(pixels), **self.forward_kwargs).logits
+    def forward(self, pixels: torch.Tensor, generators: Sequence[torch.Generator] | None = None) -> torch.Tensor:
+        """The model's predictions, every draw of the noise combined as the model combines them.
+
+        Args:
+            pixels: Images in [0, 1], shape `(batch, channels, height, width)`.
+            generators: Sources of the noise, one for each image; this object's own by default. Fixed noise needs none.
+
+        Returns:
+            Logits of shape `(batch, classes)`.
+        """
+        config = self._model[0].config
+        num_samples = self.forward_kwargs.get("num_samples", getattr(config, "num_samples", 1))
+        logits = self._logits(pixels, num_samples, generators)
+        return combine_draws(logits, self.forward_kwargs.get("vote", getattr(config, "vote", "mean")))
+
+    def draw_logits(
+        self, pixels: torch.Tensor, num_draws: int, generators: Sequence[torch.Generator] | None = None
+    ) -> torch.Tensor:
+        """The classifier's logits for several draws of the noise, all in one pass.
+
+        Args:
+            pixels: Images in [0, 1], shape `(batch, channels, height, width)`.
+            num_draws: Draws per image. The model's own `num_samples` has no part in it.
+            generators: Sources of the noise, one for each image; this object's own by default.
+
+        Returns:
+            Logits of shape `(batch, num_draws, classes)`. A deterministic model gives one draw, which is its
+            prediction: `(batch, 1, classes)`.
+        """
+        if self.is_deterministic:
+            return self(pixels, generators).unsqueeze(1)
+        return self._logits(pixels, num_draws, generators, max_batch_size=len(pixels) * num_draws)
+
+    def _logits(
+        self,
+        pixels: torch.Tensor,
+        num_draws: int,
+        generators: Sequence[torch.Generator] | None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        model, pixel_values = self._model[0], self.normalize(pixels)
+        _check_mode(model)
+        kwargs |= self.forward_kwargs
+        with _frozen(model):
+            if self._sigma is None:
+                kwargs = {**self.forward_kwargs, "sigma": None} if self._has_defense else self.forward_kwargs
+                return model(pixel_values, **kwargs).logits.unsqueeze(1)
+            kwargs["num_samples"] = num_draws if self._is_noisy else 1
+            kwargs |= {"generator": self._generators(pixels, generators), "output_draws": True}
+            if self.gradient == "full":
+                return model(pixel_values, **kwargs).draw_logits
+            with torch.no_grad():
+                purified = model(pixel_values, **kwargs).denoised_pixel_values
+            repeated = pixel_values.unsqueeze(1).expand_as(purified)
+            return model(_Identity.apply(repeated, purified).flatten(0, 1), sigma=None).logits.unflatten(
+                0, (len(pixels), -1)
+            )
+
+    def _generators(
+        self, pixels: torch.Tensor, generators: Sequence[torch.Generator] | None
+    ) -> Sequence[torch.Generator]:
+        device, num_images = pixels.device, len(pixels)
+        if self.fixed_noise:
+            return [torch.Generator(device).manual_seed(self.seed) for _ in range(num_images)]
+        if generators is not None:
+            return generators
+        if self._generator is None or self._generator.device != device:
+            self._generator = torch.Generator(device).manual_seed(self.seed)
+        return split_generator(self._generator, num_images)
+
+    @staticmethod
+    def _per_channel(values: Sequence[float], images: torch.Tensor) -> torch.Tensor:
+        return torch.tensor(values, dtype=images.dtype, device=images.device)[:, None, None]
+
+
+class _Identity(torch.autograd.Function):
+    """The second argument on the way forward; on the way back the gradient goes to the first as it is."""
+
+    @staticmethod
+    def forward(ctx: Any, pixel_values: torch.Tensor, purified: torch.Tensor) -> torch.Tensor:
+        return purified.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gradients[0], None
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Within it no graph for gradients of parameters is built."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+def _check_mode(model: nn.Module) -> None:
+    if model.training:
+        raise ValueError("the model is in train mode, where dropout and another sigma apply; call model.eval()")
+
+
+def _normalization(
+    model: PreTrainedModel, mean: Sequence[float] | None, std: Sequence[float] | None, processor: Any
+) -> tuple[list[float], list[float]]:
+    source = model.config
+    if processor is not None:
+        factor = getattr(processor, "rescale_factor", 1 / 255)
+        if not getattr(processor, "do_rescale", True) or not math.isclose(factor, 1 / 255, rel_tol=1e-6):
+            raise ValueError(
+                f"{type(processor).__name__} does not map 0..255 to pixels in [0, 1] (do_rescale="
+                f"{getattr(processor, 'do_rescale', True)}, rescale_factor={factor}); pass image_mean and image_std"
+                " for pixels in [0, 1]"
+            )
+        source = processor
+        if not getattr(processor, "do_normalize", True):
+            channels = getattr(model.config, "num_channels", 3)
+            mean, std = mean or [0.0] * channels, std or [1.0] * channels
+    mean = mean if mean is not None else getattr(source, "image_mean", None)
+    std = std if std is not None else getattr(source, "image_std", None)
+    if mean is None or std is None:
+        raise ValueError(
+            f"the config of {type(model).__name__} does not hold the normalization of its images; pass image_mean"
+            " and image_std of its image processor, or image_processor"
+        )
+    return list(mean), list(std)

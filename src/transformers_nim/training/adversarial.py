@@ -60,6 +60,8 @@ def adversarial_images(
             keep_best=False,
             batch_size=len(pixel_values),
             seed=seed,
+            losses=("ce",),
+            restarts=1,
         )
     finally:
         model.train(was_training)

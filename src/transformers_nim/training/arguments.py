@@ -14,16 +14,27 @@ from .optimization import SCHEDULES
 _SECRETS = ("token", "hub_token")
 
 
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Shows defaults, but not the None of options that say themselves what leaving them out means."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
+        # Not `in (None, False)`, where 0 would count too.
+        if action.default is None or action.default is False:
+            return action.help
+        if isinstance(action.default, (list, tuple)):
+            # As it is typed.
+            return f"{action.help} (default: {' '.join(map(str, action.default))})"
+        return super()._get_help_string(action)
 
 
 def make_parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser whose help shows defaults."""
-    return argparse.ArgumentParser(description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
+    """A parser whose help shows defaults, and whose errors are not preceded by a page of options."""
+    return argparse.ArgumentParser(
+        usage="%(prog)s --output_dir OUTPUT_DIR [options]",
+        description=description,
+        formatter_class=_HelpFormatter,
+        allow_abbrev=False,
+    )
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,7 +72,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--shuffle_buffer", type=int, default=10_000, help="images of a stream that wait to be drawn at random"
     )
-    group.add_argument("--num_workers", type=int, default=2, help="processes that decode and augment, per process")
+    group.add_argument("--num_workers", type=int, default=2, help="workers that decode and augment, per process")
     group.add_argument("--cache_dir", help="folder for downloads")
     group.add_argument("--token", help="token for private data sets and models; the one of `hf auth login` by default")
 
@@ -90,7 +101,7 @@ def add_augmentation_arguments(parser: argparse.ArgumentParser, crop_scale: tupl
         nargs=2,
         default=crop_scale,
         metavar=("LOW", "HIGH"),
-        help="part of a picture's area that a random crop covers (the paper's, from MAE: %(default)s)",
+        help="smallest and largest part of a picture's area that a random crop covers; as in the paper and MAE",
     )
     group.add_argument("--horizontal_flip", type=float, default=0.5, help="probability; 0 for digits and letters")
     return group
@@ -180,11 +191,12 @@ def add_sigma_arguments(group: Any, kind: str, paper: str) -> None:
         default=kind,
         help=f"distribution of the noise scale sigma, drawn per image (the paper's: {paper})",
     )
-    group.add_argument("--gamma_concentration", type=float, default=25.0, help="mean = concentration x scale")
-    group.add_argument("--gamma_scale", type=float, default=3.0, help="in units of 0..255 pixels")
-    group.add_argument("--sigma_low", type=float, default=0.0, help="of the uniform distribution, in the same units")
-    group.add_argument("--sigma_high", type=float, default=30.0, help="of the uniform distribution")
-    group.add_argument("--sigma_value", type=float, default=70.0, help="of the constant distribution")
+    unit = "in units of 0..255 pixels"
+    group.add_argument("--gamma_concentration", type=float, default=25.0, help="gamma: mean = concentration x scale")
+    group.add_argument("--gamma_scale", type=float, default=3.0, help=f"gamma: its scale, {unit}")
+    group.add_argument("--sigma_low", type=float, default=0.0, help=f"uniform: the lowest sigma, {unit}")
+    group.add_argument("--sigma_high", type=float, default=30.0, help=f"uniform: the highest sigma, {unit}")
+    group.add_argument("--sigma_value", type=float, default=70.0, help=f"constant: the sigma, {unit}")
 
 
 def sigma_from_arguments(args: argparse.Namespace) -> SigmaDistribution:
@@ -207,10 +219,10 @@ def parse_overrides(text: str | None) -> dict[str, Any]:
         ValueError: A field is unknown, or a part is not of the form FIELD=VALUE.
     """
     overrides: dict[str, Any] = {}
-    default = NIMConfig()
+    known = {*NIMConfig().to_dict(), "num_labels"}
     for part in filter(None, (text or "").split(",")):
         name, separator, value = (piece.strip() for piece in part.partition("="))
-        if not separator or not hasattr(default, name):
+        if not separator or name not in known:
             raise ValueError(f"config_overrides: {part!r} is not FIELD=VALUE with a field of NIMConfig")
         overrides[name] = _parse_value(value)
     return overrides
@@ -237,13 +249,21 @@ def config_from_arguments(args: argparse.Namespace, **fields: Any) -> NIMConfig:
     fields |= parse_overrides(args.config_overrides)
     if args.config_name in NIM_SIZES:
         return NIMConfig.from_size(args.config_name, **fields)
-    return NIMConfig.from_pretrained(args.config_name, cache_dir=args.cache_dir, token=args.token, **fields)
+    try:
+        return NIMConfig.from_pretrained(args.config_name, cache_dir=args.cache_dir, token=args.token, **fields)
+    except OSError as error:
+        sizes = ", ".join(NIM_SIZES)
+        raise OSError(f"config_name {args.config_name!r} is no size ({sizes}), and no config: {error}") from error
 
 
 def public_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """The arguments as JSON can hold them, without tokens."""
-    return {
-        name: str(value) if isinstance(value, Path) else value
-        for name, value in sorted(vars(args).items())
-        if name not in _SECRETS
-    }
+    """The arguments as JSON can hold them, without tokens. Of absolute paths the last part is left."""
+    shown = {name: value for name, value in sorted(vars(args).items()) if name not in _SECRETS}
+    return {name: _without_folders(value) for name, value in shown.items()}
+
+
+def _without_folders(value: Any) -> Any:
+    # Where folders lie on the machine that trained is not to be published.
+    if not isinstance(value, (str, Path)):
+        return value
+    return Path(value).name if Path(value).is_absolute() else str(value)

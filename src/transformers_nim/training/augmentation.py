@@ -1,17 +1,19 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""Augmentation of training images: torchvision's for pretraining, timm's for fine-tuning."""
+"""Augmentation of training images, by timm."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from PIL import Image, ImageOps
-from torchvision.transforms import InterpolationMode, v2
 
 from ..configuration_nim import NIMConfig
 from ..extras import require
+from .seeding import seeded
 
 
-Transform = Callable[[Image.Image], torch.Tensor]
+# From a picture of the model's number of channels and a seed to normalized pixels.
+Transform = Callable[[Image.Image, int], torch.Tensor]
 
 
 def pretraining_transform(
@@ -25,21 +27,12 @@ def pretraining_transform(
         horizontal_flip: Probability of a flip.
 
     Returns:
-        A function from a PIL image of the model's number of channels to normalized pixels.
+        A function from a PIL image of the model's number of channels and a seed to normalized pixels.
 
     Raises:
         ValueError: An argument is out of range.
     """
-    _check_crop(crop_scale, horizontal_flip)
-    return v2.Compose(
-        [
-            v2.RandomResizedCrop(config.image_shape, scale=crop_scale, interpolation=InterpolationMode.BICUBIC),
-            v2.RandomHorizontalFlip(horizontal_flip),
-            v2.PILToTensor(),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(config.image_mean, config.image_std),
-        ]
-    )
+    return _timm_transform(config, crop_scale, horizontal_flip)
 
 
 def finetuning_transform(
@@ -49,7 +42,7 @@ def finetuning_transform(
     auto_augment: str | None = "rand-m9-mstd0.5-inc1",
     random_erasing: float = 0.25,
 ) -> Transform:
-    """timm's training augmentation, with the values of MAE's fine-tuning (arXiv 2111.06377, table 9) as defaults.
+    """timm's training augmentation, with the values of MAE's fine-tuning (arXiv 2111.06377) as defaults.
 
     Args:
         config: Says size and normalization.
@@ -59,34 +52,53 @@ def finetuning_transform(
         random_erasing: Probability that a rectangle is filled with noise.
 
     Returns:
-        A function from a PIL image of the model's number of channels to normalized pixels.
+        A function from a PIL image of the model's number of channels and a seed to normalized pixels.
 
     Raises:
         ValueError: An argument is out of range.
     """
+    return _timm_transform(config, crop_scale, horizontal_flip, auto_augment, random_erasing)
+
+
+def _timm_transform(
+    config: NIMConfig,
+    crop_scale: tuple[float, float],
+    horizontal_flip: float,
+    auto_augment: str | None = None,
+    random_erasing: float = 0.0,
+) -> Transform:
     _check_crop(crop_scale, horizontal_flip)
     if not 0 <= random_erasing <= 1:
         raise ValueError(f"random_erasing must be a probability in [0, 1], got {random_erasing}")
-    transform = require("timm.data").create_transform(
-        input_size=(config.num_channels, *config.image_shape),
-        is_training=True,
-        scale=tuple(crop_scale),
-        hflip=horizontal_flip,
-        color_jitter=None,
-        auto_augment=auto_augment,
-        interpolation="bicubic",
-        mean=tuple(config.image_mean),
-        std=tuple(config.image_std),
-        re_prob=random_erasing,
-        re_mode="pixel",
-    )
+    try:
+        transform = require("timm.data").create_transform(
+            input_size=(config.num_channels, *config.image_shape),
+            is_training=True,
+            scale=tuple(crop_scale),
+            hflip=horizontal_flip,
+            color_jitter=None,
+            auto_augment=auto_augment,
+            interpolation="bicubic",
+            mean=tuple(config.image_mean),
+            std=tuple(config.image_std),
+            re_prob=random_erasing,
+            re_mode="pixel",
+        )
+    except (AssertionError, ValueError, LookupError) as error:
+        raise ValueError(f"auto_augment must be a policy of timm, got {auto_augment!r}: {error}") from error
     for part in transform.transforms:
         _allow_zero_bits(part)
-    return transform
+    return partial(_apply_seeded, transform=transform)
+
+
+def _apply_seeded(picture: Image.Image, seed: int, transform: Callable[[Image.Image], torch.Tensor]) -> torch.Tensor:
+    # timm draws from the global generators of Python, NumPy and torch.
+    with seeded(seed):
+        return transform(picture)
 
 
 def _allow_zero_bits(policy) -> None:
-    """Lets timm's policies posterize to zero bits, which makes a black picture and which Pillow 13 refuses."""
+    """Lets a policy of timm posterize to zero bits, which makes a black picture and which Pillow 13 refuses."""
     timm_posterize = require("timm.data.auto_augment").posterize
     operations = [*getattr(policy, "ops", []), *(op for ops in getattr(policy, "policy", []) for op in ops)]
     for operation in operations:
@@ -121,7 +133,7 @@ class LabelMixer:
     """
 
     def __init__(self, num_labels: int, mixup: float = 0.8, cutmix: float = 1.0, label_smoothing: float = 0.1):
-        if mixup < 0 or cutmix < 0 or not 0 <= label_smoothing < 1:
+        if not (mixup >= 0 and cutmix >= 0 and 0 <= label_smoothing < 1):
             raise ValueError(
                 "mixup and cutmix must be at least 0 and label_smoothing in [0, 1), got"
                 f" {mixup}, {cutmix} and {label_smoothing}"

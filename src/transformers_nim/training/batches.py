@@ -8,7 +8,8 @@ uninterrupted one would have seen, and the same images make up a step however ma
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,8 +18,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_
 
 from ..extras import require
 from .augmentation import Transform
-from .data import UNDECODABLE, ImageData, decode_picture
-from .seeding import derive_seed, seeded
+from .data import ImageData, decode_picture
+from .seeding import derive_seed
 
 
 Batch = dict[str, Any]
@@ -27,30 +28,54 @@ Batch = dict[str, Any]
 _MAX_UNDECODABLE_IN_A_ROW = 50
 
 
+@dataclass(frozen=True)
+class RowReader:
+    """Reads picture and label of a row.
+
+    Attributes:
+        column: The column of images.
+        label_of: From a row to its class.
+        num_channels: Channels of the pictures.
+        token: Token for images that are still on the Hub.
+    """
+
+    column: str
+    label_of: Callable[[Mapping[str, Any]], int]
+    num_channels: int
+    token: str | None = None
+
+    @classmethod
+    def of(cls, data: ImageData, rows: Any, num_channels: int) -> "RowReader":
+        """The reader of `rows`, which are those of `data` to train on or to validate with."""
+        return cls(data.image_column, data.label_reader(rows), num_channels, data.token)
+
+    def __call__(self, row: Mapping[str, Any]) -> tuple[Image.Image | Exception, int]:
+        """The picture, or why it cannot be decoded, and the label."""
+        label, cell = self.label_of(row), row[self.column]
+        try:
+            return decode_picture(cell, self.num_channels, self.token), label
+        except Exception as error:
+            return error, label
+
+    def name(self, place: str, row: Mapping[str, Any]) -> str:
+        """What to call a row: its place, and the path of its image if it has one."""
+        cell = row[self.column]
+        path = cell.get("path") if isinstance(cell, Mapping) else cell
+        return f"{place} ({path})" if isinstance(path, str) else place
+
+
 class TrainingImages(Dataset):
     """Augmented images by `(epoch, row)`. A picture that cannot be decoded is replaced by the next one that can.
 
     Args:
         rows: Undecoded rows.
-        column: The column of images.
-        label_of: From a row to its class.
-        num_channels: Channels of the pictures.
-        transform: From a picture to normalized pixels; may draw from the global generators.
+        read: Reads them.
+        transform: From a picture and a seed to normalized pixels.
         seed: The run's seed.
     """
 
-    def __init__(
-        self,
-        rows: Sequence[Mapping[str, Any]],
-        column: str,
-        label_of: Callable[[Mapping[str, Any]], int],
-        num_channels: int,
-        transform: Transform,
-        seed: int,
-    ):
-        self.rows, self.seed = rows, seed
-        self.read = partial(_read, column=column, label_of=label_of, num_channels=num_channels)
-        self.transform = transform
+    def __init__(self, rows: Sequence[Mapping[str, Any]], read: RowReader, transform: Transform, seed: int):
+        self.rows, self.read, self.transform, self.seed = rows, read, transform, seed
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -110,7 +135,7 @@ class StreamedImages(IterableDataset):
 
     Args:
         stream: The rows of one process, undecoded.
-        column, label_of, num_channels, transform, seed: As for [`TrainingImages`].
+        read, transform, seed: As for [`TrainingImages`].
         stream_index: A number for the process, to tell its draws from those of the others.
         batch_size: Images per batch.
         first_batch: Batches that were had already, a multiple of the number of DataLoader workers.
@@ -119,17 +144,15 @@ class StreamedImages(IterableDataset):
     def __init__(
         self,
         stream: Any,
-        column: str,
-        label_of: Callable[[Mapping[str, Any]], int],
-        num_channels: int,
+        read: RowReader,
         transform: Transform,
         seed: int,
         stream_index: int,
         batch_size: int,
         first_batch: int = 0,
     ):
-        self.stream, self.transform, self.seed, self.stream_index = stream, transform, seed, stream_index
-        self.read = partial(_read, column=column, label_of=label_of, num_channels=num_channels)
+        self.stream, self.read, self.transform = stream, read, transform
+        self.seed, self.stream_index = seed, stream_index
         self.batch_size, self.first_batch = batch_size, first_batch
 
     def __iter__(self) -> Iterator[Batch]:
@@ -147,16 +170,18 @@ class StreamedImages(IterableDataset):
     def _rows(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
         worker = get_worker_info()
         prefix = f"{self.stream_index}.{worker.id if worker is not None else 0}"
+        # A copy, because `datasets` shares the number of the epoch among workers, which do not change it together.
+        stream = self.stream.with_format(None)
+        is_empty = True
         for epoch in itertools.count():
-            self.stream.set_epoch(epoch)
-            is_empty = True
-            for number, row in enumerate(self.stream):
+            stream.set_epoch(epoch)
+            for number, row in enumerate(stream):
                 # Its place in the shuffled stream is all the name that a row has.
                 yield f"{prefix}.{epoch}.{number}", row
                 is_empty = False
             if is_empty:
                 raise ValueError(
-                    "the stream holds no images for this process; check the split, or use fewer processes"
+                    "the stream holds no images for this process or worker; check the split, or use fewer of them"
                 )
 
 
@@ -168,36 +193,25 @@ def _peek(ahead: deque, rows: Iterator) -> Iterator:
         yield ahead[place]
 
 
-def _read(
-    row: Mapping[str, Any], column: str, label_of: Callable[[Mapping[str, Any]], int], num_channels: int
-) -> tuple[Image.Image | None, int]:
-    """Picture and label of a row; the picture is None if it cannot be decoded."""
-    label = label_of(row)
-    try:
-        return decode_picture(row[column], num_channels), label
-    except UNDECODABLE:
-        return None, label
-
-
 def _first_decodable(
-    candidates: Iterator[tuple[str, Mapping[str, Any]]], read: Callable
+    candidates: Iterator[tuple[str, Mapping[str, Any]]], read: RowReader
 ) -> tuple[Image.Image, int, list[str]]:
     """Picture and label of the first row that can be decoded, and the names of those before it."""
     undecodable: list[str] = []
-    for name, row in itertools.islice(candidates, _MAX_UNDECODABLE_IN_A_ROW):
+    for place, row in itertools.islice(candidates, _MAX_UNDECODABLE_IN_A_ROW):
         picture, label = read(row)
-        if picture is not None:
+        if isinstance(picture, Image.Image):
             return picture, label, undecodable
-        undecodable.append(name)
+        undecodable.append(read.name(place, row))
+        error = picture
     raise ValueError(
-        f"{_MAX_UNDECODABLE_IN_A_ROW} images in a row cannot be decoded, the first of them in row {undecodable[0]}:"
-        " are the files there, and is this the column of images?"
+        f"{len(undecodable)} images in a row cannot be decoded, the last of them in row {undecodable[-1]}: {error!r}."
+        f" Are the files there, and is {read.column!r} the column of images?"
     )
 
 
 def _sample(picture: Image.Image, label: int, undecodable: list[str], transform: Transform, key: tuple) -> Batch:
-    with seeded(derive_seed("augmentation", *key)):
-        pixel_values = transform(picture)
+    pixel_values = transform(picture, derive_seed("augmentation", *key))
     noise_seed = derive_seed("noise", *key)
     return {"pixel_values": pixel_values, "labels": label, "noise_seed": noise_seed, "undecodable": undecodable}
 
@@ -225,10 +239,12 @@ def training_batches(
 ) -> Iterator[Batch]:
     """The batches of one process, without end.
 
+    Those of a stream depend on the number of processes and workers, others only on the images and the whole batch.
+
     Args:
         data: The images.
         num_channels: Channels of the pictures, 1 or 3.
-        transform: From a picture to normalized pixels.
+        transform: From a picture and a seed to normalized pixels.
         batch_size: Images per batch and process.
         seed: The run's seed.
         num_processes: Processes that train together.
@@ -242,8 +258,9 @@ def training_batches(
         Batches with `pixel_values`, `labels`, `noise_seed` (one for each image) and `undecodable` (a list of rows that
         were replaced).
     """
-    arguments = (data.image_column, data.label_reader(data.train), num_channels, transform, seed)
-    options: dict[str, Any] = {"collate_fn": _collate, "pin_memory": pin_memory}
+    arguments = (RowReader.of(data, data.train, num_channels), transform, seed)
+    # With a generator of its own, a loader draws nothing from the global one.
+    options: dict[str, Any] = {"collate_fn": _collate, "pin_memory": pin_memory, "generator": torch.Generator()}
     if not data.is_streamed:
         sampler = EndlessBatches(len(data.train), batch_size, seed, num_processes, process_index, first_batch)
         images = TrainingImages(data.train, *arguments)
@@ -264,33 +281,31 @@ class EvaluationImages(Dataset):
 
     Args:
         rows: Undecoded rows.
-        column: The column of images.
-        label_of: From a row to its class.
-        num_channels: Channels of the pictures.
+        read: Reads them.
         image_processor: The model's own.
     """
 
-    def __init__(
-        self,
-        rows: Sequence[Mapping[str, Any]],
-        column: str,
-        label_of: Callable[[Mapping[str, Any]], int],
-        num_channels: int,
-        image_processor: Any,
-    ):
-        self.rows, self.image_processor = rows, image_processor
-        self.num_channels = num_channels
-        self.read = partial(_read, column=column, label_of=label_of, num_channels=num_channels)
+    def __init__(self, rows: Sequence[Mapping[str, Any]], read: RowReader, image_processor: Any):
+        self.rows, self.read, self.image_processor = rows, read, image_processor
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, row: int) -> Batch:
         picture, label = self.read(self.rows[row])
-        # A placeholder, so that batches keep their size on every process.
-        shown = picture if picture is not None else Image.new("RGB" if self.num_channels == 3 else "L", (64, 64))
-        pixel_values = self.image_processor(shown, return_tensors="pt")["pixel_values"][0]
-        return {"pixel_values": pixel_values, "labels": label, "row": row, "is_valid": picture is not None}
+        pixel_values = None
+        if isinstance(picture, Image.Image):
+            # Very elongated pictures are refused.
+            with suppress(ValueError):
+                pixel_values = self._process(picture)
+        is_valid = pixel_values is not None
+        if pixel_values is None:
+            # A placeholder, so that batches keep their size on every process.
+            pixel_values = self._process(Image.new("RGB" if self.read.num_channels == 3 else "L", (64, 64)))
+        return {"pixel_values": pixel_values, "labels": label, "row": row, "is_valid": is_valid}
+
+    def _process(self, picture: Image.Image) -> torch.Tensor:
+        return self.image_processor(picture, return_tensors="pt")["pixel_values"][0]
 
 
 def evaluation_loader(
@@ -308,11 +323,8 @@ def evaluation_loader(
     Returns:
         Batches with `pixel_values`, `labels`, `row` and `is_valid`.
     """
-    # A stream's validation images are a list of rows and have the stream's classes.
-    source = data.validation if hasattr(data.validation, "features") else data.train
-    images = EvaluationImages(
-        data.validation, data.image_column, data.label_reader(source), num_channels, image_processor
-    )
+    read = RowReader.of(data, data.validation, num_channels)
+    images = EvaluationImages(data.validation, read, image_processor)
     return DataLoader(images, batch_size=batch_size, num_workers=num_workers)
 
 

@@ -48,7 +48,8 @@ def save_checkpoint(
         step: Updates done.
         state: What else a run needs to go on, as JSON can hold it.
         ema_weights: Averaged weights, if there are any.
-        total_limit: How many checkpoints to keep; the oldest go.
+        total_limit: How many checkpoints to keep; the oldest go. Those of later steps go in any case: a run that has
+            gone back to an earlier one replaces them, and `"latest"` must not find them.
 
     Returns:
         The checkpoint's path.
@@ -90,9 +91,11 @@ def save_checkpoint(
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
         _sync(output_dir)
-        if total_limit is not None:
-            for path in _checkpoints(output_dir)[total_limit:]:
-                shutil.rmtree(path, ignore_errors=True)
+        found = _checkpoints(output_dir)
+        newest = found.index(final)
+        kept = found[newest:] if total_limit is None else found[newest : newest + total_limit]
+        for path in set(found) - set(kept):
+            shutil.rmtree(path, ignore_errors=True)
     accelerator.wait_for_everyone()
     return final
 
@@ -105,6 +108,7 @@ def _seal(folder: Path, state: Mapping[str, Any]) -> None:
     sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
     (folder / _MANIFEST).write_text(json.dumps({"files": sizes, "state": dict(state)}, indent=2) + "\n")
     _sync(folder / _MANIFEST)
+    _sync(folder)
 
 
 def _sync(path: Path) -> None:
@@ -128,13 +132,13 @@ def checkpoint_problem(path: str | Path) -> str | None:
         return "there is no such folder"
     try:
         manifest = json.loads((path / _MANIFEST).read_text())
-        files = manifest["files"]
+        sizes = manifest["files"].items()
         manifest["state"]["step"]
     except FileNotFoundError:
         return f"it has no {_MANIFEST}"
-    except (json.JSONDecodeError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return f"its {_MANIFEST} is damaged"
-    for name, size in files.items():
+    for name, size in sizes:
         file = path / name
         if not file.is_file():
             return f"the file {name} is missing"
@@ -183,13 +187,21 @@ def load_checkpoint(accelerator: Any, path: str | Path) -> tuple[dict[str, Any],
 
 
 def replace_folder(accelerator: Any, folder: Path, write: Callable[[Path], object]) -> None:
-    """Has `write(path)` fill a folder, called by all processes, and puts it where `folder` was, whole."""
+    """Has `write(path)` fill a folder, called by all processes, and puts it where `folder` was, whole.
+
+    Raises:
+        CheckpointError: It could not be written; what was there before still is.
+    """
     partial = folder.with_name(f"{folder.name}.partial")
     if accelerator.is_main_process:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    write(partial)
+    try:
+        write(partial)
+    except _WRITE_ERRORS as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointError(f"could not write {folder}: {error}. Is the disk full?") from error
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         old = folder.with_name(f"{folder.name}.old")

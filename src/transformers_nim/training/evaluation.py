@@ -17,7 +17,7 @@ from ..metrics import load_metric
 from ..modeling_nim import NIMForPreTraining, NIMForRobustImageClassification
 from ..noise import add_noise
 from .masked import MaskedAutoencoder
-from .seeding import derive_seed, image_generators, seeded
+from .seeding import derive_seed, image_generators
 
 
 # A padding that metrics leave out.
@@ -67,7 +67,7 @@ def evaluate_denoiser(
         for batch in loader:
             pixels, rows, is_valid = batch["pixel_values"], batch["row"], batch["is_valid"]
             # Per image, so that undecodable ones can be left out.
-            drawn = model(pixels, generator=_generators(rows, pixels.device))
+            drawn = model(pixels, generator=_generators(rows, pixels.device), return_loss=False)
             figures = {"loss": _patch_loss(accelerator.unwrap_model(model), drawn.logits, pixels)}
             for sigma in sigmas:
                 outputs = model(pixels, sigma=sigma, generator=_generators(rows, pixels.device), return_loss=False)
@@ -222,7 +222,7 @@ def plot_reconstructions(
     )
     seeds = range(len(pixel_values))
     rows = {"clean": pixel_values}
-    with _eval_mode(model), seeded(0):
+    with _eval_mode(model):
         if isinstance(model, MaskedAutoencoder):
             patches = config.patch_grid[0] * config.patch_grid[1]
             outputs = model(pixel_values, mask_scores=_mask_scores(torch.tensor(seeds), patches, pixel_values.device))
@@ -234,24 +234,28 @@ def plot_reconstructions(
                 rows[f"noisy\nsigma {sigma:g}"] = outputs.noisy_pixel_values
                 square = _mean_square(model.clamp_pixels(outputs.denoised_pixel_values) * std, pixel_values * std)
                 psnr = -10 * square.clamp(min=1e-10).log10().mean().item()
-                rows[f"denoised\n{psnr:.1f} dB"] = outputs.denoised_pixel_values
+                rows[f"denoised\nPSNR {psnr:.1f} dB"] = outputs.denoised_pixel_values
     if not accelerator.is_main_process:
         return
     plt = require("matplotlib.pyplot")
+    height, width = config.image_shape
+    # An inch or, with 100 pixels to it, at least as many pixels as the image has: averages of them would hide noise.
+    inches = max(1.0, 1.1 * max(height, width) / 100) / max(height, width)
     figure, axes = plt.subplots(
         len(rows),
         len(pixel_values),
-        figsize=(len(pixel_values) + 1, len(rows) + 0.4),
+        figsize=(len(pixel_values) * inches * width + 0.6, len(rows) * inches * height + 0.4),
         squeeze=False,
         layout="constrained",
     )
     for line, (name, images) in zip(axes, rows.items()):
-        line[0].set_ylabel(name, fontsize="x-small")
+        line[0].set_ylabel(name, fontsize="small")
         pixels = (images.float() * std + mean).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
         for axis, image in zip(line, pixels):
-            axis.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1)
+            image = image.squeeze(-1) if image.shape[-1] == 1 else image
+            axis.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             axis.set(xticks=[], yticks=[])
-    figure.suptitle(title, fontsize="small")
+    figure.suptitle(title, fontsize="medium")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)

@@ -4,8 +4,9 @@
 import argparse
 import importlib.util
 import math
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from ..extras import require
+from ..noise import parse_sigma
 from .arguments import public_arguments
 from .data import ImageData, load_image_data
 from .optimization import make_schedule, scaled_learning_rate
@@ -42,7 +44,7 @@ def make_accelerator(args: argparse.Namespace) -> Any:
     """An `Accelerator` with gradient accumulation, mixed precision and trackers as the arguments say.
 
     Raises:
-        ValueError: A tracker is not installed.
+        ValueError: A tracker is not installed, or processes were started that do not find each other.
     """
     accelerate = require("accelerate")
     trackers = [name for name in args.report_to if name != "none"]
@@ -50,6 +52,8 @@ def make_accelerator(args: argparse.Namespace) -> Any:
         if importlib.util.find_spec("mlflow" if name == "mlflow" else name) is None:
             raise ValueError(f"report_to: {name} is not installed; install it, or pass --report_to none")
     accelerator = accelerate.Accelerator(
+        # Without this, processes that torchrun starts on a machine without GPUs would not find each other.
+        cpu=not torch.accelerator.is_available(),
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         mixed_precision=args.mixed_precision,
         log_with=trackers or None,
@@ -57,10 +61,25 @@ def make_accelerator(args: argparse.Namespace) -> Any:
             project_dir=args.output_dir, logging_dir=str(Path(args.output_dir) / "logs")
         ),
     )
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != accelerator.num_processes:
+        # Each would train alone, into the same folder.
+        raise ValueError(
+            f"{launched} processes were started, but Accelerate sees {accelerator.num_processes}; set"
+            " ACCELERATE_USE_CPU=true to train on CPUs, or check the launch file"
+        )
     if accelerator.state.deepspeed_plugin is not None:
-        # DeepSpeed takes it from a prepared loader, and ours are not prepared.
-        accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = (
-            args.per_device_train_batch_size
+        # DeepSpeed takes the batch from a prepared loader, and ours are not prepared. It clips by itself, and
+        # Accelerate makes it clip to 1 if nothing is said.
+        accelerator.state.deepspeed_plugin.deepspeed_config |= {
+            "train_micro_batch_size_per_gpu": args.per_device_train_batch_size,
+            "gradient_clipping": args.max_grad_norm or 0.0,
+        }
+    fsdp = getattr(accelerator.state, "fsdp_plugin", None)
+    if fsdp is not None and fsdp.fsdp_version == 2 and fsdp.mixed_precision_policy is not None:
+        # Accelerate would have gradients summed and losses rounded in half precision.
+        fsdp.mixed_precision_policy = replace(
+            fsdp.mixed_precision_policy, reduce_dtype=torch.float32, output_dtype=None
         )
     return accelerator
 
@@ -117,6 +136,11 @@ def make_plan(args: argparse.Namespace, data: ImageData, num_processes: int) -> 
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    if args.max_grad_norm is not None and not args.max_grad_norm > 0:
+        raise ValueError(f"max_grad_norm must be greater than 0, got {args.max_grad_norm}; leave it out for none")
+    for sigma in args.eval_sigmas:
+        # Now, not at the first validation, which can be at the end.
+        parse_sigma(sigma)
     total_batch_size = args.per_device_train_batch_size * num_processes * args.gradient_accumulation_steps
     steps_per_epoch = 0.0 if data.is_streamed else len(data.train) / total_batch_size
     total_steps = args.max_train_steps or math.ceil(args.num_train_epochs * steps_per_epoch)
@@ -125,7 +149,9 @@ def make_plan(args: argparse.Namespace, data: ImageData, num_processes: int) -> 
     warmup = args.num_warmup_steps
     if warmup is None:
         warmup = round(args.warmup_ratio * total_steps)
-    rate = args.learning_rate or scaled_learning_rate(args.base_learning_rate, total_batch_size)
+    rate = args.learning_rate
+    if rate is None:
+        rate = scaled_learning_rate(args.base_learning_rate, total_batch_size)
     return Plan(total_batch_size, total_steps, steps_per_epoch, warmup, rate)
 
 
@@ -223,6 +249,8 @@ def describe_run(
 ) -> dict[str, str]:
     """Header lines that both scripts have in common."""
     config = model.config
+    # FSDP2 puts its own name before that of the class.
+    name = type(model).__name__.removeprefix("FSDP")
     parameters = [p for p in model.parameters() if p.requires_grad]
     height, width = config.image_shape  # type: ignore[union-attr,misc]
     num_train = "a stream" if data.is_streamed else f"{len(data.train):,} images"
@@ -232,7 +260,7 @@ def describe_run(
     num_processes = accelerator.num_processes
     processes = f"{num_processes} process{'es' if num_processes > 1 else ''}"
     return {
-        "model": f"{type(model).__name__}, {sum(p.numel() for p in parameters) / 1e6:,.2f} M trainable parameters,"
+        "model": f"{name}, {sum(p.numel() for p in parameters) / 1e6:,.2f} M trainable parameters,"
         f" images of {height}x{width}, patches of {patch}",
         "data": f"{data.name}: {num_train} to train on, {num_validation} to validate with",
         "batch": f"{args.per_device_train_batch_size} images x {processes} x {args.gradient_accumulation_steps} passes"

@@ -1,6 +1,7 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
 """Optimizer, learning rates and their schedule, as MAE (arXiv 2111.06377) sets them and NIM takes them over."""
 
+import math
 import re
 from typing import Any
 
@@ -48,7 +49,7 @@ def parameter_groups(
     """
     if not 0 < layer_decay <= 1:
         raise ValueError(f"layer_decay must be greater than 0 and at most 1, got {layer_decay}")
-    if learning_rate <= 0 or weight_decay < 0:
+    if not (0 < learning_rate < math.inf and 0 <= weight_decay < math.inf):
         raise ValueError(
             f"learning_rate must be positive and weight_decay at least 0, got {learning_rate} and {weight_decay}"
         )

@@ -4,16 +4,17 @@
 import argparse
 import json
 import platform
+import re
 from pathlib import Path
 from typing import Any
 
-import accelerate
 import torch
 import transformers
 from huggingface_hub import HfApi
 
 from .. import __version__
 from ..cards import write_training_card
+from ..extras import require
 from .arguments import public_arguments
 from .data import ImageData
 from .launch import Plan
@@ -84,7 +85,7 @@ def finish(
             "python": platform.python_version(),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
-            "accelerate": accelerate.__version__,
+            "accelerate": require("accelerate").__version__,
             "transformers_nim": __version__,
         },
     }
@@ -92,10 +93,10 @@ def finish(
         (output_dir / "all_results.json").write_text(json.dumps(results, indent=2) + "\n")
         write_training_card(output_dir, repository or output_dir.resolve().name, results, summary)
         if run.undecodable:
-            shown = ", ".join(sorted(run.undecodable)[:10])
-            accelerator.print(
-                f"{len(run.undecodable)} images could not be decoded and were replaced by others: rows {shown}"
-            )
+            # By the numbers in their names.
+            rows = sorted(run.undecodable, key=lambda row: [int(number) for number in re.findall(r"\d+", row)])
+            shown = ", ".join(rows[:10]) + (", ..." if len(rows) > 10 else "")
+            accelerator.print(f"{len(rows)} images could not be decoded and were replaced by others: rows {shown}")
         accelerator.print(f"model, image processor, card, all_results.json, log.jsonl: {output_dir}")
         if repository is not None:
             url = HfApi(token=args.hub_token).upload_folder(

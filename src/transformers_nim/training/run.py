@@ -101,13 +101,15 @@ class TrainingRun:
         self.seconds = 0.0
         self.best: dict[str, Any] | None = None
         self.metrics: dict[str, float] = {}
+        # Of the updates since the last line of the log.
+        self.losses: list[float] = []
         self.undecodable: set[str] = set()
         require_empty_or_resumed(options.output_dir, options.resume_from_checkpoint)
         if options.resume_from_checkpoint is not None:
             self._resume(options.resume_from_checkpoint)
         if accelerator.is_main_process:
             options.output_dir.mkdir(parents=True, exist_ok=True)
-            self._keep_log_until(self.step)
+            self._cut_log()
 
     @property
     def inner_model(self) -> nn.Module:
@@ -154,30 +156,31 @@ class TrainingRun:
             dynamic_ncols=True,
             smoothing=0.05,
         )
-        losses: list[float] = []
-        window = time.monotonic()
+        window, first = time.monotonic(), self.step
         self.model.train()
         with bar:
             while self.step < options.total_steps:
-                started = time.monotonic()
-                losses.append(self._update(stream, compute_loss))
+                started, rate_of_step = time.monotonic(), max(self.scheduler.get_last_lr())
+                self.losses.append(self._update(stream, compute_loss))
                 self.seconds += time.monotonic() - started
                 is_last = self.step == options.total_steps
                 if is_last or self.step % options.logging_steps == 0:
-                    rate = len(losses) * options.total_batch_size / (time.monotonic() - window)
+                    rate = (self.step - first) * options.total_batch_size / (time.monotonic() - window)
                     row = {
-                        "loss": sum(losses) / len(losses),
-                        "learning_rate": max(self.scheduler.get_last_lr()),
+                        "loss": sum(self.losses) / len(self.losses),
+                        "learning_rate": rate_of_step,
                         "images_per_second": rate,
                     }
                     self._log(row)
                     bar.set_postfix(loss=f"{row['loss']:.4f}", images_per_s=f"{rate:.0f}")
-                    losses, window = [], time.monotonic()
+                    self.losses, window, first = [], time.monotonic(), self.step
                 bar.update()
                 pause = time.monotonic()
                 if evaluate is not None and (is_last or _is_due(self.step, options.eval_steps)):
                     self._evaluate(evaluate, bar)
                 if draw is not None and (is_last or _is_due(self.step, image_steps)):
+                    # A part of the model may draw, and FSDP2 gathers weights when the whole is called.
+                    getattr(self.evaluation_model, "unshard", lambda: None)()
                     draw(self.evaluation_model, self.step)
                 if self.step % options.checkpointing_steps == 0:
                     self._save_checkpoint()
@@ -206,11 +209,14 @@ class TrainingRun:
                     # Before the weights change: what is in memory and on disk stays usable.
                     mean_loss = accelerator.reduce(total, "mean").item() / accelerator.gradient_accumulation_steps
                     self._check_finite("loss", mean_loss)
-                    if options.max_grad_norm is not None:
-                        norm = accelerator.clip_grad_norm_(self.model.parameters(), options.max_grad_norm)
-                        # Mixed precision in fp16 skips steps with an overflow by itself.
-                        if norm is not None and accelerator.mixed_precision != "fp16":
-                            self._check_finite("gradient norm", float(norm))
+                    # Without a limit too: a finite loss can have a gradient that is not.
+                    limit = math.inf if options.max_grad_norm is None else options.max_grad_norm
+                    norm = accelerator.clip_grad_norm_(self.model.parameters(), limit)
+                    # Mixed precision in fp16 skips steps with an overflow by itself.
+                    if norm is not None and accelerator.mixed_precision != "fp16":
+                        # Sharded by FSDP2, it can be one that each process holds a part of.
+                        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+                        self._check_finite("gradient norm", float(norm))
                 self.optimizer.step()
                 self.optimizer.zero_grad()
         self.step += 1
@@ -236,9 +242,12 @@ class TrainingRun:
         key = self.options.best_metric
         if key is None:
             return
+        if key not in self.metrics:
+            raise ValueError(f"best_metric must be one of {sorted(self.metrics)}, got {key!r}")
         value = self.metrics[key]
         sign = 1 if self.options.greater_is_better else -1
-        if self.best is None or sign * value > sign * self.best["value"]:
+        # Nothing would ever be better than nan.
+        if math.isfinite(value) and (self.best is None or sign * value > sign * self.best["value"]):
             self.best = {"step": self.step, "metric": key, "value": value, "metrics": self.metrics}
             replace_folder(self.accelerator, self.options.output_dir / "best", self.export)
 
@@ -253,17 +262,18 @@ class TrainingRun:
             weights = {k.removeprefix("model."): v for k, v in weights.items() if k.startswith("model.")}
         if accelerator.is_main_process:
             # Its bar would tear the one of the training.
+            has_bars = logging.is_progress_bar_enabled()
             logging.disable_progress_bar()
             inner.save_pretrained(folder, state_dict=weights)
-            logging.enable_progress_bar()
+            if has_bars:
+                logging.enable_progress_bar()
             self.image_processor.save_pretrained(folder)
 
     def _save_checkpoint(self) -> None:
-        schedule = {key: value for key, value in self.scheduler.state_dict().items() if key != "lr_lambdas"}
         self.gather_undecodable()
         state = {
-            "schedule": schedule,
             "seconds": self.seconds,
+            "losses": self.losses,
             "best": self.best,
             "undecodable": sorted(self.undecodable),
             "identity": self._identity(),
@@ -286,6 +296,7 @@ class TrainingRun:
         if path is None:
             self.accelerator.print(f"no checkpoint in {self.options.output_dir} yet: beginning at step 0")
             return
+        settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         state, ema = load_checkpoint(self.accelerator, path)
         different = [
             f"{name} was {state['identity'][name]} and is {value}"
@@ -298,9 +309,16 @@ class TrainingRun:
             raise ValueError(f"{path} was saved {'without' if ema is None else 'with'} averaged weights (--ema_decay)")
         if ema is not None:
             self.ema.module.load_state_dict(ema)
-        self.scheduler.load_state_dict(state["schedule"])
         self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
-        self.undecodable = set(state["undecodable"])
+        self.losses, self.undecodable = state["losses"], set(state["undecodable"])
+        # Learning rate, schedule and weight decay are those of this run's arguments: who goes on with a lower rate,
+        # after a loss that diverged for example, gets it.
+        for group, own in zip(self.optimizer.param_groups, settings):
+            group.update(own)
+        # The schedule is a function of the step alone. It takes the last step again, to set the rates.
+        place = {"last_epoch": self.step - 1, "_step_count": self.step}
+        self.scheduler.load_state_dict({**self.scheduler.state_dict(), **place})
+        self.scheduler.step()
         self.accelerator.print(f"going on from {path} at step {self.step}")
 
     def _log(self, figures: dict[str, float]) -> None:
@@ -312,18 +330,22 @@ class TrainingRun:
                 file.write(json.dumps(row | figures) + "\n")
         self.accelerator.log(figures, step=self.step)
 
-    def _keep_log_until(self, step: int) -> None:
-        """Drops lines of steps that will be done again, and one that was cut off."""
+    def _cut_log(self) -> None:
+        """Drops lines of what will be done again, and one that was cut off."""
         path = self.options.output_dir / "log.jsonl"
         if not path.exists():
             return
         kept = []
         for line in path.read_text().splitlines():
             try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line)
+                row = json.loads(line)
             except json.JSONDecodeError:
                 continue
+            # A run that has nothing left to train still validates once more.
+            is_validation = any(name.startswith("eval_") for name in row)
+            is_repeated = is_validation and row["step"] == self.step >= self.options.total_steps
+            if row["step"] <= self.step and not is_repeated:
+                kept.append(line)
         partial = path.with_suffix(".partial")
         partial.write_text("".join(f"{line}\n" for line in kept))
         os.replace(partial, path)

@@ -1,0 +1,242 @@
+# Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
+import pytest
+import torch
+import transformers
+from conftest import tiny_model
+
+from transformers_nim import NIMForImageClassification, NIMImageProcessor
+from transformers_nim.attacks import PixelClassifier, image_generators
+
+
+@pytest.fixture
+def pixels():
+    return torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+class TestSetup:
+    def test_normalizes_and_passes_arguments_on(self, robust_model, pixels):
+        classifier = PixelClassifier(robust_model, sigma=None)
+        mean = torch.tensor(robust_model.config.image_mean)[:, None, None]
+        std = torch.tensor(robust_model.config.image_std)[:, None, None]
+        expected = robust_model((pixels - mean) / std, sigma=None).logits
+        torch.testing.assert_close(classifier(pixels), expected)
+        torch.testing.assert_close(classifier.to_pixels(classifier.normalize(pixels)), pixels)
+
+    def test_unknown_normalization(self):
+        other = torch.nn.Identity().eval()
+        other.config, other.device = type("Config", (), {})(), torch.device("cpu")
+        with pytest.raises(ValueError, match="config of Identity does not hold the normalization"):
+            PixelClassifier(other)
+        assert PixelClassifier(other, image_mean=[0.5], image_std=[0.5]).normalize(torch.ones(1, 1, 1, 1)) == 1
+
+    def test_normalization_of_an_image_processor(self, robust_model, pixels):
+        processor = NIMImageProcessor.from_config(robust_model.config, image_mean=[0.1, 0.2, 0.3])
+        classifier = PixelClassifier(robust_model, image_processor=processor)
+        assert classifier.image_mean == [0.1, 0.2, 0.3]
+        assert classifier.image_std == list(processor.image_std)
+        processor.do_normalize = False
+        plain = PixelClassifier(robust_model, image_processor=processor)
+        torch.testing.assert_close(plain.normalize(pixels), pixels)
+        processor.rescale_factor = 1 / 127.5
+        with pytest.raises(ValueError, match=r"rescale_factor=0.0078"):
+            PixelClassifier(robust_model, image_processor=processor)
+
+    def test_what_would_measure_another_model_is_refused(self, robust_model):
+        """transformers models swallow unknown arguments."""
+        for wrong in ({"simga": 0}, {"generator": torch.Generator()}, {"pixel_noise": None}):
+            with pytest.raises(ValueError, match=r"simga|generator|pixel_noise"):
+                PixelClassifier(robust_model, **wrong)
+        undefended = tiny_model(NIMForImageClassification)
+        for wrong, message in (
+            ({"sigma": 70}, r"\['sigma'\]"),
+            ({"num_samples": 2}, r"\['num_samples'\]"),
+            ({"gradient": "bpda"}, "has no defense to leave out"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                PixelClassifier(undefended, **wrong)
+        for wrong, message in (
+            ({"gradient": "half"}, "gradient must be one of"),
+            ({"num_samples": 0}, "num_samples must be"),
+            ({"vote": "plurality"}, "vote must be"),
+            ({"sigma": -1}, "sigma must be"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                PixelClassifier(robust_model, **wrong)
+
+    def test_train_mode(self, pixels):
+        model = tiny_model()
+        classifier = PixelClassifier(model)
+        model.train()
+        with pytest.raises(ValueError, match="train mode"):
+            classifier(pixels)
+        with pytest.raises(ValueError, match="train mode"):
+            PixelClassifier(model)
+
+    @pytest.mark.parametrize("name", ["ViT", "ConvNext", "ResNet"])
+    def test_other_image_classifiers(self, name, pixels):
+        sizes = {
+            "ViT": {"image_size": 32, "patch_size": 8, "hidden_size": 16, "num_hidden_layers": 1,
+                    "num_attention_heads": 2, "intermediate_size": 16},
+            "ConvNext": {"hidden_sizes": [8, 8], "depths": [1, 1], "num_stages": 2},
+            "ResNet": {"embedding_size": 8, "hidden_sizes": [8, 8], "depths": [1, 1], "layer_type": "basic"},
+        }  # fmt: skip
+        config = getattr(transformers, f"{name}Config")(**sizes[name])
+        model = getattr(transformers, f"{name}ForImageClassification")(config).eval()
+        classifier = PixelClassifier(model, image_mean=[0.4] * 3, image_std=[0.2] * 3)
+        assert classifier.is_deterministic
+        pixels.requires_grad_()
+        logits = classifier(pixels)
+        torch.testing.assert_close(logits, model((pixels - 0.4) / 0.2).logits)
+        logits[:, 0].sum().backward()
+        assert pixels.grad.abs().sum() > 0
+        assert classifier.draw_logits(pixels, 5).shape == (3, 1, 2)
+
+
+class TestSideEffects:
+    def test_leaves_the_model_as_it_is(self):
+        model = tiny_model()
+        classifier = PixelClassifier(model)
+        classifier.train().to(torch.float64).requires_grad_(False)
+        assert not model.training
+        assert model.dtype == torch.float32
+        assert any(parameter.requires_grad for parameter in model.parameters())
+        # Where other libraries look for the device, there is nothing that could be changed.
+        assert sum(parameter.numel() for parameter in classifier.parameters()) == 0
+        assert next(classifier.parameters()).device == model.device
+
+    @pytest.mark.parametrize("options", [{}, {"gradient": "bpda"}, {"gradient": "classifier"}, {"fixed_noise": True}])
+    def test_random_state_and_parameters(self, options, pixels):
+        model = tiny_model()
+        flags = [parameter.requires_grad for parameter in model.parameters()]
+        state = torch.get_rng_state()
+        logits = PixelClassifier(model, sigma=30, num_samples=2, **options)(pixels.requires_grad_())
+        assert [parameter.requires_grad for parameter in model.parameters()] == flags
+        logits.sum().backward()
+        assert torch.equal(state, torch.get_rng_state())
+        assert all(parameter.grad is None for parameter in model.parameters())
+        assert pixels.grad.abs().sum() > 0
+
+    def test_no_graph_of_parameters_is_built(self, pixels):
+        model = tiny_model()
+        assert not PixelClassifier(model)(pixels).requires_grad
+        # An error inside of the model does not leave parameters frozen.
+        flags = [parameter.requires_grad for parameter in model.parameters()]
+        with pytest.raises(ValueError, match=r"16|size|shape"):
+            PixelClassifier(model)(pixels[..., :16])
+        assert [parameter.requires_grad for parameter in model.parameters()] == flags
+
+
+class TestNoise:
+    def test_draws(self, robust_model, pixels):
+        classifier = PixelClassifier(robust_model, sigma=30)
+        assert not classifier.is_deterministic
+        seeds = [5, 6, 7]
+        draws = classifier.draw_logits(pixels, 4, image_generators(seeds, "test"))
+        assert draws.shape == (3, 4, 5)
+        assert draws.std(dim=1).min() > 0
+        # The same numbers as from the model itself.
+        expected = robust_model(
+            classifier.normalize(pixels),
+            sigma=30,
+            num_samples=4,
+            generator=image_generators(seeds, "test"),
+            output_draws=True,
+        ).draw_logits
+        torch.testing.assert_close(draws, expected)
+        # Fresh noise in every call, and another object repeats it.
+        own = [classifier(pixels) for _ in range(2)]
+        assert not torch.equal(*own)
+        assert torch.equal(own[0], PixelClassifier(robust_model, sigma=30)(pixels))
+        assert not torch.equal(own[0], PixelClassifier(robust_model, sigma=30, seed=1)(pixels))
+
+    def test_several_samples_are_combined(self, robust_model, pixels):
+        for vote in ("mean", "majority"):
+            classifier = PixelClassifier(robust_model, sigma=30, num_samples=8, vote=vote)
+            logits = classifier(pixels, image_generators([5, 6, 7], "test"))
+            draws = classifier.draw_logits(pixels, 8, image_generators([5, 6, 7], "test"))
+            expected = draws.softmax(dim=-1).mean(dim=1)
+            if vote == "majority":
+                expected = torch.nn.functional.one_hot(draws.argmax(dim=-1), 5).float().mean(dim=1)
+            torch.testing.assert_close(logits.softmax(dim=-1), expected, atol=2e-3, rtol=0)
+
+    def test_fixed_noise(self, robust_model, pixels):
+        classifier = PixelClassifier(robust_model, sigma=30, num_samples=2, fixed_noise=True)
+        assert classifier.is_deterministic
+        same = pixels[:1].repeat(3, 1, 1, 1).requires_grad_()
+        gradients = []
+        for _ in range(2):
+            logits = classifier(same)
+            gradients.append(torch.autograd.grad(logits[:, 0].sum(), same)[0])
+            torch.testing.assert_close(logits, logits[:1].expand_as(logits))
+        assert torch.equal(*gradients)
+        draws = classifier.draw_logits(same, 20, image_generators([1, 2, 3], "ignored"))
+        assert torch.equal(draws, logits[:, None])
+        other = PixelClassifier(robust_model, sigma=30, num_samples=2, fixed_noise=True, seed=1)
+        assert not torch.equal(other(same), logits)
+
+    @pytest.mark.parametrize(("sigma", "deterministic"), [(None, True), (0, True), (30, False)])
+    def test_deterministic_without_noise(self, robust_model, pixels, sigma, deterministic):
+        for gradient in ("full", "bpda"):
+            classifier = PixelClassifier(robust_model, sigma=sigma, gradient=gradient)
+            assert classifier.is_deterministic == deterministic
+            assert classifier.draw_logits(pixels, 3).shape == (3, 1 if deterministic else 3, 5)
+            assert torch.equal(classifier(pixels), classifier(pixels)) == deterministic
+        # sigma 0 still denoises.
+        off = PixelClassifier(robust_model, sigma=None)(pixels)
+        assert torch.equal(PixelClassifier(robust_model, sigma=sigma)(pixels), off) == (sigma is None)
+
+
+class TestGradients:
+    def gradient(self, classifier, images, direction=0):
+        images = images.detach().clone().requires_grad_()
+        return torch.autograd.grad(classifier(images)[:, direction].sum(), images)[0]
+
+    @pytest.mark.parametrize("overrides", [{}, {"norm_pix_loss": True, "patch_statistics": "input"}])
+    def test_finite_differences_at_fixed_noise(self, overrides, pixels):
+        """Along random directions: the whole defense is differentiated, statistics of patches included."""
+        model = tiny_model(**overrides)
+        classifier = PixelClassifier(model, sigma=20, fixed_noise=True)
+        pixels = 0.25 + pixels / 2  # denoised pixels at the border of the range have no gradient
+        gradient = self.gradient(classifier, pixels)
+        generator = torch.Generator().manual_seed(3)
+        for smooth in (4, 32):
+            direction = torch.randn(3, 3, smooth, smooth, generator=generator)
+            direction = torch.nn.functional.interpolate(direction, (32, 32)) + gradient / gradient.std()
+            step = 2e-3 * direction
+            with torch.no_grad():
+                difference = (classifier(pixels + step) - classifier(pixels - step))[:, 0] / 2
+            predicted = (gradient * step).sum(dim=(1, 2, 3))
+            torch.testing.assert_close(difference, predicted, rtol=0.05, atol=1e-4)
+
+    @pytest.mark.parametrize("sigma", [0, 30])
+    def test_bpda_is_the_classifiers_gradient_at_the_purified_image(self, robust_model, pixels, sigma):
+        full = PixelClassifier(robust_model, sigma=sigma, fixed_noise=True)
+        bpda = PixelClassifier(robust_model, sigma=sigma, fixed_noise=True, gradient="bpda")
+        torch.testing.assert_close(bpda(pixels), full(pixels))
+        with torch.no_grad():
+            purified = robust_model(
+                full.normalize(pixels),
+                sigma=sigma,
+                output_draws=True,
+                generator=[torch.Generator().manual_seed(0) for _ in pixels],
+            ).denoised_pixel_values[:, 0]
+        bare = PixelClassifier(robust_model, sigma=None)
+        expected = self.gradient(bare, bare.to_pixels(purified))
+        torch.testing.assert_close(self.gradient(bpda, pixels), expected, rtol=1e-3, atol=1e-5)
+        assert not torch.allclose(self.gradient(full, pixels), expected, rtol=1e-2, atol=1e-4)
+
+    def test_bpda_averages_over_draws(self, robust_model, pixels):
+        bpda = PixelClassifier(robust_model, sigma=30, gradient="bpda")
+        images = pixels.clone().requires_grad_()
+        draws = bpda.draw_logits(images, 4, image_generators([1, 2, 3], "test"))
+        full = PixelClassifier(robust_model, sigma=30).draw_logits(pixels, 4, image_generators([1, 2, 3], "test"))
+        torch.testing.assert_close(draws, full)
+        parts = [torch.autograd.grad(draws[:, i, 0].sum(), images, retain_graph=True)[0] for i in range(4)]
+        whole = torch.autograd.grad(draws[..., 0].sum(), images)[0]
+        torch.testing.assert_close(whole, sum(parts))
+        assert not torch.equal(parts[0], parts[1])
+
+    def test_gray_box_is_the_bare_classifier(self, robust_model, pixels):
+        gray = PixelClassifier(robust_model, sigma=30, num_samples=4, gradient="classifier")
+        assert gray.is_deterministic
+        torch.testing.assert_close(gray(pixels), PixelClassifier(robust_model, sigma=None)(pixels))

@@ -1,0 +1,154 @@
+# Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
+import pytest
+import torch
+from conftest import tiny_model
+from toys import Linear, Noisy, share_right
+
+from transformers_nim.attacks import (
+    PixelClassifier,
+    eot_pgd,
+    image_generators,
+    image_seeds,
+    low_frequency,
+    patch_statistics,
+    vote,
+)
+from transformers_nim.attacks.adaptive import LowFrequency, PatchStatistics
+from transformers_nim.attacks.geometry import perturbation_norm
+
+
+def families(norm):
+    clean = torch.rand(3, 2, 8, 12, generator=torch.Generator().manual_seed(0))
+    clean[1, :, :4, :6] = 0.3  # a patch of one color
+    return clean, [PatchStatistics(clean, norm, (4, 6)), LowFrequency(clean, norm, 3)]
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_families_are_linear_and_fill_the_ball(norm):
+    clean, made = families(norm)
+    for family in made:
+        a, b = torch.randn(2, 3, *family.shape(), generator=torch.Generator().manual_seed(1))
+        both = family.perturbation(2 * a - b)
+        torch.testing.assert_close(both, 2 * family.perturbation(a) - family.perturbation(b), atol=1e-4, rtol=1e-4)
+        assert both.shape == clean.shape
+        projected = family.project(4 * a)
+        size = perturbation_norm(family.perturbation(projected), norm)
+        assert (size <= 1 + 1e-5).all()
+        assert (size > 0.5).all()
+        torch.testing.assert_close(family.project(projected), projected, atol=1e-5, rtol=1e-5)
+
+
+def test_only_brightness_and_contrast_of_patches_change():
+    model = tiny_model()  # patches of 8 pixels
+    pixels = 0.3 + 0.4 * torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for norm, eps in (("Linf", 0.1), ("L2", 1.0)):
+        adversarial = patch_statistics(
+            PixelClassifier(model, sigma=10), pixels, torch.tensor([0, 1]), norm=norm, eps=eps, seeds=[0, 1], steps=5,
+            num_draws=2, restarts=1,
+        )  # fmt: skip
+        patches, changed = (
+            images.unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 1, 4, 5).flatten(3)
+            for images in (pixels, adversarial)
+        )
+        a = changed.std(dim=-1, keepdim=True) / patches.std(dim=-1, keepdim=True)
+        expected = a * (patches - patches.mean(dim=-1, keepdim=True)) + changed.mean(dim=-1, keepdim=True)
+        torch.testing.assert_close(changed, expected, atol=1e-4, rtol=0)
+        assert (a - 1).abs().max() > 0.02
+        assert (changed.mean(dim=-1) - patches.mean(dim=-1)).abs().max() > 0.02
+
+
+def test_patch_statistics_find_the_best_brightness():
+    """Where the logits are a patch's brightness, as much of it as the ball holds is the optimum."""
+
+    class Bright:
+        is_deterministic, patch_shape = True, (2, 2)
+
+        def __call__(self, pixels):
+            total = pixels[:, :, :2].sum(dim=(1, 2, 3)) - pixels[:, :, 2:].sum(dim=(1, 2, 3))
+            return torch.stack([-total, total], dim=1)
+
+    pixels = torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(0)) / 2 + 0.25
+    adversarial = patch_statistics(
+        Bright(), pixels, torch.tensor([0, 1]), norm="Linf", eps=0.1, seeds=[0, 1], restarts=1
+    )
+    sign = torch.tensor([1.0, 1.0, -1.0, -1.0])[None, None, :, None] * torch.tensor([1.0, -1.0])[:, None, None, None]
+    torch.testing.assert_close(adversarial, pixels + 0.1 * sign.expand_as(pixels), atol=3e-3, rtol=0)
+
+
+def test_low_frequency_finds_the_best_smooth_perturbation():
+    class Bright:
+        is_deterministic = True
+
+        def __call__(self, pixels):
+            # A checkerboard that no smooth perturbation follows, and a slope that it can.
+            slope = torch.linspace(-1, 1, 8)
+            checkers = 20 * (-1.0) ** torch.arange(8)
+            total = (pixels.mean(dim=(1, 2)) * (slope + checkers)).sum(dim=-1)
+            return torch.stack([-total, total], dim=1)
+
+    pixels, labels = torch.full((1, 1, 8, 8), 0.5), torch.tensor([0])
+    options = {"norm": "Linf", "eps": 0.1, "seeds": [0], "restarts": 1, "losses": ("margin",)}
+    smooth = low_frequency(Bright(), pixels, labels, resolution=2, **options) - pixels
+    # A perturbation of two columns is a ramp: its second differences vanish between their centers.
+    assert smooth[..., 2:6].diff(n=2, dim=-1).abs().max() < 1e-6
+    assert smooth.abs().max() > 0.099
+    free = eot_pgd(Bright(), pixels, labels, **options) - pixels
+    assert torch.equal(free[0, 0, 0].sign(), (-1.0) ** torch.arange(8))
+
+
+def test_statistics_of_patches_bypass_the_noise():
+    """Noise so strong that nothing else of an image is left does not stop the attack on them."""
+    pixels = 0.3 + 0.4 * torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    falls = {}
+    for statistics in ("input", "noisy"):
+        classifier = PixelClassifier(tiny_model(norm_pix_loss=True, patch_statistics=statistics), sigma=5000)
+        with torch.no_grad():
+            draws = classifier.draw_logits(pixels, 32, image_generators(range(6), "labels"))
+        labels = draws.softmax(dim=-1).mean(dim=1).argmax(dim=-1)
+        adversarial = patch_statistics(
+            classifier, pixels, labels, norm="Linf", eps=0.1, seeds=image_seeds(0, 6), steps=10, num_draws=4,
+            restarts=1, losses=("ce",),
+        )  # fmt: skip
+        falls[statistics] = share_right(classifier, pixels, labels, 32) - share_right(
+            classifier, adversarial, labels, 32
+        )
+    assert falls["input"] > falls["noisy"] + 0.3, falls
+
+
+def test_the_vote_attack_turns_votes():
+    """Half of the draws are out of reach and never change; the vote is turned by the others."""
+
+    class Split:
+        def draw_logits(self, pixels, num_draws, generators):
+            first, second = pixels[:, 0, 0, 0], pixels[:, 0, 0, 1]
+            # A few draws are wrong by far and could be made worse; those that are just right decide the vote.
+            far = torch.stack([-20 - 40 * (first - 0.5), 20 + 40 * (first - 0.5)], dim=1)
+            near = torch.stack([2 - 30 * (second - 0.5), -2 + 30 * (second - 0.5)], dim=1)
+            both = near + 30 * (first - 0.5)[:, None] * torch.tensor([1.0, -1.0])
+            kind = torch.arange(num_draws)[None, :, None] < 0.45 * num_draws
+            return torch.where(kind, far[:, None], both[:, None])
+
+    pixels, labels = torch.full((1, 1, 1, 2), 0.5), torch.tensor([0])
+    options = {"norm": "Linf", "eps": 0.1, "seeds": [0], "restarts": 1, "steps": 20}
+    by_vote = vote(Split(), pixels, labels, **options)
+    by_mean = eot_pgd(Split(), pixels, labels, losses=("margin",), **options)
+
+    def votes(images):
+        return Split().draw_logits(images, 20, None).softmax(dim=-1).mean(dim=1)[0, 1]
+
+    assert votes(by_vote) > 0.9
+    assert votes(by_mean) < 0.6
+
+
+def test_wrong_arguments():
+    pixels, labels = torch.rand(1, 3, 4, 4), torch.tensor([0])
+    common = {"norm": "Linf", "eps": 0.1, "seeds": [0]}
+    with pytest.raises(ValueError, match="does not tell the size of its patches"):
+        patch_statistics(Linear(), pixels, labels, **common)
+    with pytest.raises(ValueError, match=r"patch_size \(3, 3\) must divide"):
+        patch_statistics(Linear(), pixels, labels, patch_size=3, **common)
+    for resolution in (0, 5):
+        with pytest.raises(ValueError, match="resolution"):
+            low_frequency(Linear(), pixels, labels, resolution=resolution, **common)
+    assert patch_statistics(Linear(), pixels, labels, patch_size=(2, 4), steps=1, **common).shape == pixels.shape
+    assert Noisy(Linear(), 0.1).queries == 0

@@ -1,0 +1,95 @@
+# Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
+import pytest
+import torch
+
+from transformers_nim.attacks import Ball, image_generators
+from transformers_nim.attacks.geometry import TOLERANCE, check_images, perturbation_norm
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("eps", [0.0, 0.03, 0.5, 2.0])
+@pytest.mark.parametrize("shape", [(4, 3, 5, 7), (2, 1, 1, 1)])
+def test_projection_is_the_nearest_point(norm, eps, shape):
+    generator = torch.Generator().manual_seed(0)
+    clean = torch.rand(shape, generator=generator)
+    clean[0] = clean[0].round()  # at the border of the range
+    outside = clean + torch.randn(shape, generator=generator)
+    ball = Ball(norm, eps)
+    nearest = ball.project(clean, outside)
+    ball.check(clean, nearest)
+    distance = perturbation_norm(outside - nearest, "L2")
+    for _ in range(200):
+        # Any other point of the set, many of them close to the nearest one, is further away.
+        other = nearest + 10 ** -(4 * torch.rand(1, generator=generator)) * torch.randn(shape, generator=generator)
+        other = clean + (other - clean) * (eps / perturbation_norm(other - clean, norm).clamp(min=eps, max=None) if eps
+                                           else torch.zeros(len(clean)))[:, None, None, None]  # fmt: skip
+        assert (perturbation_norm(outside - other.clamp(0, 1), "L2") >= distance - 1e-5).all()
+    # Points of the set stay where they are.
+    torch.testing.assert_close(ball.project(clean, nearest), nearest, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_steepest_direction(norm):
+    gradient = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    gradient[1] *= 1e-30  # squares of these are zero in float32
+    gradient[2] = 0
+    direction = Ball(norm, 1.0).steepest(gradient)
+    assert torch.isfinite(direction).all()
+    torch.testing.assert_close(perturbation_norm(direction, norm), torch.tensor([1.0, 1.0, 0.0]))
+    dual = perturbation_norm(gradient[:1], "L2") if norm == "L2" else gradient[:1].abs().sum()
+    torch.testing.assert_close((direction * gradient)[:1].sum(), dual.squeeze())
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_random_points(norm):
+    clean = torch.full((400, 1, 2, 2), 0.5)
+    points = Ball(norm, 0.3).random_point(clean, image_generators(range(400), "start"))
+    Ball(norm, 0.3).check(clean, points)
+    # In a ball of d dimensions the radius is distributed as U^(1/d).
+    share = perturbation_norm(points - clean, norm) / 0.3
+    torch.testing.assert_close((share**4).mean(), torch.tensor(0.5), atol=0.06, rtol=0)
+    assert abs((points - clean).mean()) < 0.02
+    again = Ball(norm, 0.3).random_point(clean[:2], image_generators([1, 0], "start"))
+    assert torch.equal(again, points[[1, 0]])
+
+
+def test_bounds_are_checked():
+    clean = torch.full((2, 1, 2, 2), 0.5)
+    near = clean + 0.1
+    Ball("Linf", 0.1).check(clean, near)
+    Ball("L2", 0.2).check(clean, near)
+    for ball, images in (
+        (Ball("Linf", 0.1 - 2 * TOLERANCE), near),
+        (Ball("L2", 0.2 - 2 * TOLERANCE), near),
+        (Ball("Linf", 1.0), clean + 0.6),
+        (Ball("Linf", 1.0), clean - 0.6),
+        (Ball("Linf", 1.0), clean * torch.nan),
+    ):
+        with pytest.raises(ValueError, match="the attack left its bounds"):
+            ball.check(clean, images)
+    with pytest.raises(ValueError, match="turned images of shape"):
+        Ball("Linf", 1.0).check(clean, clean[:1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(("L1", 0.1), "norm must be one of"), (("L2", -0.1), "eps must be"), (("L2", float("nan")), "eps must be")],
+)
+def test_wrong_balls(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Ball(*arguments)
+
+
+def test_wrong_images():
+    pixels, labels = torch.rand(2, 1, 2, 2), torch.tensor([0, 1])
+    for wrong, message in (
+        ((pixels[0], labels, [0, 1]), "pixels must be floats of shape"),
+        (((pixels * 255).byte(), labels, [0, 1]), "pixels must be floats of shape"),
+        ((pixels + 1, labels, [0, 1]), r"pixels must lie in \[0, 1\]"),
+        ((pixels * torch.nan, labels, [0, 1]), r"pixels must lie in \[0, 1\]"),
+        ((pixels, labels[:1], [0, 1]), "labels must be one class"),
+        ((pixels, labels.float(), [0, 1]), "labels must be one class"),
+        ((pixels, labels, [0]), "got 1 seeds for 2 images"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_images(*wrong)

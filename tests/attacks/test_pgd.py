@@ -1,0 +1,244 @@
+# Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
+from functools import partial
+
+import pytest
+import torch
+from conftest import tiny_model
+from toys import Linear, Noisy, NormBall, boundary_points, share_right
+
+from transformers_nim.attacks import (
+    Ball,
+    PixelClassifier,
+    eot_apgd,
+    eot_pgd,
+    fgsm,
+    image_seeds,
+    pgd,
+)
+from transformers_nim.attacks.geometry import perturbation_norm
+
+
+# Each with the options that make it a single short run.
+ITERATIVE = {
+    "pgd": partial(eot_pgd, steps=40, losses=("ce",), restarts=1),
+    "apgd": partial(eot_apgd, steps=40, restarts=1),
+}
+
+
+@pytest.fixture(params=ITERATIVE)
+def attack(request):
+    return ITERATIVE[request.param]
+
+
+def linear_optimum(gap, pixels, norm, eps):
+    """Where a linear function is largest in the ball and in [0, 1], by bisection on Lagrange's multiplier."""
+    gap, pixels = gap.double(), pixels.double()
+    if norm == "Linf":
+        return (pixels + eps * gap.sign()).clamp(0, 1)
+    low, high = torch.zeros(len(pixels), 1, 1, 1), torch.full((len(pixels), 1, 1, 1), 1e3)
+    for _ in range(80):
+        middle = (low + high) / 2
+        short = perturbation_norm((pixels + middle * gap).clamp(0, 1) - pixels, "L2")[:, None, None, None] <= eps
+        low, high = torch.where(short, middle, low), torch.where(short, high, middle)
+    return (pixels + low * gap).clamp(0, 1)
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.1), ("Linf", 0.6), ("L2", 0.3), ("L2", 2.0)])
+def test_finds_the_optimum_of_a_linear_classifier(attack, norm, eps):
+    """The borders of the pixel range cut into all of these balls."""
+    classifier = Linear()
+    pixels, labels = torch.rand(8, 3, 4, 4, generator=torch.Generator().manual_seed(1)), torch.arange(8) % 2
+    gap = classifier.gap(labels)
+    best = linear_optimum(gap, pixels, norm, eps)
+    assert ((best == 0) | (best == 1)).any()
+    # Where many pixels are cut, steps along the gradient make little headway, so PGD's are long here.
+    options = {"step_size": eps} if attack is ITERATIVE["pgd"] else {}
+    adversarial = attack(classifier, pixels, labels, norm=norm, eps=eps, **options)
+    Ball(norm, eps).check(pixels, adversarial)
+    gain, possible = ((gap * (images - pixels)).sum(dim=(1, 2, 3)) for images in (adversarial, best))
+    assert (gain >= 0.999 * possible).all(), (gain / possible).min()
+    if norm == "Linf":
+        torch.testing.assert_close(adversarial.double(), best, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_succeeds_exactly_beyond_the_known_radius(attack, norm):
+    classifier, shape = NormBall(norm, 0.3), (4, 1, 4, 4)
+    # Points at a distance of 0.25 from the center are 0.05 from the boundary. For Linf the distance is that of one
+    # pixel, and stays that of the same pixel in the whole ball.
+    offset = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    if norm == "Linf":
+        offset = torch.eye(16)[:4].view(shape) * offset.sign()
+    pixels = 0.5 + 0.25 * offset / perturbation_norm(offset, norm)[:, None, None, None]
+    labels = torch.zeros(4, dtype=torch.long)
+    for eps, right in ((0.0495, 1.0), (0.053, 0.0)):
+        adversarial = attack(classifier, pixels, labels, norm=norm, eps=eps)
+        assert share_right(classifier, adversarial, labels) == right
+
+
+def test_averages_gradients_over_noise():
+    """The noise of each draw turns the gradient's sign half of the time; its mean does not."""
+    linear = Linear()
+
+    def noisy(pixels):
+        return linear(pixels) * (1 + 4 * torch.randn(len(pixels), 1))
+
+    pixels, labels, eps = boundary_points(linear, 16, 0.0), torch.zeros(16, dtype=torch.long), 0.02
+    gap, gain = linear.weight[1] - linear.weight[0], {}
+    for draws in (1, 200):
+        adversarial = eot_pgd(
+            noisy, pixels, labels, eps, steps=10, num_draws=draws, batch_size=4000, losses=("ce",), restarts=1
+        )
+        gain[draws] = ((adversarial - pixels) * gap).sum(dim=(1, 2, 3)).mean() / (eps * gap.abs().sum())
+    assert gain[200] > gain[1] + 0.2
+
+
+@pytest.mark.parametrize("num_draws", [1, 3])
+@pytest.mark.parametrize("keep_best", [True, False])
+def test_stays_in_the_ball_and_in_range(robust_model, num_draws, keep_best):
+    torch.manual_seed(0)
+    pixels = torch.rand(5, 3, 32, 32).round()  # many pixels at the border of the range
+    labels = torch.tensor([0, 1, 2, 3, 4])
+    for eps in (0.0, 8 / 255, 1.0):
+        adversarial = eot_pgd(
+            PixelClassifier(robust_model, sigma=30),
+            pixels,
+            labels,
+            eps,
+            steps=2,
+            num_draws=num_draws,
+            keep_best=keep_best,
+            restarts=1,
+            batch_size=6,
+        )
+        Ball("Linf", eps).check(pixels, adversarial)
+
+
+def test_raises_the_loss_of_the_whole_defense(robust_model):
+    torch.manual_seed(0)
+    pixels = torch.rand(6, 3, 32, 32)
+    classifier = PixelClassifier(robust_model, sigma=20, num_samples=16)
+    labels = classifier(pixels).argmax(-1)
+    attacked = PixelClassifier(robust_model, sigma=20)
+    adversarial = eot_pgd(attacked, pixels, labels, 16 / 255, 15, num_draws=8, restarts=1)
+    noise = pixels + torch.empty_like(pixels).uniform_(-1, 1).sign() * 16 / 255
+
+    def loss(images):
+        return torch.nn.functional.cross_entropy(classifier(images.clamp(0, 1)), labels)
+
+    assert loss(adversarial) > loss(noise) + 0.5
+
+
+def test_repeatable_without_touching_anything():
+    model = tiny_model()
+    pixels, labels = torch.rand(3, 3, 32, 32), torch.tensor([0, 1, 2])
+    state, flags = torch.get_rng_state(), [parameter.requires_grad for parameter in model.parameters()]
+    attacks = [
+        eot_pgd(PixelClassifier(model, sigma=30), pixels, labels, 0.1, 2, num_draws=2, seed=seed, restarts=1)
+        for seed in (4, 4, 5)
+    ]
+    assert torch.equal(state, torch.get_rng_state())
+    assert torch.equal(attacks[0], attacks[1])
+    assert not torch.equal(attacks[0], attacks[2])
+    assert not model.training
+    assert [parameter.requires_grad for parameter in model.parameters()] == flags
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_seeds_come_from_the_seed_and_the_position(robust_model):
+    pixels, labels = torch.rand(3, 3, 32, 32), torch.tensor([0, 1, 2])
+    classifier, options = PixelClassifier(robust_model, sigma=30), {"steps": 2, "num_draws": 2, "restarts": 1}
+    by_seed = eot_pgd(classifier, pixels, labels, 0.1, seed=9, **options)
+    by_seeds = eot_pgd(classifier, pixels, labels, 0.1, seeds=image_seeds(9, 3), **options)
+    assert torch.equal(by_seed, by_seeds)
+
+
+def test_probabilities_as_labels(robust_model):
+    """As mixup makes them. They mean something: those of one class are that class."""
+    pixels, labels = torch.rand(3, 3, 32, 32), torch.tensor([0, 1, 2])
+    classifier, certain = PixelClassifier(robust_model, sigma=30), torch.nn.functional.one_hot(labels, 5).float()
+    options = {"steps": 3, "num_draws": 2, "restarts": 2, "losses": ("ce",)}
+    mixed = (certain + certain.flip(0)) / 2
+    results = [eot_pgd(classifier, pixels, of, 0.1, **options) for of in (certain, mixed)]
+    assert not torch.equal(*results)
+    once = options | {"restarts": 1, "keep_best": False}
+    torch.testing.assert_close(
+        eot_pgd(classifier, pixels, certain, 0.1, **once), eot_pgd(classifier, pixels, labels, 0.1, **once)
+    )
+    with pytest.raises(ValueError, match="take the loss 'ce'"):
+        eot_pgd(classifier, pixels, certain, 0.1, steps=1)
+
+
+def test_single_step_attacks():
+    classifier, pixels = Linear(), torch.rand(4, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    labels = torch.arange(4) % 2
+    gap, common = classifier.gap(labels), {"seeds": range(4)}
+    for norm, eps in (("Linf", 0.1), ("L2", 0.3)):
+        adversarial = fgsm(classifier, pixels, labels, norm=norm, eps=eps, **common)
+        step = eps * (gap.sign() if norm == "Linf" else gap / perturbation_norm(gap, "L2")[:, None, None, None])
+        torch.testing.assert_close(adversarial, (pixels + step).clamp(0, 1), atol=1e-5, rtol=0)
+    # The paper's PGD: 10 steps of 2/255 get no further than 20/255.
+    start = pgd(classifier, pixels, labels, norm="Linf", eps=1.0, seeds=range(4), steps=1)
+    end = pgd(classifier, pixels, labels, norm="Linf", eps=1.0, seeds=range(4))
+    assert (end - start).abs().max() <= 18 / 255 + 1e-6
+    assert (end - start).abs().max() > 17 / 255
+
+
+def test_the_last_iterate_is_judged_too():
+    classifier, pixels, labels = Linear(), torch.full((4, 3, 4, 4), 0.5), torch.arange(4) % 2
+    found = eot_pgd(classifier, pixels, labels, 0.1, steps=1, step_size=0.2, losses=("margin",), restarts=1)
+    torch.testing.assert_close(found, pixels + 0.1 * classifier.gap(labels).sign())
+
+
+def test_steps_are_counted(robust_model):
+    steps = []
+    eot_pgd(
+        PixelClassifier(robust_model, sigma=30),
+        torch.rand(5, 3, 32, 32),
+        torch.arange(5),
+        0.0,
+        steps=3,
+        num_draws=2,
+        batch_size=4,
+        restarts=1,
+        losses=("ce",),
+        on_step=lambda: steps.append(1),
+    )
+    assert len(steps) == 9  # groups of two images
+
+
+def test_wrong_arguments(robust_model):
+    classifier, pixels, labels = PixelClassifier(robust_model), torch.rand(1, 3, 32, 32), torch.tensor([0])
+    for wrong, message in (
+        ({"eps": -0.1}, "eps must be"),
+        ({"steps": 0}, "steps must be an int of at least 1, got 0"),
+        ({"steps": 1.5}, "steps must be"),
+        ({"num_draws": 0}, "num_draws must be"),
+        ({"restarts": 0}, "restarts must be"),
+        ({"step_size": 0}, "step_size must be positive"),
+        ({"batch_size": 0}, "batch_size must be"),
+        ({"losses": ()}, "losses must be"),
+        ({"losses": ("ce", "cw")}, "losses must be"),
+        ({"norm": "L1"}, "norm must be"),
+        ({"seeds": [1, 2]}, "2 seeds for 1 images"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            eot_pgd(classifier, pixels, labels, **{"eps": 0.1, **wrong})
+    with pytest.raises(ValueError, match=r"pixels must lie in \[0, 1\], got 2.000 to 2.000"):
+        eot_pgd(classifier, torch.full_like(pixels, 2), labels, 0.1)
+
+
+def test_more_draws_make_a_stronger_attack():
+    """On noise of the generators' own, as that of a defense."""
+    linear = Linear(shape=(1, 4, 4))
+    classifier = Noisy(lambda x: torch.tanh(3 * linear(x)) * 4, 0.5)
+    pixels, labels = boundary_points(linear, 24, 0.5), torch.zeros(24, dtype=torch.long)
+    right = {
+        draws: share_right(
+            classifier,
+            eot_pgd(classifier, pixels, labels, 0.06, 20, num_draws=draws, restarts=1, losses=("ce",), batch_size=480),
+            labels,
+        )
+        for draws in (1, 20)
+    }
+    assert right[20] < right[1] - 0.02

@@ -1,0 +1,139 @@
+# Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
+import doctest
+import inspect
+
+import pytest
+import torch
+from conftest import tiny_model
+from toys import Linear
+
+import transformers_nim.attacks
+from transformers_nim import NIMForImageClassification
+from transformers_nim.attacks import (
+    PixelClassifier,
+    adapter,
+    attack_options,
+    available_attacks,
+    make_attack,
+    register_attack,
+    registry,
+)
+
+
+NAMES = [
+    "autoattack", "eot_apgd_ce", "eot_apgd_dlr", "eot_pgd", "fgsm", "low_frequency", "none", "patch_statistics", "pgd",
+    "square", "torchattacks_eotpgd", "torchattacks_fgsm", "torchattacks_pgd", "transfer", "uniform_noise", "vote",
+]  # fmt: skip
+LINF_ONLY = {"torchattacks_eotpgd", "torchattacks_fgsm", "torchattacks_pgd"}
+
+
+def quick(name):
+    """An attack with a budget of next to nothing."""
+    small = {"steps": 2, "restarts": 1, "num_draws": 2, "num_queries": 9, "resolution": 3, "batch_size": 4}
+    options = {key: value for key, value in small.items() if key in attack_options(name)}
+    if name == "transfer":
+        options = {"source": PixelClassifier(tiny_model(NIMForImageClassification)), "attack": "pgd"}
+    if name == "autoattack":
+        pytest.importorskip("pyautoattack")
+        options["parts"] = ("apgd-ce", "fab", "square")
+    return make_attack(name, **options)
+
+
+def test_names():
+    assert available_attacks() == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_perturbations_stay_in_their_bounds(name, robust_model):
+    """Random shapes, radii and labels; checked here, not by the attack's own check alone."""
+    attack = quick(name)
+    generator = torch.Generator().manual_seed(0)
+    for trial in range(6):
+        norm = "L2" if trial % 2 and name not in LINF_ONLY else "Linf"
+        eps = [0.0, 0.02, 0.1, 0.5, 1.0, 3.0][trial]
+        num_images = int(torch.randint(1, 6, (), generator=generator))
+        pixels = torch.rand(num_images, 3, 32, 32, generator=generator)
+        pixels = (2 * pixels - 0.5).clamp(0, 1)  # half of them at the border of the range
+        labels = torch.randint(5, (num_images,), generator=generator)
+        classifier = PixelClassifier(robust_model, sigma=30, fixed_noise=name == "autoattack")
+        clean = pixels.clone()
+        adversarial = attack(classifier, pixels, labels, norm=norm, eps=eps, seeds=range(num_images))
+        assert torch.equal(pixels, clean)
+        assert adversarial.shape == pixels.shape
+        assert not adversarial.requires_grad
+        delta = (adversarial - pixels).flatten(1)
+        distance = delta.abs().max() if norm == "Linf" else delta.norm(dim=1).max()
+        assert distance <= eps + 1e-6
+        assert adversarial.min() >= 0
+        assert adversarial.max() <= 1
+        if name not in ("none", "autoattack") and eps:
+            assert distance > 0.05 * min(eps, 0.1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_else_changes(name, capsys):
+    """The model, the global random state, what is on the screen."""
+    model, attack = tiny_model(), quick(name)
+    pixels, labels = torch.rand(2, 3, 32, 32), torch.tensor([0, 1])
+    classifier = PixelClassifier(model, sigma=30, fixed_noise=name == "autoattack")
+    weights = {key: value.clone() for key, value in model.state_dict().items()}
+    flags = [parameter.requires_grad for parameter in model.parameters()]
+    modes = [module.training for module in [classifier, *model.modules()]]
+    state = torch.get_rng_state()
+    first = attack(classifier, pixels, labels, norm="Linf", eps=0.1, seeds=[3, 4])
+    assert torch.equal(state, torch.get_rng_state())
+    assert [parameter.requires_grad for parameter in model.parameters()] == flags
+    assert [module.training for module in [classifier, *model.modules()]] == modes
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in weights.items())
+    assert capsys.readouterr() == ("", "")
+    torch.manual_seed(1)
+    assert torch.equal(attack(classifier, pixels, labels, norm="Linf", eps=0.1, seeds=[3, 4]), first)
+
+
+def test_wrong_names_and_options():
+    with pytest.raises(ValueError, match=r"unknown attack 'cw'; known: \['autoattack'"):
+        make_attack("cw")
+    with pytest.raises(ValueError, match=r"has no option \['step', 'stps'\]; it has \['batch_size', 'step_size'"):
+        make_attack("pgd", stps=3, step=1)
+    with pytest.raises(ValueError, match=r"needs the option \['source'\]"):
+        make_attack("transfer")
+    assert attack_options("pgd") == {"steps": 10, "step_size": None, "batch_size": 64}
+    for name in ("norm", "eps", "seeds", "seed", "on_step", "classifier"):
+        assert name not in attack_options("eot_pgd")
+
+
+def test_own_attacks(monkeypatch):
+    monkeypatch.setattr(registry, "_ATTACKS", dict(registry._ATTACKS))
+
+    @register_attack("brighter")
+    def brighter(classifier, pixels, labels, *, norm, eps, seeds, on_step=None, by=1.0):
+        return pixels + by * eps
+
+    pixels, labels = torch.full((2, 3, 4, 4), 0.5), torch.tensor([0, 1])
+    assert make_attack("brighter")(Linear(), pixels, labels, norm="Linf", eps=0.1, seeds=[0, 1]).max() == 0.6
+    # An attack that does not keep to its ball does not pass.
+    with pytest.raises(ValueError, match="left its bounds"):
+        make_attack("brighter", by=2.0)(Linear(), pixels, labels, norm="Linf", eps=0.1, seeds=[0, 1])
+    with pytest.raises(ValueError, match="'brighter' is already"):
+        register_attack("brighter")(lambda classifier: classifier)
+    with pytest.raises(ValueError, match=r"missing: \['seeds', 'on_step'\]"):
+        register_attack("dimmer")(lambda classifier, pixels, labels, *, norm, eps: pixels)
+    with pytest.raises(ValueError, match="name each of its options"):
+        register_attack("dimmer")(lambda classifier, pixels, labels, *, norm, eps, seeds, on_step, **options: pixels)
+
+
+def test_public_names_are_documented():
+    for name in transformers_nim.attacks.__all__:
+        value = getattr(transformers_nim.attacks, name)
+        assert value.__doc__, name
+        if inspect.isclass(value):
+            for method, function in vars(value).items():
+                assert method.startswith("_") or not inspect.isfunction(function) or function.__doc__, method
+
+
+@pytest.mark.parametrize("value", [adapter.PixelClassifier, registry.make_attack])
+def test_examples_run(value, capsys):
+    (test,) = doctest.DocTestFinder(recurse=False).find(value, globs={})
+    test.examples[-1].want = test.examples[-1].want.replace("```\n", "")
+    assert doctest.DocTestRunner(verbose=False).run(test).failed == 0, capsys.readouterr().out

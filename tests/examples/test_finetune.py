@@ -1,0 +1,213 @@
+# Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
+"""The fine-tuning script as a user runs it."""
+
+import json
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from training_runs import (
+    digit_pictures,
+    digits_dataset,
+    kill_after,
+    launch,
+    losses,
+    main,
+    same_weights,
+    save_digits,
+    save_tiny_config,
+    save_tiny_denoiser,
+)
+from transformers import pipeline
+
+from transformers_nim import NIMForImageClassification, NIMForPreTraining, NIMForRobustImageClassification
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> str:
+    return save_digits(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def denoiser(tmp_path_factory) -> str:
+    return save_tiny_denoiser(tmp_path_factory.mktemp("denoiser"))
+
+
+@pytest.fixture(scope="module")
+def arguments(data, denoiser) -> list[str]:
+    return [
+        "--dataset_name", data, "--model_name_or_path", denoiser, "--max_train_steps", "6", "--checkpointing_steps",
+        "2", "--logging_steps", "1", "--learning_rate", "1e-3", "--per_device_train_batch_size", "16",
+        "--num_workers", "0", "--report_to", "none", "--eval_sigmas", "20",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(arguments, tmp_path_factory):
+    output_dir = tmp_path_factory.mktemp("uninterrupted")
+    # Everything that draws random numbers: crops, RandAugment, erasing, mixup, drop path, noise, attack.
+    done = launch("finetune", *arguments, *RANDOM, "--output_dir", output_dir, "--report_to", "tensorboard")
+    return done, output_dir
+
+
+RANDOM = ["--drop_path_rate", "0.2", "--ema_decay", "0.9", "--adversarial_steps", "1", "--eval_steps", "2"]
+
+
+def test_it_leaves_everything_it_promises(uninterrupted, denoiser):
+    done, output_dir = uninterrupted
+    for line in ("Fine-tuning", "denoised images of 10 classes", "'low': 0.0, 'high': 30.0}, mean 15",
+                 "PGD-1, Linf 8/255, through the defense", "layer_0 0.00027"):  # fmt: skip
+        assert line in done.stdout
+    model = NIMForRobustImageClassification.from_pretrained(output_dir)
+    assert model.config.id2label[3] == "digit 3"
+    assert model.config.finetuning_sigma == {"type": "uniform", "low": 0.0, "high": 30.0}
+    assert model.config.drop_path_rate == 0.2
+    # The denoiser has not moved, the classifier has.
+    pretrained = NIMForPreTraining.from_pretrained(denoiser).state_dict()
+    assert all(torch.equal(pretrained[name], tensor) for name, tensor in model.denoiser.state_dict().items())
+    name = "nim.layers.0.attention.q_proj.weight"
+    assert not torch.equal(pretrained[name], model.state_dict()[name])
+    picture = digit_pictures()[0][0]
+    answers = pipeline("image-classification", model=str(output_dir), seed=0)(picture, top_k=10)
+    assert {answer["label"] for answer in answers} == {f"digit {i}" for i in range(10)}
+    results = json.loads((output_dir / "all_results.json").read_text())
+    assert {"accuracy_off", "accuracy_sigma_20", "accuracy_sigma_20_low"} <= results["metrics"].keys()
+    assert results["best"]["metric"] == "accuracy_sigma_20"
+    NIMForRobustImageClassification.from_pretrained(output_dir / "best")
+    assert np.asarray(Image.open(output_dir / "pictures" / "denoised.png").convert("L")).std() > 10
+
+
+def test_killed_and_resumed_is_the_same_run(uninterrupted, arguments, tmp_path):
+    _, reference = uninterrupted
+    kill_after("checkpoint-2", tmp_path, *arguments, *RANDOM, script="finetune")
+    launch("finetune", *arguments, *RANDOM, "--output_dir", tmp_path, "--resume_from_checkpoint", "latest")
+    assert losses(tmp_path) == losses(reference)
+    assert same_weights(tmp_path, reference)
+    assert same_weights(tmp_path / "checkpoint-6", reference / "checkpoint-6")
+    averages = (load_file(folder / "checkpoint-6" / "ema.safetensors") for folder in (tmp_path, reference))
+    assert all(torch.equal(one, other) for one, other in zip(*(average.values() for average in averages)))
+
+
+def test_two_processes_learn_what_one_learns(arguments, tmp_path):
+    # Without what is drawn for a batch and not for an image.
+    plain = [*arguments, "--mixup", 0, "--cutmix", 0, "--drop_path_rate", 0]
+    main("finetune", *plain, "--output_dir", tmp_path / "one")
+    launch("finetune", *plain, "--per_device_train_batch_size", 8, "--output_dir", tmp_path / "two", num_processes=2)
+    for (_, loss), (_, expected) in zip(losses(tmp_path / "two"), losses(tmp_path / "one"), strict=True):
+        assert loss == pytest.approx(expected, rel=1e-4)
+    one, two = (json.loads((tmp_path / name / "all_results.json").read_text())["metrics"] for name in ("one", "two"))
+    assert one == pytest.approx(two, abs=0.03)
+
+
+@pytest.mark.parametrize("train_on", ["denoised", "noisy", "clean"])
+def test_64_images_are_learned_by_heart(train_on, denoiser, tmp_path):
+    parts = datasets.DatasetDict({"train": digits_dataset(64), "validation": digits_dataset(64)})
+    parts.save_to_disk(tmp_path / "data")
+    results = main(
+        "finetune", "--dataset_name", tmp_path / "data", "--model_name_or_path", denoiser, "--train_on", train_on,
+        "--output_dir", tmp_path / "out", "--max_train_steps", 150, "--learning_rate", 5e-3, "--layer_decay", 1,
+        "--num_workers", 0, "--report_to", "none", "--auto_augment", "none", "--random_erasing", 0, "--mixup", 0,
+        "--cutmix", 0, "--label_smoothing", 0, "--drop_path_rate", 0, "--crop_scale", 1, 1, "--horizontal_flip", 0,
+        "--eval_sigmas", 10, "--max_grad_norm", 1, "--sigma_high", 10,
+    )  # fmt: skip
+    if train_on == "denoised":
+        # An untrained denoiser in front leaves less to see.
+        assert results["metrics"]["accuracy_sigma_10"] > 0.9
+    else:
+        assert results["metrics"]["accuracy_off"] > 0.95
+    expected = NIMForRobustImageClassification if train_on == "denoised" else NIMForImageClassification
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == [expected.__name__]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--train_on", "denoised", "--adversarial_steps", 2, "--adversarial_through", "classifier"],
+        ["--train_on", "noisy", "--adversarial_steps", 1, "--adversarial_step_size", 4, "--sigma_distribution",
+         "constant", "--sigma_value", 25],
+        ["--train_on", "clean", "--adversarial_steps", 2, "--adversarial_eps", 4, "--mixed_precision", "bf16"],
+        ["--train_on", "denoised", "--gradient_accumulation_steps", 2, "--gradient_checkpointing", "--mixed_precision",
+         "bf16", "--best_metric", "accuracy_off"],
+        ["--train_on", "clean", "--label_smoothing", 0.1, "--mixup", 0, "--cutmix", 0, "--eval_steps", "epoch"],
+    ],
+    ids=lambda options: " ".join(map(str, options)),
+)  # fmt: skip
+def test_options(options, arguments, tmp_path):
+    results = main("finetune", *arguments, "--max_train_steps", 2, "--output_dir", tmp_path, *options)
+    assert all(np.isfinite(loss) for _, loss in losses(tmp_path))
+    assert results["best"]["metric"] == {"noisy": "accuracy_sigma_20", "clean": "accuracy_off"}.get(
+        options[1], "accuracy_off" if "--best_metric" in options else "accuracy_sigma_20"
+    )
+    summary = (tmp_path / "README.md").read_text()
+    assert ("adversarially (PGD-" in summary) == ("--adversarial_steps" in options)
+
+
+def test_adversarial_training_is_harder(arguments, tmp_path):
+    """The first step's loss is that of the same images and weights, attacked or not."""
+    first = {}
+    for steps in (0, 5):
+        main("finetune", *arguments, "--train_on", "noisy", "--max_train_steps", 1, "--adversarial_steps", steps,
+             "--adversarial_eps", 64, "--output_dir", tmp_path / f"{steps}", "--ignore_mismatched_sizes",
+             "--model_name_or_path", trained_classifier(tmp_path))  # fmt: skip
+        first[steps] = losses(tmp_path / f"{steps}")[0][1]
+    assert first[5] > first[0] + 0.05
+
+
+def trained_classifier(folder) -> str:
+    """A classifier whose head is not uniform, as a new one's is."""
+    torch.manual_seed(0)
+    model = NIMForImageClassification.from_pretrained(save_tiny_denoiser(folder / "denoiser"), num_labels=10)
+    torch.nn.init.normal_(model.classifier.weight, std=1.0)
+    model.save_pretrained(folder / "classifier")
+    return str(folder / "classifier")
+
+
+def test_labels_of_a_folder_and_a_stream(denoiser, data, tmp_path):
+    for part, start in (("train", 0), ("validation", 100)):
+        for index, row in enumerate(digits_dataset(40, start)):
+            folder = tmp_path / part / f"number {row['label']}"
+            folder.mkdir(parents=True, exist_ok=True)
+            row["image"].save(folder / f"{index}.png")
+    common = ["--model_name_or_path", denoiser, "--max_train_steps", 2, "--report_to", "none", "--num_workers", 0]
+    results = main("finetune", *common, "--train_dir", tmp_path / "train", "--validation_dir",
+                   tmp_path / "validation", "--output_dir", tmp_path / "a")  # fmt: skip
+    assert results["num_eval_images"] == 40
+    model = NIMForRobustImageClassification.from_pretrained(tmp_path / "a")
+    assert model.config.label2id == {f"number {i}": i for i in range(10)}
+    main("finetune", *common, "--dataset_name", data, "--streaming", "--output_dir", tmp_path / "b")
+    model = NIMForRobustImageClassification.from_pretrained(tmp_path / "b")
+    assert model.config.id2label[7] == "digit 7"
+
+
+def test_other_classes_need_a_new_head(data, tmp_path):
+    classifier = trained_classifier(tmp_path)
+    model = NIMForImageClassification.from_pretrained(classifier)
+    model.config.id2label = {i: f"old {i}" for i in range(3)}
+    NIMForImageClassification(model.config).save_pretrained(tmp_path / "three")
+    common = ["--dataset_name", data, "--model_name_or_path", tmp_path / "three", "--train_on", "clean",
+              "--max_train_steps", 1, "--report_to", "none", "--num_workers", 0]  # fmt: skip
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        main("finetune", *common, "--output_dir", tmp_path / "a")
+    main("finetune", *common, "--output_dir", tmp_path / "b", "--ignore_mismatched_sizes")
+    assert NIMForImageClassification.from_pretrained(tmp_path / "b").classifier.out_features == 10
+
+
+def test_a_defense_needs_a_denoiser(data, tmp_path):
+    config = save_tiny_config(tmp_path / "config")
+    common = ["--dataset_name", data, "--config_name", config, "--output_dir", tmp_path / "out", "--max_train_steps",
+              1, "--report_to", "none", "--num_workers", 0]  # fmt: skip
+    with pytest.raises(ValueError, match="model_name_or_path"):
+        main("finetune", *common)
+    assert main("finetune", *common, "--train_on", "clean")["steps"] == 1
+
+
+def test_help(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main("finetune", "--help")
+    assert stopped.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "uniform from 0 to 30" in shown
+    assert "in x/255" in shown

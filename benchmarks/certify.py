@@ -21,7 +21,7 @@ import transformers_nim
 from transformers_nim import NIMForRobustImageClassification, NIMImageProcessor
 from transformers_nim.cards import render_table
 from transformers_nim.extras import require
-from transformers_nim.training.batches import EvaluationImages
+from transformers_nim.training.batches import EvaluationImages, RowReader
 from transformers_nim.training.data import load_image_data
 from transformers_nim.training.seeding import derive_seed
 
@@ -102,9 +102,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     model = NIMForRobustImageClassification.from_pretrained(args.model_name_or_path).to(device)
     data = load_image_data(args.dataset_name, train_split_name=args.split, train_val_split=0)
     processor = NIMImageProcessor.from_config(model.config)
-    images = EvaluationImages(
-        data.train, data.image_column, data.label_reader(data.train), model.config.num_channels, processor
-    )
+    images = EvaluationImages(data.train, RowReader.of(data, data.train, model.config.num_channels), processor)
     rows = np.unique(np.linspace(0, len(images) - 1, args.max_eval_samples).round().astype(int)).tolist()
 
     runs = []

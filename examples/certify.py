@@ -35,7 +35,7 @@ from transformers_nim.metrics import load_metric
 from transformers_nim.records import append_record, read_records, replace_file, start_records
 from transformers_nim.smoothing_nim import certifiable_sigma
 from transformers_nim.training.arguments import make_parser
-from transformers_nim.training.batches import EvaluationImages
+from transformers_nim.training.batches import EvaluationImages, RowReader
 from transformers_nim.training.data import ImageData, load_image_data
 from transformers_nim.training.seeding import derive_seed
 
@@ -283,9 +283,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     number_of = class_numbers(data, model.config, args.labels_by_index)
     rows = list(range(0, len(data.train), args.every_k))[: args.max_eval_samples]
     processor = NIMImageProcessor.from_config(model.config)
-    images = EvaluationImages(
-        data.train, data.image_column, data.label_reader(data.train), model.config.num_channels, processor
-    )
+    images = EvaluationImages(data.train, RowReader.of(data, data.train, model.config.num_channels), processor)
 
     names = ("dataset_config_name", "split", "every_k", "max_eval_samples", "labels_by_index", "dtype", "sigmas", "n0",
              "n", "alpha", "sequential", "radius_tolerance", "target_radius", "seed")  # fmt: skip

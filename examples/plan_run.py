@@ -216,7 +216,7 @@ def launch_command(args: argparse.Namespace, hardware: Hardware, split: tuple[in
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = arguments.make_parser(__doc__)
-    parser.add_argument("--task", choices=("pretraining", "finetuning"), default="pretraining", help="of De^3")
+    parser.add_argument("--task", choices=("pretraining", "finetuning"), default="pretraining", help="what to plan")
     parser.add_argument("--pretext", choices=("nim", "mae"), default="nim", help="denoise, or fill in hidden patches")
     parser.add_argument("--mask_ratio", type=float, default=0.75, help="part of the patches that MAE hides")
     parser.add_argument("--num_labels", type=int, default=1000, help="classes to fine-tune for")
@@ -233,7 +233,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     group.add_argument("--bytes_per_gpu", type=float, default=80e9, help="memory")
     group.add_argument("--utilization", type=float, default=0.4, help="part of the peak that training reaches")
     group.add_argument(
-        "--images_per_worker", type=float, default=100, help="images that a process reads and augments per second"
+        "--images_per_worker", type=float, default=200, help="images that a process reads and augments per second"
     )
     group.add_argument("--memory_reserve", type=float, default=0.1, help="part of the memory for all else")
     args = parser.parse_args(argv)
@@ -273,7 +273,11 @@ def main(argv: list[str] | None = None) -> str:
                 f"{split[0]} x {hardware.num_gpus} x {split[1]}" if split else "does not fit",
             ]
         )
-        if split:
+        if split is None:
+            commands.append(
+                f"# {name}: try --gradient_checkpointing; examples/configs/fsdp2.yaml shares out the weights"
+            )
+        else:
             num_workers = workers_per_gpu(args, cost, hardware)
             commands.append(f"# {name}, {needed:,.1f} hours\n{launch_command(args, hardware, split, num_workers)}")
     columns = ("GPUs", "peak TFLOP/s", "memory", "images/s", "hours", "GPU hours", "workers", "fits", "checkpointed",

@@ -120,11 +120,17 @@ def test_it_is_what_accelerate_reads(name):
     assert f"--config_file examples/configs/{name}.yaml" in text
 
 
-def test_cpu(pretraining, one_process, tmp_path):
-    launch("cpu", [[*pretraining, "--per_device_train_batch_size", 8, "--output_dir", tmp_path]])
-    assert num_processes(tmp_path) == 1
-    assert losses(tmp_path) == losses(one_process / "nim")
-    assert same_weights(tmp_path, one_process / "nim")
+def test_cpu(pretraining, finetuning, one_process, tmp_path):
+    batch, nim, robust = ["--per_device_train_batch_size", 8], tmp_path / "nim", tmp_path / "robust"
+    jobs = [
+        [*pretraining, *batch, "--output_dir", nim],
+        [*finetuning, *batch, "--model_name_or_path", nim, "--output_dir", robust],
+    ]
+    launch("cpu", jobs)
+    for folder in (nim, robust):
+        assert num_processes(folder) == 1
+        assert losses(folder) == losses(one_process / folder.name)
+        assert same_weights(folder, one_process / folder.name)
 
 
 @needs_distributed

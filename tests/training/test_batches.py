@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 import datasets
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -314,8 +315,9 @@ def test_every_epoch_of_a_stream_holds_every_image_once():
 
 
 def test_streams_augment_anew():
-    found = take(batches(streamed_digits(), 10), 20)
-    assert len(torch.cat([batch["noise_seed"] for batch in found]).unique()) == 200
+    for num_workers in (2, 0):
+        found = take(batches(streamed_digits(), 10, num_workers=num_workers), 20)
+        assert len(torch.cat([batch["noise_seed"] for batch in found]).unique()) == 200
     seen = {batch["pixel_values"][batch["labels"] == 3].numpy().tobytes() for batch in found}
     assert len(seen) == 20
 
@@ -365,6 +367,21 @@ def test_epochs_without_images(impatient):
     one = table(digit_files()[:4]).to_iterable_dataset(num_shards=2).take(1)
     error = error_of(batches(image_data(one), 1, num_workers=2))
     assert "the stream holds no images for this process or worker" in error
+
+
+def test_images_on_the_hub_are_opened_with_the_token(monkeypatch):
+    def open_address(address: str, **options) -> io.BytesIO:
+        assert options == {"hf": {"token": "hf_secret"}}
+        return io.BytesIO(digit_files()[int(address[-1])])
+
+    monkeypatch.setattr(fsspec, "open", open_address)
+    rows = table([{"bytes": None, "path": f"hf://datasets/nim/digits/{i}"} for i in range(4)])
+    data = ImageData("x", rows.to_iterable_dataset(), rows, "image", token="hf_secret")
+    (batch,) = take(batches(data), 1)
+    assert batch["undecodable"] == []
+    processor = NIMImageProcessor.from_config(tiny_config(num_channels=1))
+    (batch,) = evaluation_loader(data, 1, processor, 4)
+    assert batch["is_valid"].all()
 
 
 # Broken pictures.

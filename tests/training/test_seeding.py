@@ -71,6 +71,14 @@ def test_a_block_is_seeded_and_leaves_no_trace():
         assert draw() == after_inner
 
 
+def test_restoring_can_be_left_out():
+    with seeded(5):
+        expected = draw(), draw()
+    with seeded(5, restore=False):
+        first = draw()
+    assert (first, draw()) == expected
+
+
 def test_a_block_that_fails_leaves_no_trace():
     with seeded(3):
         expected = draw()

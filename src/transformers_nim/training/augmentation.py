@@ -6,6 +6,7 @@ from functools import partial
 
 import torch
 from PIL import Image, ImageOps
+from torch.utils.data import get_worker_info
 
 from ..configuration_nim import NIMConfig
 from ..extras import require
@@ -93,7 +94,7 @@ def _timm_transform(
 
 def _apply_seeded(picture: Image.Image, seed: int, transform: Callable[[Image.Image], torch.Tensor]) -> torch.Tensor:
     # timm draws from the global generators of Python, NumPy and torch.
-    with seeded(seed):
+    with seeded(seed, restore=get_worker_info() is None):
         return transform(picture)
 
 

@@ -110,6 +110,8 @@ def make_model(args: argparse.Namespace, label_names: list[str]) -> NIMForImageC
         cache_dir=args.cache_dir,
         token=args.token,
         ignore_mismatched_sizes=args.ignore_mismatched_sizes,
+        # Whatever the checkpoint was saved in: mixed precision needs weights in float32.
+        dtype=torch.float32,
         **fields,
     )
 

@@ -55,8 +55,9 @@ def make_model(args: argparse.Namespace) -> NIMForPreTraining:
     overrides = arguments.parse_overrides(args.config_overrides) | {"pretraining_sigma": sigma}
     source = {"cache_dir": args.cache_dir, "token": args.token}
     if AutoConfig.from_pretrained(args.init_from, **source).model_type == "vit_mae":
-        return load_vit_mae(args.init_from, **source, **overrides)
-    return NIMForPreTraining.from_pretrained(args.init_from, **source, **overrides)
+        return load_vit_mae(args.init_from, **source, **overrides).float()
+    # Whatever the checkpoint was saved in: mixed precision needs weights in float32.
+    return NIMForPreTraining.from_pretrained(args.init_from, dtype=torch.float32, **source, **overrides)
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:

@@ -195,6 +195,14 @@ def test_other_classes_need_a_new_head(data, tmp_path):
     assert NIMForImageClassification.from_pretrained(tmp_path / "b").classifier.out_features == 10
 
 
+def test_a_checkpoint_in_half_precision_is_trained_in_full(arguments, denoiser, tmp_path):
+    NIMForPreTraining.from_pretrained(denoiser, dtype=torch.bfloat16).save_pretrained(tmp_path / "half")
+    main("finetune", *arguments, "--model_name_or_path", tmp_path / "half", "--max_train_steps", 1, "--output_dir",
+         tmp_path / "out")  # fmt: skip
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+
+
 def test_a_defense_needs_a_denoiser(data, tmp_path):
     config = save_tiny_config(tmp_path / "config")
     common = ["--dataset_name", data, "--config_name", config, "--output_dir", tmp_path / "out", "--max_train_steps",

@@ -4,6 +4,7 @@
 import json
 import subprocess
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -114,12 +115,13 @@ def test_accumulated_passes_make_the_same_step(uninterrupted, arguments, tmp_pat
 
 
 def test_64_images_are_learned_by_heart(config, tmp_path):
-    digits_dataset(64).to_parquet(tmp_path / "digits.parquet")
+    parts = datasets.DatasetDict({"train": digits_dataset(64), "validation": digits_dataset(64)})
+    parts.save_to_disk(tmp_path / "data")
     results = main(
-        "pretrain", "--dataset_name", tmp_path / "digits.parquet", "--config_name", config, "--output_dir",
-        tmp_path / "out", "--max_train_steps", 300, "--learning_rate", 1e-2, "--num_workers", 0, "--crop_scale", 1, 1,
-        "--horizontal_flip", 0, "--sigma_distribution", "constant", "--sigma_value", 50, "--train_val_split", 0.5,
-        "--max_grad_norm", 1, "--report_to", "none", "--logging_steps", 50,
+        "pretrain", "--dataset_name", tmp_path / "data", "--config_name", config, "--output_dir", tmp_path / "out",
+        "--max_train_steps", 300, "--learning_rate", 1e-2, "--num_workers", 0, "--crop_scale", 1, 1,
+        "--horizontal_flip", 0, "--sigma_distribution", "constant", "--sigma_value", 50, "--max_grad_norm", 1,
+        "--report_to", "none", "--logging_steps", 50,
     )  # fmt: skip
     curve = losses(tmp_path / "out")
     assert curve[-1][1] < 0.25 * curve[0][1]

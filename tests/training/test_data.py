@@ -147,10 +147,15 @@ from transformers_nim.training.data import decode_picture, load_image_data
 answers = []
 for name, streaming in json.loads(sys.argv[1]):
     data = load_image_data(name, with_labels=True, streaming=streaming, train_val_split=0, token="hf_loopback")
-    rows = list(data.train)
     label_of = data.label_reader(data.train)
-    pixels = [decode_picture(row["image"], 3, data.token).getpixel((3, 3)) for row in rows]
-    answers.append([[data.label_names[label_of(row)], pixel] for row, pixel in zip(rows, pixels)])
+    answer = []
+    for row in data.train:
+        try:
+            pixel = decode_picture(row["image"], 3, data.token).getpixel((3, 3))
+        except Exception:
+            pixel = [0, 0, 0]
+        answer.append([data.label_names[label_of(row)], pixel])
+    answers.append(answer)
 print(json.dumps([data.name, answers]))
 """
 
@@ -159,7 +164,8 @@ def test_sources_on_the_hub(loopback_hub, tmp_path):
     table = io.BytesIO()
     split_of("train").to_parquet(table)
     loopback_hub.add("nim/table", {"data/train-00000-of-00001.parquet": table.getvalue()}, "dataset")
-    loopback_hub.add("nim/folder", {f"train/{path}": file for path, file in files_of("train").items()}, "dataset")
+    files = files_of("train") | {"cat/broken.png": b"broken"}
+    loopback_hub.add("nim/folder", {f"train/{path}": file for path, file in files.items()}, "dataset")
     sources = [(name, streaming) for name in ("nim/table", "nim/folder") for streaming in (False, True)]
     done = subprocess.run(
         [sys.executable, "-c", HUB_SCRIPT, json.dumps(sources)],
@@ -173,8 +179,9 @@ def test_sources_on_the_hub(loopback_hub, tmp_path):
     name, answers = json.loads(done.stdout.splitlines()[-1])
     assert name == "nim/folder"
     for source, rows in zip(sources, answers):
-        assert {(name, tuple(pixel)) for name, pixel in rows} == expected("train"), source
-        assert len(rows) == 15
+        found = [(name, tuple(pixel)) for name, pixel in rows]
+        undecodable = [("cat", (0, 0, 0))] if source[0] == "nim/folder" else []
+        assert sorted(found) == sorted([*expected("train"), *undecodable]), source
 
 
 # Splits.
@@ -494,6 +501,8 @@ def test_folders_with_names_like_patterns(load, tmp_path):
     rows = {pair for pair in expected("train") if pair[0] != "cat"} | {("cat [b]?", (0, 1, 2))}
     assert sorted(found(data, data.train)) == sorted(rows)
     assert data.name == "pets [small] *"
+    flat = write(tmp_path / "[flat]", {f"{i}.png": png((i, 0, 0)) for i in range(3)})
+    assert len(load(train_dir=flat, train_val_split=0).train) == 3
     os.symlink(folder / "ant", folder / "cat")
     with pytest.raises(ValueError, match=r"has links in it, which cannot be read where a name has one of \*\?\["):
         load(train_dir=str(folder))

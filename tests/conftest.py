@@ -1,6 +1,8 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
 """Tiny models and pictures that several test files use."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,9 @@ from PIL import Image
 
 from transformers_nim import NIMConfig, NIMForRobustImageClassification, NIMImageProcessor
 
+
+# `datasets` counts over the net how often its readers of local files are used. Before it is imported.
+os.environ["HF_UPDATE_DOWNLOAD_COUNTS"] = "0"
 
 # More threads make tiny models slower, and test runs beside each other much slower.
 torch.set_num_threads(1)

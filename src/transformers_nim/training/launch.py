@@ -176,14 +176,19 @@ def run_options(
     """The options of a [`TrainingRun`] from the arguments."""
     checkpointing_steps = steps_of("checkpointing_steps", args.checkpointing_steps, plan)
     assert checkpointing_steps is not None
-    size = "streamed" if data.is_streamed else f"{len(data.train)} images"
+    if data.is_streamed:
+        # Its order depends on those that share it out among themselves.
+        num_processes = plan.total_batch_size // (args.per_device_train_batch_size * args.gradient_accumulation_steps)
+        images = f"a stream for {num_processes} processes with {args.num_workers} workers each"
+    else:
+        images = f"{len(data.train)} images"
     return RunOptions(
         output_dir=Path(args.output_dir),
         total_steps=plan.total_steps,
         total_batch_size=plan.total_batch_size,
         steps_per_epoch=plan.steps_per_epoch,
         seed=args.seed,
-        data_identity=f"{data.name}, {size}",
+        data_identity=f"{data.name}, {images}",
         checkpointing_steps=checkpointing_steps,
         checkpoints_total_limit=args.checkpoints_total_limit,
         resume_from_checkpoint=args.resume_from_checkpoint,

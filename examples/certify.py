@@ -37,6 +37,7 @@ from transformers_nim.smoothing_nim import certifiable_sigma
 from transformers_nim.training.arguments import make_parser
 from transformers_nim.training.batches import EvaluationImages, RowReader
 from transformers_nim.training.data import ImageData, load_image_data
+from transformers_nim.training.launch import check_processes, train_on_cpu
 from transformers_nim.training.seeding import derive_seed
 
 
@@ -45,7 +46,7 @@ KEYS = ("row", "sigma")
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = make_parser(__doc__)
+    parser = make_parser(__doc__, "--model_name_or_path MODEL --dataset_name DATA --output_dir DIR")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     model = parser.add_argument_group("model and data")
     model.add_argument("--model_name_or_path", required=True, help="a NIMForRobustImageClassification checkpoint")
@@ -263,7 +264,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     accelerate = require("accelerate")
     # Processes end at different times, those that had easy images first.
     patience = accelerate.InitProcessGroupKwargs(timeout=timedelta(weeks=4))
-    accelerator = accelerate.Accelerator(kwargs_handlers=[patience])
+    accelerator = accelerate.Accelerator(cpu=train_on_cpu(), kwargs_handlers=[patience])
+    check_processes(accelerator)
     source = {"cache_dir": args.cache_dir, "token": args.token}
     model = NIMForRobustImageClassification.from_pretrained(
         args.model_name_or_path, dtype=getattr(torch, args.dtype), **source

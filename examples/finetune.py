@@ -129,6 +129,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     config = classifier.config
     image_processor = NIMImageProcessor.from_config(config)
     plan = launch.make_plan(args, data, accelerator.num_processes)
+    if args.per_device_train_batch_size % 2 and (args.mixup or args.cutmix):
+        raise ValueError("mixup and CutMix pair images: make --per_device_train_batch_size even, or switch both off")
     groups = parameter_groups(classifier, plan.learning_rate, args.weight_decay, args.layer_decay)
     optimizer = make_optimizer(groups, betas=(0.9, 0.999))
     ema = launch.make_average(accelerator, classifier, args.ema_decay)

@@ -215,7 +215,7 @@ def launch_command(args: argparse.Namespace, hardware: Hardware, split: tuple[in
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = arguments.make_parser(__doc__)
+    parser = arguments.make_parser(__doc__, required="")
     parser.add_argument("--task", choices=("pretraining", "finetuning"), default="pretraining", help="what to plan")
     parser.add_argument("--pretext", choices=("nim", "mae"), default="nim", help="denoise, or fill in hidden patches")
     parser.add_argument("--mask_ratio", type=float, default=0.75, help="part of the patches that MAE hides")

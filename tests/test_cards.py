@@ -60,6 +60,8 @@ TRAINED = {
     "steps": 12500,
     "total_batch_size": 1024,
     "num_eval_images": 500,
+    "validation_split": "validation",
+    "best": {"step": 1000},
     "metrics": {
         "loss_off": 1.25,
         "loss_sigma_2.5": 1.5,
@@ -160,3 +162,16 @@ def test_training_card_shows_code_that_loads_it(tmp_path, results):
     (code,) = [block.split("```")[0] for block in card.text.split("```python\n")[1:]]
     strings = [node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)]
     assert "me/nim-blocks" in strings
+
+
+def test_a_card_says_what_was_chosen_on_test_images(tmp_path):
+    text = write_training_card(tmp_path, "name", {**TRAINED, "validation_split": "test"}, "A model.").read_text()
+    assert "Measured on 500 test images of blocks: a data set. The model in `best/` was chosen by them" in text
+    assert "split: test" in text
+    assert "chosen by them" not in write_training_card(tmp_path, "name", TRAINED, "A model.").read_text()
+
+
+def test_a_masked_autoencoder_is_not_shown_as_a_denoiser(tmp_path):
+    results = {**PRETRAINED, "arguments": {"pretext": "mae"}}
+    assert "denoiser =" not in write_training_card(tmp_path, "name", results, "A model.").read_text()
+    assert "denoiser =" in write_training_card(tmp_path, "name", PRETRAINED, "A model.").read_text()

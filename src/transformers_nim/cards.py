@@ -77,6 +77,12 @@ denoiser = NIMForPreTraining.from_pretrained("{name}")
 # The start of fine-tuning: the denoiser is there, the head is new.
 model = NIMForRobustImageClassification.from_pretrained("{name}", num_labels=10)
 ```""",
+    "masked": """```python
+from transformers_nim import NIMForImageClassification
+
+# The start of fine-tuning without a defense: the encoder is there, the head is new.
+model = NIMForImageClassification.from_pretrained("{name}", num_labels=10)
+```""",
     "finetuning": """```python
 import transformers_nim  # makes transformers know this model
 from transformers import pipeline
@@ -188,7 +194,10 @@ def write_training_card(output_dir: str | Path, model_name: str, results: Mappin
     """
     task, metrics = results["task"], results["metrics"]
     rows = [[name, f"{value:.4g}"] for name, value in metrics.items()]
-    measured = f"Measured on {results['num_eval_images']} validation images of {results['dataset']}."
+    split = results["validation_split"]
+    measured = f"Measured on {results['num_eval_images']} {split} images of {results['dataset']}."
+    if results["best"] is not None and split.startswith("test"):
+        measured += " The model in `best/` was chosen by them, so its figures are no test."
     legends = [text for start, text in _LEGENDS.items() if any(name.startswith(start) for name in metrics)]
     table = "Nothing was measured."
     if rows:
@@ -207,7 +216,7 @@ def write_training_card(output_dir: str | Path, model_name: str, results: Mappin
                 task_type="image-classification",
                 dataset_type=results["dataset"],
                 dataset_name=results["dataset"],
-                dataset_split="validation",
+                dataset_split=split,
                 metric_type="accuracy",
                 metric_name=f"accuracy without attack, {name.removeprefix('accuracy_').replace('_', ' ')}",
                 metric_value=value,
@@ -222,7 +231,7 @@ def write_training_card(output_dir: str | Path, model_name: str, results: Mappin
         template_str=_TRAINING_TEMPLATE + _CITATION,
         model_name=model_name,
         summary=summary,
-        usage=_USAGE[task].format(name=model_name),
+        usage=_USAGE["masked" if results["arguments"].get("pretext") == "mae" else task].format(name=model_name),
         table=table,
         dataset=results["dataset"],
         steps=f"{results['steps']:,}",

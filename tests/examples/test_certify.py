@@ -86,7 +86,7 @@ def launch(arguments, output_dir, *more):
     """Starts two processes. (`--cpu --num_processes 2` would start one, without a word.)"""
     accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     command = [*accelerate, "--main_process_port", "0", str(SCRIPT)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     return subprocess.Popen(
         [*command, *arguments, "--output_dir", str(output_dir), *more],
         env=environment,

@@ -250,7 +250,8 @@ def test_saved_config(tmp_path):
         ("hidden_size=many", "hidden_size"),
         ("norm_pix_loss=1.5", "norm_pix_loss"),
         ("vote=loudest", "vote"),
-        ("pretraining_sigma=-1", "pretraining_sigma: .*got -1"),
+        ("pretraining_sigma=50", "pretraining_sigma is what is trained on; use --sigma_distribution"),
+        ("finetuning_sigma=50", "use --sigma_distribution"),
     ],
 )
 @pytest.mark.parametrize("saved", [True, False])

@@ -226,7 +226,8 @@ def test_images_are_held_out(load, tmp_path):
         assert (len(train), len(validation)) == (12, 3)
         assert set(train) | set(validation) == expected("train")
         held_out.append(set(validation))
-    assert held_out[0] == held_out[1] != held_out[2]
+    # The same with every seed: runs can be compared, and pretraining has not seen those of fine-tuning.
+    assert held_out[0] == held_out[1] == held_out[2]
     assert len(load(**source).validation) == 2  # a tenth
     # The folder need not be writable.
     assert sorted((tmp_path / "pets").rglob("*")) == files

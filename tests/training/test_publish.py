@@ -66,6 +66,7 @@ def arguments(output_dir, **changed) -> argparse.Namespace:
     fields = {
         "output_dir": str(output_dir),
         "push_to_hub": False,
+        "validation_split_name": None,
         "hub_model_id": None,
         "hub_private_repo": False,
         "hub_token": TOKEN,
@@ -135,6 +136,7 @@ def test_what_a_run_leaves_behind(tmp_path, task, capsys):
         "total_batch_size": 8,
         "learning_rate": 1e-3,
         "metrics": FIGURES[task],
+        "validation_split": "validation",
         "num_eval_images": 5,
         "undecodable_images": 20,
         "seconds": round(run.seconds, 1),
@@ -151,6 +153,7 @@ def test_what_a_run_leaves_behind(tmp_path, task, capsys):
         "output_dir": output_dir.name,
         "push_to_hub": False,
         "seed": 3,
+        "validation_split_name": None,
     }
     assert results["versions"]["transformers_nim"] == __version__
     assert results["versions"]["accelerate"] == accelerate.__version__
@@ -244,7 +247,6 @@ def test_what_is_pushed(tmp_path, hub, capsys):
         "config.json",
         "log.jsonl",
         "model.safetensors",
-        "pictures/denoised.png",
         "preprocessor_config.json",
     ]
     # The card names the model as others will load it.

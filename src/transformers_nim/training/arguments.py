@@ -27,10 +27,10 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
         return super()._get_help_string(action)
 
 
-def make_parser(description: str | None) -> argparse.ArgumentParser:
+def make_parser(description: str | None, required: str = "--output_dir OUTPUT_DIR") -> argparse.ArgumentParser:
     """A parser whose help shows defaults, and whose errors are not preceded by a page of options."""
     return argparse.ArgumentParser(
-        usage="%(prog)s --output_dir OUTPUT_DIR [options]",
+        usage=f"%(prog)s {required} [options]",
         description=description,
         formatter_class=_HelpFormatter,
         allow_abbrev=False,
@@ -83,7 +83,8 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--config_name",
         default="base",
-        help=f"size of a new model ({', '.join(NIM_SIZES)}; the paper's is base), or the name or path of a config",
+        help=f"of a new model, which does not start from a checkpoint: its size ({', '.join(NIM_SIZES)}; the paper's"
+        " is base), or the name or path of a config",
     )
     group.add_argument(
         "--config_overrides",
@@ -224,6 +225,8 @@ def parse_overrides(text: str | None) -> dict[str, Any]:
         name, separator, value = (piece.strip() for piece in part.partition("="))
         if not separator or name not in known:
             raise ValueError(f"config_overrides: {part!r} is not FIELD=VALUE with a field of NIMConfig")
+        if name in ("pretraining_sigma", "finetuning_sigma"):
+            raise ValueError(f"config_overrides: {name} is what is trained on; use --sigma_distribution")
         overrides[name] = _parse_value(value)
     return overrides
 

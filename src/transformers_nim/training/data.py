@@ -22,6 +22,7 @@ logger = logging.get_logger(__name__)
 
 _IMAGE_COLUMNS = ("image", "img", "pixel_values", "jpg", "png")
 _LABEL_COLUMNS = ("label", "labels", "cls", "fine_label")
+_VALIDATION_SEED = 0
 _VALIDATION_SPLITS = ("validation", "valid", "val")
 
 
@@ -176,7 +177,8 @@ def load_image_data(
             gives the first ones, in equal parts of every process and worker.
         max_eval_samples: How many to validate with at most (likewise); 1000 by default for a stream.
         shuffle_buffer: How many images of a stream wait to be drawn at random.
-        seed: Seed of the split, the choice and the order of a stream.
+        seed: Seed of the choice of training images and of the order of a stream. Validation images are the same with
+            every seed, so that runs can be compared and no pretraining sees those of fine-tuning.
         cache_dir: Where downloads are kept.
         revision: Version of a data set on the Hub.
         token: Token for private data sets.
@@ -235,7 +237,7 @@ def load_image_data(
         validation = _undecoded(validation, columns)
 
     if validation is None and train_val_split and not streaming:
-        order = np.random.default_rng(seed).permutation(len(train))
+        order = np.random.default_rng(_VALIDATION_SEED).permutation(len(train))
         held_out, kept = np.split(order, [max(1, round(train_val_split * len(train)))])
         # In memory, because the folder of a saved data set need not be writable.
         train, validation = (train.select(np.sort(part), keep_in_memory=True) for part in (kept, held_out))
@@ -251,7 +253,7 @@ def load_image_data(
         train = train.shuffle(seed=seed, buffer_size=shuffle_buffer, max_buffer_input_shards=1)
     else:
         train = _choose(train, max_train_samples, seed)
-        validation = _choose(validation, max_eval_samples, seed) if validation is not None else None
+        validation = _choose(validation, max_eval_samples, _VALIDATION_SEED) if validation is not None else None
     if any(rows is not None and hasattr(rows, "__len__") and len(rows) == 0 for rows in (train, validation)):
         raise ValueError("there are no images to train on or to validate with; check the splits")
     name = str(train_dir or dataset_name)

@@ -44,16 +44,18 @@ def make_accelerator(args: argparse.Namespace) -> Any:
     """An `Accelerator` with gradient accumulation, mixed precision and trackers as the arguments say.
 
     Raises:
-        ValueError: A tracker is not installed, or processes were started that do not find each other.
+        ValueError: A tracker is not installed or would publish a token, or processes do not find each other.
     """
     accelerate = require("accelerate")
     trackers = [name for name in args.report_to if name != "none"]
     for name in trackers:
-        if importlib.util.find_spec("mlflow" if name == "mlflow" else name) is None:
+        if importlib.util.find_spec(name) is None:
             raise ValueError(f"report_to: {name} is not installed; install it, or pass --report_to none")
+    if "wandb" in trackers and (args.token or args.hub_token):
+        # It records the command line of its own accord.
+        raise ValueError("wandb would publish the token of the command line; use `hf auth login` or HF_TOKEN instead")
     accelerator = accelerate.Accelerator(
-        # Without this, processes that torchrun starts on a machine without GPUs would not find each other.
-        cpu=not torch.accelerator.is_available(),
+        cpu=train_on_cpu(),
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         mixed_precision=args.mixed_precision,
         log_with=trackers or None,
@@ -61,13 +63,7 @@ def make_accelerator(args: argparse.Namespace) -> Any:
             project_dir=args.output_dir, logging_dir=str(Path(args.output_dir) / "logs")
         ),
     )
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if launched != accelerator.num_processes:
-        # Each would train alone, into the same folder.
-        raise ValueError(
-            f"{launched} processes were started, but Accelerate sees {accelerator.num_processes}; set"
-            " ACCELERATE_USE_CPU=true to train on CPUs, or check the launch file"
-        )
+    check_processes(accelerator)
     if accelerator.state.deepspeed_plugin is not None:
         # DeepSpeed takes the batch from a prepared loader, and ours are not prepared. It clips by itself, and
         # Accelerate makes it clip to 1 if nothing is said.
@@ -82,6 +78,28 @@ def make_accelerator(args: argparse.Namespace) -> Any:
             fsdp.mixed_precision_policy, reduce_dtype=torch.float32, output_dtype=None
         )
     return accelerator
+
+
+def train_on_cpu() -> bool:
+    """What to pass to an `Accelerator` as `cpu`.
+
+    Without it, processes that torchrun starts on a machine without GPUs would not find each other.
+    """
+    return not torch.accelerator.is_available()
+
+
+def check_processes(accelerator: Any) -> None:
+    """Makes sure that all processes that were started work together.
+
+    Raises:
+        ValueError: They do not: each would do all the work, into the same folder.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != accelerator.num_processes:
+        raise ValueError(
+            f"{launched} processes were started, but Accelerate sees {accelerator.num_processes}; set"
+            " ACCELERATE_USE_CPU=true to use CPUs, or check the launch file"
+        )
 
 
 def start_trackers(accelerator: Any, project: str, args: argparse.Namespace) -> None:

@@ -22,7 +22,16 @@ from .run import TrainingRun
 
 
 # What is no part of a published model.
-_LOCAL_FILES = ["checkpoint-*", "checkpoint-*/**", "logs/**", "best/**", "*.partial", "*.partial/**", "*.old/**"]
+_LOCAL_FILES = [
+    "checkpoint-*",
+    "checkpoint-*/**",
+    "logs/**",
+    "best/**",
+    "pictures/**",
+    "*.partial",
+    "*.partial/**",
+    "*.old/**",
+]
 
 
 def create_repository(args: argparse.Namespace) -> str | None:
@@ -73,6 +82,7 @@ def finish(
         "learning_rate": plan.learning_rate,
         "metrics": run.metrics,
         "best": run.best,
+        "validation_split": args.validation_split_name or "validation",
         "num_eval_images": len(data.validation) if data.validation is not None else 0,
         "undecodable_images": len(run.undecodable),
         "seconds": round(run.seconds, 1),

@@ -249,7 +249,7 @@ class TrainingRun:
         # Nothing would ever be better than nan.
         if math.isfinite(value) and (self.best is None or sign * value > sign * self.best["value"]):
             self.best = {"step": self.step, "metric": key, "value": value, "metrics": self.metrics}
-            replace_folder(self.accelerator, self.options.output_dir / "best", self.export)
+            replace_folder(self.accelerator, self.options.output_dir / "best", self._export_best)
 
     def export(self, folder: Path) -> None:
         """Writes model and image processor for `from_pretrained`; to be called by all processes."""
@@ -268,6 +268,11 @@ class TrainingRun:
             if has_bars:
                 logging.enable_progress_bar()
             self.image_processor.save_pretrained(folder)
+
+    def _export_best(self, folder: Path) -> None:
+        self.export(folder)
+        if self.accelerator.is_main_process:
+            (folder / "best.json").write_text(json.dumps(self.best, indent=2) + "\n")
 
     def _save_checkpoint(self) -> None:
         self.gather_undecodable()
@@ -298,6 +303,8 @@ class TrainingRun:
             return
         settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         state, ema = load_checkpoint(self.accelerator, path)
+        # Checkpoints lie between updates. Counted in passes, an update can have begun when it now has more of them.
+        self.accelerator.step = 0
         different = [
             f"{name} was {state['identity'][name]} and is {value}"
             for name, value in self._identity().items()
@@ -311,6 +318,10 @@ class TrainingRun:
             self.ema.module.load_state_dict(ema)
         self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
         self.losses, self.undecodable = state["losses"], set(state["undecodable"])
+        best = self.options.output_dir / "best" / "best.json"
+        if best.is_file() and json.loads(best.read_text())["step"] > self.step:
+            # What is there is better than all before, but from steps that will be done again, maybe otherwise.
+            self.best = None
         # Learning rate, schedule and weight decay are those of this run's arguments: who goes on with a lower rate,
         # after a loss that diverged for example, gets it.
         for group, own in zip(self.optimizer.param_groups, settings):

@@ -530,6 +530,20 @@ def test_the_best_model_is_kept(tmp_path, values, greater, best_step):
     assert not list(tmp_path.glob("best.*"))
 
 
+def test_a_best_model_of_steps_that_are_done_again_is_forgotten(tmp_path):
+    recipe, options = Recipe(total_steps=6), {"eval_steps": 1, "checkpointing_steps": 2}
+    killed = Training(recipe, tmp_path, **options)
+    with pytest.raises(Killed):
+        killed.fit(evaluate=lambda model: {"loss": {1: 0.5, 2: 0.4, 3: 0.1}[killed.run.step]}, kill_in=4)
+    assert json.loads((tmp_path / "best" / "best.json").read_text())["step"] == 3
+    # This time it gets worse than it was at step 2, of which there are no weights any more.
+    resumed = Training(recipe, tmp_path, "latest", **options)
+    assert (resumed.run.step, resumed.run.best) == (2, None)
+    resumed.fit(evaluate=lambda model: {"loss": 0.45})
+    assert resumed.run.best == {"step": 3, "metric": "loss", "value": 0.45, "metrics": {"loss": 0.45}}
+    assert json.loads((tmp_path / "best" / "best.json").read_text()) == resumed.run.best
+
+
 def test_the_best_model_survives_a_resume(tmp_path):
     recipe, options = Recipe(total_steps=6), {"eval_steps": 1, "checkpointing_steps": 2}
     killed = Training(recipe, tmp_path, **options)

@@ -15,7 +15,7 @@ from torch import nn
 from ..extras import require
 from ..metrics import load_metric
 from ..modeling_nim import NIMForPreTraining, NIMForRobustImageClassification
-from ..noise import add_noise
+from ..noise import add_noise, draw_noise, parse_sigma
 from .masked import MaskedAutoencoder
 from .seeding import derive_seed, image_generators
 
@@ -162,10 +162,8 @@ def evaluate_classifier(
 
 
 def _noisy(pixels: torch.Tensor, sigma: float, generators: list[torch.Generator], config: Any) -> torch.Tensor:
-    noise = torch.stack(
-        [torch.randn(pixels.shape[1:], generator=generator, device=generator.device) for generator in generators]
-    )
-    return add_noise(pixels, torch.full((len(pixels),), float(sigma), device=pixels.device), noise, config.image_std)
+    drawn, noise = draw_noise(pixels, parse_sigma(sigma), generator=generators)
+    return add_noise(pixels, drawn[:, 0], noise[:, 0], config.image_std)
 
 
 class _eval_mode:

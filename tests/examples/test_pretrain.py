@@ -146,7 +146,11 @@ def test_images_come_from_anywhere(source, config, data, tmp_path):
             folder.mkdir(parents=True, exist_ok=True)
             row["image"].save(folder / f"{index}.png")
         (folder / "broken.png").write_bytes(b"not a picture")
-        where = ["--train_dir", tmp_path / "pictures"]
+        (tmp_path / "others" / "class 1").mkdir(parents=True)
+        for name in ("good", "broken"):
+            row["image"].save(tmp_path / "others" / "class 1" / f"{name}.png")
+        (tmp_path / "others" / "class 1" / "broken.png").write_bytes(b"not a picture")
+        where = ["--train_dir", tmp_path / "pictures", "--validation_dir", tmp_path / "others"]
     elif source == "disk":
         digits_dataset(40).save_to_disk(tmp_path / "saved")
         where = ["--dataset_name", tmp_path / "saved"]
@@ -161,6 +165,7 @@ def test_images_come_from_anywhere(source, config, data, tmp_path):
     results = main("pretrain", *common, "--max_train_steps", 8)
     assert results["undecodable_images"] == (1 if source == "imagefolder" else 0)
     assert results["num_eval_images"] <= 8
+    assert results["undecodable_eval_images"] == (1 if source == "imagefolder" else 0)
     whole = losses(output_dir)
     # Again from step 3, through the same images.
     main("pretrain", *common, "--max_train_steps", 8, "--resume_from_checkpoint", output_dir / "checkpoint-3")

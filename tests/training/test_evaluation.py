@@ -112,6 +112,7 @@ def test_denoiser_against_images_one_by_one(accelerator, blocks, overrides):
                 denoised = to_255(model.denoise(image, sigma, generator=[generator_of(row)]), config)
             expected.setdefault(f"psnr_sigma_{sigma}", []).append(psnr(denoised, clean))
             expected.setdefault(f"psnr_noisy_sigma_{sigma}", []).append(psnr(noisy, clean))
+    assert figures.pop("num_images") == len(pictures)
     assert figures == pytest.approx({name: np.mean(values) for name, values in expected.items()}, rel=1e-4)
     assert figures["psnr_noisy_sigma_0"] == pytest.approx(100, abs=1e-3)
 
@@ -152,7 +153,7 @@ def test_masked_autoencoder_against_images_one_by_one(accelerator, blocks):
     for row, image in enumerate(pixels_of(blocks, model.config).unsqueeze(1)):
         if row not in BROKEN:
             losses.append(model(image, torch.rand(16, generator=generator_of(row))[None]).loss.item())
-    assert figures == pytest.approx({"loss": np.mean(losses)}, rel=1e-5)
+    assert figures == pytest.approx({"loss": np.mean(losses), "num_images": len(losses)}, rel=1e-5)
 
 
 @pytest.mark.parametrize("is_robust", [True, False])
@@ -186,6 +187,7 @@ def test_classifier_against_images_one_by_one(accelerator, blocks, is_robust):
         interval = metric.compute(predictions=[int(hit) for hit in correct], references=[1] * len(correct))
         expected |= {f"loss_{name}": np.mean(losses), f"accuracy_{name}": np.mean(correct)}
         expected |= {f"accuracy_{name}_{end}": interval[f"accuracy_{end}"] for end in ("low", "high")}
+    assert figures.pop("num_images") == len(correct)
     assert figures == pytest.approx(expected, rel=1e-4)
     # The settings differ, or one could be measured in place of another.
     assert len({tuple(classes) for classes in chosen.values()}) >= 2

@@ -138,6 +138,7 @@ def test_what_a_run_leaves_behind(tmp_path, task, capsys):
         "metrics": FIGURES[task],
         "validation_split": "validation",
         "num_eval_images": 5,
+        "undecodable_eval_images": 0,
         "undecodable_images": 20,
         "seconds": round(run.seconds, 1),
         "images_per_second": round(16 / run.seconds, 2),

@@ -190,7 +190,9 @@ def _means(sums: dict[str, list[torch.Tensor]]) -> dict[str, float]:
     means = {name: torch.cat(values) for name, values in sums.items()}
     if any(len(values) == 0 for values in means.values()):
         raise ValueError("none of the validation images can be decoded")
-    return {name: values.mean().item() for name, values in means.items()}
+    # How many could be decoded: what the figures are of.
+    num_images = len(next(iter(means.values())))
+    return {name: values.mean().item() for name, values in means.items()} | {"num_images": num_images}
 
 
 @torch.no_grad()

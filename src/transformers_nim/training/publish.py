@@ -73,6 +73,10 @@ def finish(
     run.export(output_dir)
     run.gather_undecodable()
     images = run.step * plan.total_batch_size
+    metrics = dict(run.metrics)
+    num_validation = len(data.validation) if data.validation is not None else 0
+    # Those that could be decoded.
+    num_eval_images = metrics.pop("num_images", num_validation)
     results: dict[str, Any] = {
         "task": task,
         "dataset": data.name,
@@ -80,10 +84,11 @@ def finish(
         "epochs": round(run.step / plan.steps_per_epoch, 4) if plan.steps_per_epoch else None,
         "total_batch_size": plan.total_batch_size,
         "learning_rate": plan.learning_rate,
-        "metrics": run.metrics,
+        "metrics": metrics,
         "best": run.best,
         "validation_split": args.validation_split_name or "validation",
-        "num_eval_images": len(data.validation) if data.validation is not None else 0,
+        "num_eval_images": num_eval_images,
+        "undecodable_eval_images": num_validation - num_eval_images,
         "undecodable_images": len(run.undecodable),
         "seconds": round(run.seconds, 1),
         "images_per_second": round(images / run.seconds, 2) if run.seconds else None,
@@ -107,6 +112,10 @@ def finish(
             rows = sorted(run.undecodable, key=lambda row: [int(number) for number in re.findall(r"\d+", row)])
             shown = ", ".join(rows[:10]) + (", ..." if len(rows) > 10 else "")
             accelerator.print(f"{len(rows)} images could not be decoded and were replaced by others: rows {shown}")
+        if num_eval_images < num_validation:
+            accelerator.print(
+                f"{num_validation - num_eval_images} validation images could not be decoded and are left out"
+            )
         accelerator.print(f"model, image processor, card, all_results.json, log.jsonl: {output_dir}")
         if repository is not None:
             url = HfApi(token=args.hub_token).upload_folder(

@@ -237,7 +237,8 @@ class TrainingRun:
         self.metrics = evaluate(self.evaluation_model)
         self._log({f"eval_{name}": value for name, value in self.metrics.items()})
         if self.accelerator.is_main_process:
-            shown = {name: value for name, value in self.metrics.items() if not name.endswith(("_low", "_high"))}
+            hidden = ("_low", "_high", "num_images")
+            shown = {name: value for name, value in self.metrics.items() if not name.endswith(hidden)}
             bar.write(f"step {self.step}: " + ", ".join(f"{name} {value:.4g}" for name, value in shown.items()))
         key = self.options.best_metric
         if key is None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .attacks.adapter import PixelClassifier
-from .attacks.randomness import derive_seed, forked_rng, image_generators, image_seeds
+from ..attacks.adapter import PixelClassifier
+from ..attacks.randomness import derive_seed, forked_rng, image_generators, image_seeds
 
 
 # Resampled images that are held at once.

@@ -33,10 +33,11 @@ from transformers_nim.cards import render_table
 from transformers_nim.extras import require
 from transformers_nim.metrics import load_metric
 from transformers_nim.records import append_record, read_records, replace_file, start_records
+from transformers_nim.robustness.inputs import class_numbers, model_hash
 from transformers_nim.smoothing_nim import certifiable_sigma
 from transformers_nim.training.arguments import make_parser
 from transformers_nim.training.batches import EvaluationImages, RowReader
-from transformers_nim.training.data import ImageData, load_image_data
+from transformers_nim.training.data import load_image_data
 from transformers_nim.training.launch import check_processes, train_on_cpu
 from transformers_nim.training.seeding import derive_seed
 
@@ -106,40 +107,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     if len(set(args.sigmas)) < len(args.sigmas):
         parser.error(f"--sigmas has a value twice: {args.sigmas}")
     return args
-
-
-def model_hash(model: NIMForRobustImageClassification) -> str:
-    """A hash of weights and settings, by which a run knows its model again."""
-    config = model.config.to_dict()
-    for name in ("_name_or_path", "transformers_version"):
-        config.pop(name, None)
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
-
-
-def class_numbers(data: ImageData, config: Any, by_index: bool) -> list[int]:
-    """For each class of the data its number in the model.
-
-    Raises:
-        ValueError: The model does not know a class.
-    """
-    names = data.label_names or []
-    known = {str(name): int(index) for name, index in config.label2id.items()}
-    unknown = [name for name in names if name not in known]
-    if not unknown and not by_index:
-        return [known[name] for name in names]
-    if by_index and len(names) > config.num_labels:
-        raise ValueError(f"the data has {len(names)} classes, the model {config.num_labels}")
-    is_unnamed = all(name == f"LABEL_{index}" for name, index in known.items())
-    if by_index or (is_unnamed and len(names) == config.num_labels):
-        return list(range(len(names)))
-    raise ValueError(
-        f"the model does not know the classes {unknown[:5]} of the data; it has {list(known)[:5]} and so on. If their"
-        " order is the same, pass --labels_by_index"
-    )
 
 
 def certify_image(

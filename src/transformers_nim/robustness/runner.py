@@ -1,0 +1,308 @@
+# Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
+"""Carries out the cells of a suite, image by image, so that a run may be killed, resumed and shared by processes.
+
+Everything random has a seed of its own: an attack's from the run's seed, the cell and the image; the noise of the final
+classification from the run's seed, the image and sigma. So a figure depends neither on batches nor on processes, the
+clean and the attacked version of an image meet the same noise, and no attack has seen that noise.
+"""
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..attacks.geometry import perturbation_norm
+from ..attacks.losses import Objective, adversarial_loss
+from ..attacks.randomness import Classifier, derive_seed, draw_logits, forked_rng
+from ..attacks.registry import make_attack
+from ..records import append_record, read_records
+from .inputs import EvaluationSet, MakeClassifier
+from .suite import CLEAN, Cell, Strength, sigma_key
+
+
+KEYS = ("cell", "row")
+PROBE = "gradient probe"
+# Lengths, in L2 over pixels of [0, 1], over which a gradient is compared with a difference.
+_PROBE_STEPS = (1e-2, 1e-3)
+_NEEDS_NO_GRADIENT = ("none", "uniform_noise", "square", "transfer")
+
+
+@dataclass
+class Runner:
+    """One process's share of an evaluation.
+
+    Attributes:
+        make_classifier: The model as attacks see it.
+        images: The images.
+        cells: What is done with them.
+        strength: How many draws are taken.
+        folder: Where the records go; see [`start_records`], which comes first.
+        seed: Seed of the run.
+        sources: Other models by name, for transfer attacks.
+        keep_images: How many adversarial images of the main attack are kept, to be looked at.
+        batch_size: Images that are attacked together, and lost together if the process is killed.
+        device: Where the model is.
+        process_index: Number of this process.
+        num_processes: How many there are.
+        wait: Returns when all processes have called it.
+        on_cost: Told, in passes, how much has been done.
+    """
+
+    make_classifier: MakeClassifier
+    images: EvaluationSet
+    cells: Sequence[Cell]
+    strength: Strength
+    folder: str | Path
+    seed: int = 0
+    sources: Mapping[str, Classifier] = field(default_factory=dict)
+    keep_images: Sequence[str] = ()
+    num_kept: int = 6
+    batch_size: int = 8
+    device: torch.device | str = "cpu"
+    process_index: int = 0
+    num_processes: int = 1
+    wait: Callable[[], object] = lambda: None
+    on_cost: Callable[[float], object] = lambda cost: None
+
+    def run(self) -> list[Cell]:
+        """Does what is not done yet of this process's share.
+
+        Returns:
+            The cells that were carried out. Attacks by gradients are left out for a model without any.
+        """
+        clean = [cell for cell in self.cells if cell.name == CLEAN]
+        done = self._done()
+        # Nobody appends before everybody has read what is done.
+        self.wait()
+        for part in self._share([n for n in range(self._probed) if (PROBE, self._row(n)) not in done]):
+            for position in part:
+                self._append(self.probe(position))
+        for cell in clean:
+            self._run_cell(cell, done, {})
+        self.wait()
+        records = read_records(self.folder, KEYS)
+        clean_records = {record["row"]: record for record in records if record["cell"] == CLEAN}
+        has_gradients = any(record["has_gradient"] for record in records if record["cell"] == PROBE)
+        cells = [cell for cell in self.cells if has_gradients or cell.attack in _NEEDS_NO_GRADIENT]
+        done = {(record["cell"], record["row"]) for record in records}
+        self.wait()
+        for cell in cells:
+            if cell.name != CLEAN:
+                self._run_cell(cell, done, clean_records)
+        self.wait()
+        return cells
+
+    def pending_cost(self) -> float:
+        """Passes through the network that this process has still to do, at most."""
+        done = self._done()
+        total = 0.0
+        for cell in self.cells:
+            pending = self._pending(cell, done)
+            total += sum(len(part) for part in self._share(pending)) * total_cost(cell, self.strength)
+        return total
+
+    def _done(self) -> set[tuple[str, int]]:
+        return {(record["cell"], record["row"]) for record in read_records(self.folder, KEYS)}
+
+    def _row(self, position: int) -> int:
+        return self.images.images[position].row
+
+    @property
+    def _probed(self) -> int:
+        return min(len(self.images.images), self.strength.num_check_images)
+
+    def _pending(self, cell: Cell, done: set[tuple[str, int]]) -> list[int]:
+        return [n for n in range(cell.num_images) if (cell.name, self._row(n)) not in done]
+
+    def _share(self, positions: Sequence[int]) -> list[Sequence[int]]:
+        """Batches of this process."""
+        batches = [positions[n : n + self.batch_size] for n in range(0, len(positions), self.batch_size)]
+        return batches[self.process_index :: self.num_processes]
+
+    def _append(self, record: Mapping[str, Any]) -> None:
+        append_record(self.folder, self.process_index, record)
+
+    def _run_cell(self, cell: Cell, done: set[tuple[str, int]], clean: Mapping[int, Mapping[str, Any]]) -> None:
+        pending = self._pending(cell, done)
+        cost = total_cost(cell, self.strength)
+        lost = [n for n in pending if self._is_lost(cell, n, clean)]
+        for part in self._share(lost):
+            for position in part:
+                record = clean[self._row(position)]
+                # The same noise would give the same answers.
+                kept = {name: {k: record[name][k] for k in self._keys(cell)} for name in ("predictions", "scores")}
+                loss = [record["loss"], record["loss"]]
+                self._append(self._record(cell, position, kept, loss, 0.0, 0.0, skipped=True))
+            self.on_cost(cost * len(part))
+        lost_set = set(lost)
+        for part in self._share([n for n in pending if n not in lost_set]):
+            self._attack(cell, part, clean, cost)
+
+    def _keys(self, cell: Cell) -> list[str]:
+        return [sigma_key(sigma) for sigma in cell.defense_sigmas]
+
+    def _is_lost(self, cell: Cell, position: int, clean: Mapping[int, Mapping[str, Any]]) -> bool:
+        """Whether an image is wrong in every draw without any attack, under every sigma of the cell."""
+        if cell.name == CLEAN or cell.fixed_noise or cell.source is not None:
+            return False
+        record, label = clean[self._row(position)], self.images.images[position].label
+        return all(label not in record["predictions"][key] for key in self._keys(cell))
+
+    def _attack(
+        self, cell: Cell, positions: Sequence[int], clean: Mapping[int, Mapping[str, Any]], cost: float
+    ) -> None:
+        started = time.perf_counter()
+        pixels = torch.stack([self.images.read(self._row(n)) for n in positions]).to(self.device)
+        labels = torch.tensor([self.images.images[n].label for n in positions], device=self.device)
+        seeds = [derive_seed(self.seed, "attack", cell.name, self._row(n)) for n in positions]
+        options = dict(cell.options)
+        if cell.source is not None:
+            options["source"] = self.sources[cell.source]
+        steps_so_far = 0
+
+        def on_step() -> None:
+            # How many steps there will be is only known roughly: some attacks stop early.
+            nonlocal steps_so_far
+            steps_so_far += 1
+            if steps_so_far <= expected:
+                self.on_cost(cost * len(positions) / (expected + 1))
+
+        groups = -(-len(positions) // max(1, cell.options.get("batch_size", 8) // _draws(cell)))
+        expected = max(1, groups * cell.cost[0] // _draws(cell))
+        classifier = self.make_classifier(cell.attack_sigma, cell.gradient, cell.fixed_noise)
+        attack = make_attack(cell.attack, **options)
+        adversarial = attack(
+            classifier, pixels, labels, norm=cell.norm, eps=cell.eps / 255, seeds=seeds, on_step=on_step
+        )
+        distances = perturbation_norm(adversarial - pixels, cell.norm).tolist()
+        attack_seconds = (time.perf_counter() - started) / len(positions)
+        for index, position in enumerate(positions):
+            started = time.perf_counter()
+            if cell.name in self.keep_images and position < self.num_kept:
+                self._keep(cell, position, adversarial[index])
+            answers, loss = self.classify(adversarial[index], position, cell.defense_sigmas, cell.fixed_noise)
+            before = clean[self._row(position)]["loss"] if clean and not cell.fixed_noise else None
+            losses = loss if cell.name == CLEAN else None if before is None else [before, loss]
+            seconds = attack_seconds + time.perf_counter() - started
+            self._append(self._record(cell, position, answers, losses, distances[index], seconds))
+        self.on_cost(cost * len(positions) * (1 - min(steps_so_far, expected) / (expected + 1)))
+
+    def _record(
+        self,
+        cell: Cell,
+        position: int,
+        answers: Mapping[str, Any],
+        loss: Any,
+        distance: float,
+        seconds: float,
+        skipped: bool = False,
+    ) -> dict[str, Any]:
+        fixed = {"cell": cell.name, "row": self._row(position), "skipped": skipped, "distance": distance}
+        return {**fixed, **answers, "loss": loss, "seconds": round(seconds, 3)}
+
+    def _keep(self, cell: Cell, position: int, adversarial: torch.Tensor) -> None:
+        path = kept_path(self.folder, cell.name, self._row(position))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        with open(partial, "wb") as file:
+            np.save(file, adversarial.cpu().numpy(), allow_pickle=False)
+        os.replace(partial, path)
+
+    @torch.no_grad()
+    def classify(
+        self, pixels: torch.Tensor, position: int, sigmas: Sequence[float | None], fixed_noise: bool = False
+    ) -> tuple[dict[str, dict[str, list]], float]:
+        """What the defense says to a finished image.
+
+        Every image passes by itself, so that rounding does not depend on its neighbors. Of its draws the first ones
+        are the attacker's to choose between attacks, and the rest are those that count.
+
+        Args:
+            pixels: The image, shape `(channels, height, width)`.
+            position: Its place among the images.
+            sigmas: Sigmas of the defense.
+            fixed_noise: Whether the defense uses the same noise always.
+
+        Returns:
+            `{"predictions": {sigma: classes}, "scores": {sigma: [share of wrong answers, mean margin]}}`, and the
+            cross entropy at the first sigma.
+        """
+        label = torch.tensor([self.images.images[position].label], device=self.device)
+        chosen, total = self.strength.num_draws, self.strength.num_draws + self.strength.num_evaluations
+        answers: dict[str, dict[str, list]] = {"predictions": {}, "scores": {}}
+        first_loss = None
+        for sigma in sigmas:
+            seed = derive_seed(self.seed, "evaluation", self._row(position), sigma_key(sigma))
+            classifier = self.make_classifier(sigma, "full", fixed_noise)
+            generators = [torch.Generator(self.device).manual_seed(seed)]
+            with forked_rng(pixels.device):
+                # For classifiers whose noise comes from the global state.
+                torch.manual_seed(seed)
+                logits = draw_logits(classifier, pixels[None], total, generators)
+            attackers, counted = logits, logits
+            if logits.shape[1] > 1:
+                attackers, counted = logits[:, :chosen], logits[:, chosen:]
+            wrong = (attackers.argmax(dim=-1) != label).double().mean()
+            margin = adversarial_loss("margin", attackers, label)
+            answers["predictions"][sigma_key(sigma)] = counted[0].argmax(dim=-1).tolist()
+            answers["scores"][sigma_key(sigma)] = [wrong.item(), margin.item()]
+            if first_loss is None:
+                first_loss = adversarial_loss("ce", attackers, label).item()
+        assert first_loss is not None
+        return answers, first_loss
+
+    def probe(self, position: int) -> dict[str, Any]:
+        """Compares the gradient of the margin, at fixed noise, with differences of the margin along it."""
+        cell = self.cells[0]
+        pixels = self.images.read(self._row(position)).to(self.device)[None]
+        label = torch.tensor([self.images.images[position].label], device=self.device)
+        seed = derive_seed(self.seed, "probe", self._row(position))
+
+        def generators() -> list[torch.Generator]:
+            return [torch.Generator(self.device).manual_seed(seed)]
+
+        objective = Objective(self.make_classifier(cell.attack_sigma, "full", True), "margin", 1)
+
+        def margin(at: torch.Tensor) -> float:
+            with torch.no_grad():
+                return objective.draws(at, label, generators())[0].double().item()
+
+        record = {"cell": PROBE, "row": self._row(position), "has_gradient": True, "norm": 0.0, "differences": []}
+        with forked_rng(pixels.device):
+            torch.manual_seed(seed)
+            try:
+                gradient = objective.gradient(pixels, label, generators())[2]
+            except ValueError:
+                return {**record, "has_gradient": False}
+            norm = torch.linalg.vector_norm(gradient.double()).item()
+            if norm == 0:
+                return record
+            direction = (gradient.double() / norm).to(gradient.dtype)
+            differences = []
+            for step in _PROBE_STEPS:
+                torch.manual_seed(seed)
+                above = margin(pixels + step * direction)
+                torch.manual_seed(seed)
+                differences.append((above - margin(pixels - step * direction)) / (2 * step))
+        return {**record, "norm": norm, "differences": differences}
+
+
+def kept_path(folder: str | Path, cell: str, row: int) -> Path:
+    """Where an adversarial image is kept."""
+    return Path(folder) / "adversarial" / f"{cell.replace(' ', '_').replace(',', '')}-{row}.npy"
+
+
+def total_cost(cell: Cell, strength: Strength) -> float:
+    """Passes that one image of a cell costs, where one with a gradient counts as two."""
+    gradients, forwards = cell.cost
+    draws = sum(strength.num_draws + strength.num_evaluations if sigma else 1 for sigma in cell.defense_sigmas)
+    return 2 * gradients + forwards + draws
+
+
+def _draws(cell: Cell) -> int:
+    return 1 if cell.is_deterministic else int(cell.options.get("num_draws", 1))

@@ -10,11 +10,13 @@ from .accuracy import (
     unpaired_difference,
     wilson_interval,
 )
+from .report import RobustnessReport
 
 
 __all__ = [
     "Accuracy",
     "Difference",
+    "RobustnessReport",
     "correct_draws",
     "mean_accuracy",
     "paired_difference",

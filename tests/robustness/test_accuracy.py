@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from transformers_nim.attacks import eot_pgd
-from transformers_nim.robustness import correct_draws, mean_accuracy, wilson_interval
+from transformers_nim.robustness import (
+    correct_draws,
+    mean_accuracy,
+    paired_difference,
+    unpaired_difference,
+    wilson_interval,
+)
 
 
 def test_wilson_interval_of_a_textbook_case():
@@ -87,3 +93,57 @@ def test_right_answers_are_counted():
     correct = correct_draws(always_one, pixels, labels, num_draws=2, batch_size=3)
     np.testing.assert_array_equal(correct, (labels == 1).numpy()[:, None].repeat(2, axis=1))
     assert str(mean_accuracy(correct)).startswith(" 50.0 [")
+
+
+def test_pairs_cancel_what_images_share():
+    """Half of the images are hard for both: their spread is not the difference's."""
+    easy = np.arange(100)[:, None] % 2 == 0
+    a = np.repeat(easy, 4, axis=1)
+    b = a.copy()
+    b[:10] = False  # five of 100 images less
+    paired, unpaired = paired_difference(a, b), unpaired_difference(a, b)
+    assert paired.mean == unpaired.mean == pytest.approx(0.05)
+    # A share of 0.05 among 100 images has a standard error of 0.0218.
+    assert paired.low == pytest.approx(0.05 - 1.96 * 0.0218, abs=0.011)
+    assert paired.high == pytest.approx(0.05 + 1.96 * 0.0218, abs=0.011)
+    assert not paired.includes_zero
+    assert unpaired.includes_zero
+    # Two accuracies of 0.50 and 0.45 with standard errors of 0.05: sqrt(2) * 1.96 * 0.05.
+    assert unpaired.high - unpaired.mean == pytest.approx(0.1386, abs=0.02)
+    assert paired_difference(b, a).mean == pytest.approx(-0.05)
+
+
+def test_numbers_of_draws_may_differ():
+    difference = paired_difference(np.ones((20, 1), bool), np.array([[True, False, True, False]] * 20))
+    assert difference.mean == pytest.approx(0.5)
+    # 80 draws of a coin: a standard error of 0.056.
+    assert difference.high - difference.low == pytest.approx(2 * 1.96 * 0.0559, rel=0.15)
+
+
+@pytest.mark.parametrize(("a", "b", "mean"), [(1, 1, 0), (0, 0, 0), (1, 0, 1), (0, 1, -1)])
+def test_differences_without_variation_are_not_certain(a, b, mean):
+    difference = paired_difference(np.full((20, 3), bool(a)), np.full((20, 5), bool(b)))
+    _, half = wilson_interval(0.0, 20)
+    assert difference.mean == mean
+    assert difference.low == pytest.approx(max(-1, mean - half))
+    assert difference.high == pytest.approx(min(1, mean + half))
+    assert difference.includes_zero == (mean == 0)
+
+
+def test_pairs_need_the_same_images():
+    with pytest.raises(ValueError, match="got 3 and 4"):
+        paired_difference(np.zeros((3, 1), bool), np.zeros((4, 1), bool))
+    with pytest.raises(ValueError, match="at least one"):
+        paired_difference(np.zeros((0, 1), bool), np.zeros((0, 1), bool))
+    assert str(paired_difference(np.ones((4, 1), bool), np.zeros((4, 1), bool))).startswith("+100.0 [+5")
+
+
+def test_paired_intervals_cover_the_truth():
+    rng = np.random.default_rng(1)
+    covered = 0
+    for _ in range(150):
+        hardness = rng.random((60, 1))
+        a, b = (rng.random((60, draws)) < hardness * scale for draws, scale in ((8, 1.0), (11, 0.8)))
+        difference = paired_difference(a, b, num_resamples=300)
+        covered += difference.low <= 0.1 <= difference.high
+    assert covered >= 136

@@ -60,9 +60,7 @@ class EvaluationSet:
             pixels: In [0, 1], shape `(images, channels, height, width)`.
             labels: True classes, shape `(images,)`.
         """
-        images = [
-            ImageRecord(row, _hash(image), int(label)) for row, (image, label) in enumerate(zip(pixels, labels))
-        ]
+        images = [ImageRecord(row, _hash(image), int(label)) for row, (image, label) in enumerate(zip(pixels, labels))]
         return cls(images, pixels.__getitem__)
 
     @classmethod

@@ -1,9 +1,9 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
 """Carries out the cells of a suite, image by image, so that a run may be killed, resumed and shared by processes.
 
-Everything random has a seed of its own: an attack's from the run's seed, the cell and the image; the noise of the final
-classification from the run's seed, the image and sigma. So a figure depends neither on batches nor on processes, the
-clean and the attacked version of an image meet the same noise, and no attack has seen that noise.
+Everything random has a seed of its own: an attack's from the run's seed, the cell and the image; the noise of the
+final classification from the run's seed, the image and sigma. So a figure depends neither on batches nor on processes,
+the clean and the attacked version of an image meet the same noise, and no attack has seen that noise.
 """
 
 import os
@@ -136,8 +136,7 @@ class Runner:
                 record = clean[self._row(position)]
                 # The same noise would give the same answers.
                 kept = {name: {k: record[name][k] for k in self._keys(cell)} for name in ("predictions", "scores")}
-                loss = [record["loss"], record["loss"]]
-                self._append(self._record(cell, position, kept, loss, 0.0, 0.0, skipped=True))
+                self._append(self._record(cell, position, kept, record["loss"], 0.0, 0.0, skipped=True))
             self.on_cost(cost * len(part))
         lost_set = set(lost)
         for part in self._share([n for n in pending if n not in lost_set]):
@@ -148,7 +147,7 @@ class Runner:
 
     def _is_lost(self, cell: Cell, position: int, clean: Mapping[int, Mapping[str, Any]]) -> bool:
         """Whether an image is wrong in every draw without any attack, under every sigma of the cell."""
-        if cell.name == CLEAN or cell.fixed_noise or cell.source is not None:
+        if cell.name == CLEAN or cell.fixed_noise:
             return False
         record, label = clean[self._row(position)], self.images.images[position].label
         return all(label not in record["predictions"][key] for key in self._keys(cell))
@@ -186,8 +185,9 @@ class Runner:
             if cell.name in self.keep_images and position < self.num_kept:
                 self._keep(cell, position, adversarial[index])
             answers, loss = self.classify(adversarial[index], position, cell.defense_sigmas, cell.fixed_noise)
-            before = clean[self._row(position)]["loss"] if clean and not cell.fixed_noise else None
-            losses = loss if cell.name == CLEAN else None if before is None else [before, loss]
+            # Under noise that never changes the clean image has another loss.
+            before = loss if cell.name == CLEAN else clean[self._row(position)]["loss"][0]
+            losses = None if cell.fixed_noise else [before, loss]
             seconds = attack_seconds + time.perf_counter() - started
             self._append(self._record(cell, position, answers, losses, distances[index], seconds))
         self.on_cost(cost * len(positions) * (1 - min(steps_so_far, expected) / (expected + 1)))

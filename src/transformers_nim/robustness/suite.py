@@ -1,6 +1,7 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
 """What an evaluation consists of: which attacks, how strong, on how many images, against which sigma."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,6 +19,7 @@ FGSM = "FGSM"
 FEW_STEPS = "EOT-PGD, few steps"
 UNBOUNDED = "EOT-PGD, unbounded"
 SQUARE = "Square"
+NOISE_KNOWN = "EOT-PGD, noise known"
 
 
 @dataclass(frozen=True)
@@ -106,9 +108,6 @@ STRENGTHS = {
     "full": Strength(1000, 64, 33, steps=100, num_draws=20, restarts=3, num_queries=20_000),
 }
 
-# Below these an evaluation says too little to be worth its time.
-_LEAST_IMAGES, _LEAST_DRAWS, _LEAST_STEPS = 16, 4, 10
-
 
 def sigma_key(sigma: float | None) -> str:
     """A sigma as results name it."""
@@ -127,9 +126,10 @@ def make_suite(
     sources: Sequence[str] = (),
     num_labels: int = 1000,
     has_patches: bool = True,
-    pixels_per_image: int = 3 * 224 * 224,
+    image_shape: tuple[int, ...] = (3, 224, 224),
     rows_per_pass: int = 64,
     autoattack: bool = False,
+    further_attacks: Sequence[str] = (),
 ) -> list[Cell]:
     """The cells of an evaluation, the clean images first.
 
@@ -147,9 +147,10 @@ def make_suite(
         sources: Names of models from which attacks are transferred.
         num_labels: Classes of the model; the DLR loss needs three.
         has_patches: Whether the model has patches, whose statistics an attack can shift.
-        pixels_per_image: Pixels times channels, for the radius without bound in L2.
+        image_shape: Channels, height and width, for the radius without bound in L2.
         rows_per_pass: Noisy images per pass through the network, as attacks group them.
-        autoattack: Whether pyautoattack is there for a cross-check on fixed noise.
+        autoattack: Whether to cross-check on fixed noise with pyautoattack.
+        further_attacks: Names of other registered attacks, which are run with their own defaults.
 
     Raises:
         ValueError: A name or a number is out of range.
@@ -170,6 +171,9 @@ def make_suite(
             draws = 1 if made.is_deterministic else made.options.get("num_draws", 1)
             # Groups are filled up: large ones waste passes on the few images of a batch.
             group_size = 8 if draws == 1 else max(1, rows_per_pass // draws)
+            if attack == "autoattack" or attack.startswith("torchattacks_"):
+                # Their random starts belong to the batch and not to the image.
+                group_size = 1
             made = replace(made, options={**made.options, "batch_size": group_size * draws})
         return made
 
@@ -189,7 +193,7 @@ def make_suite(
         cells.append(cell("EOT-APGD-DLR", "white-box", "eot_apgd_dlr", iterative))
     if sigma:
         known = {"fixed_noise": True, "defense_sigmas": here}
-        cells.append(pgd("EOT-PGD, noise known", "white-box", **known))
+        cells.append(pgd(NOISE_KNOWN, "white-box", **known))
         if autoattack:
             cells.append(cell("AutoAttack, noise known", "cross-check", "autoattack", num_images=checks, **known))
     if sigma is not None:
@@ -197,7 +201,8 @@ def make_suite(
         if has_patches:
             cells.append(cell("patch statistics", "adaptive", "patch_statistics", iterative, defense_sigmas=here))
         cells.append(cell("vote", "adaptive", "vote", iterative, defense_sigmas=here))
-    cells.append(cell("low frequency", "adaptive", "low_frequency", iterative, defense_sigmas=here))
+    smooth = {**iterative, "resolution": max(1, min(8, min(image_shape[1:]) // 2))}
+    cells.append(cell("low frequency", "adaptive", "low_frequency", smooth, defense_sigmas=here))
     for other in everywhere[1:]:
         cells.append(pgd(sigma_name(other), "grid", attack_sigma=other))
     radii = sorted(set(eps_grid) - {eps})
@@ -213,7 +218,9 @@ def make_suite(
         cells.append(
             cell(f"transfer from {source}", "black-box", "transfer", made, source=source, defense_sigmas=here)
         )
-    whole = 255.0 if norm == "Linf" else 255.0 * pixels_per_image**0.5
+    for name in further_attacks:
+        cells.append(cell(name, "white-box", name, defense_sigmas=here))
+    whole = 255.0 if norm == "Linf" else 255.0 * math.prod(image_shape) ** 0.5
     few = {**iterative, "steps": max(1, strength.steps // 10)}
     cells += [
         cell(FEW_STEPS, "check", "eot_pgd", few, defense_sigmas=here),

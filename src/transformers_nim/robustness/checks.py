@@ -1,0 +1,175 @@
+# Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
+"""Does the evaluation show what must be there if its attacks work?
+
+A defense that hides its gradients looks robust to attacks that follow them. Athalye et al. (arXiv 1802.00420) and
+Carlini et al. (arXiv 1902.06705) list what betrays it; these are their tests, for defenses with noise. A check fails
+when the contrary is significant at 99 %, so noise alone seldom fails one.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from .accuracy import paired_difference
+from .report import RobustnessReport
+from .suite import (
+    BPDA,
+    CLEAN,
+    FEW_STEPS,
+    FGSM,
+    HEADLINE,
+    NOISE_KNOWN,
+    SQUARE,
+    UNBOUNDED,
+    large_eps_name,
+    sigma_name,
+)
+
+
+# What counts as "about 0", as a share of images.
+ABOUT_ZERO = 0.05
+_CONFIDENCE = 0.99
+# A derivative and a difference agree up to this share of the derivative, on at least this share of the images.
+_TOLERANCE, _AGREEING = 0.1, 0.9
+_RISING = 0.95
+
+
+@dataclass(frozen=True)
+class Check:
+    """A sanity check.
+
+    Attributes:
+        name: What has to be the case.
+        passed: Whether it is; `None` if it cannot be judged.
+        detail: The figures that it was judged by.
+    """
+
+    name: str
+    passed: bool | None
+    detail: str
+
+
+def run_checks(report: RobustnessReport, probes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """All sanity checks of an evaluation.
+
+    Args:
+        report: The evaluation.
+        probes: Records of gradients; see [`Runner.probe`].
+
+    Returns:
+        One mapping with `name`, `passed` and `detail` for each check.
+    """
+    cells = {cell["name"]: cell for cell in report.cells}
+    sigma, eps, norm = report.settings["sigma"], report.settings["eps"], report.settings["norm"]
+
+    def mean(name: str, at: float | None = sigma) -> float | None:
+        return float(report.correct(name, at).mean()) if name in cells else None
+
+    def not_higher(text: str, stronger: str, weaker: str) -> Check:
+        """That one attack leaves no more than another."""
+        if not {stronger, weaker} <= cells.keys():
+            missing = " and ".join(name for name in (stronger, weaker) if name not in cells)
+            return Check(text, None, f"not run: {missing}")
+        left, right = report.correct(stronger, sigma), report.correct(weaker, sigma)
+        num = min(len(left), len(right))
+        left, right = left[:num], right[:num]
+        difference = paired_difference(left, right, confidence=_CONFIDENCE)
+        detail = (
+            f"{stronger} leaves {100 * left.mean():.1f} %, {weaker} {100 * right.mean():.1f} % of {num} images"
+            f" (difference {100 * difference.mean:+.1f}, 99 % interval {100 * difference.low:+.1f} to"
+            f" {100 * difference.high:+.1f})"
+        )
+        return Check(text, not difference.low > 0, detail)
+
+    large = large_eps_name(eps, norm)
+    checks = [_falls_to_zero(mean, [large, UNBOUNDED])]
+    by_eps = [CLEAN, *(name for _, name in sorted(_radii(cells.values(), sigma, norm))), large, UNBOUNDED]
+    by_eps = [name for name in by_eps if name in cells]
+    for smaller, larger in pairwise(by_eps):
+        checks.append(not_higher("a larger eps leaves no more", larger, smaller))
+    checks.append(not_higher("more steps leave no more", HEADLINE, FEW_STEPS))
+    for weaker in (FGSM, "PGD-10, one draw", "uniform noise"):
+        checks.append(not_higher("iterative attacks beat single steps and noise", HEADLINE, weaker))
+    for weaker in (SQUARE, *(name for name in cells if name.startswith("transfer from"))):
+        checks.append(not_higher("white-box attacks beat transfer and query attacks", HEADLINE, weaker))
+    if sigma is not None:
+        for weaker in (BPDA, sigma_name(None)):
+            checks.append(not_higher("exact gradients beat approximate ones", HEADLINE, weaker))
+    if sigma:
+        checks.append(not_higher("an attacker who knows the noise does no worse", NOISE_KNOWN, HEADLINE))
+    checks.append(_undefended(mean, sigma))
+    checks += _gradients(probes)
+    checks.append(_loss_rises(report))
+    return [asdict(check) for check in checks]
+
+
+def _radii(cells, sigma: float | None, norm: str) -> list[tuple[float, str]]:
+    """Radii and names of the main attack at the main sigma."""
+    return [
+        (cell["eps"], cell["name"])
+        for cell in cells
+        if cell["attack"] == "eot_pgd"
+        and cell["group"] in ("white-box", "grid")
+        and cell["norm"] == norm
+        and cell["gradient"] == "full"
+        and not cell["fixed_noise"]
+        and cell["attack_sigma"] == sigma
+    ]
+
+
+def _falls_to_zero(mean: Callable[[str], float | None], names: Sequence[str]) -> Check:
+    text = "accuracy falls to about 0 at a large eps, or without bound"
+    found = {name: value for name in names if (value := mean(name)) is not None}
+    if not found:
+        return Check(text, None, "not run")
+    detail = ", ".join(f"{name}: {100 * value:.1f} %" for name, value in found.items())
+    return Check(text, min(found.values()) <= ABOUT_ZERO, detail)
+
+
+def _undefended(mean: Callable[..., float | None], sigma: float | None) -> Check:
+    text = "with the defense off, accuracy falls to about 0"
+    if sigma is None:
+        return Check(text, None, "the model has no defense to switch off")
+    left = mean(sigma_name(None), None)
+    if left is None:
+        return Check(text, None, f"not run: {sigma_name(None)}")
+    detail = f"{100 * left:.1f} % left"
+    if left > ABOUT_ZERO:
+        detail += "; either the classifier resists by itself, or the attack is weak"
+    return Check(text, left <= ABOUT_ZERO, detail)
+
+
+def _gradients(probes: Sequence[Mapping[str, Any]]) -> list[Check]:
+    nonzero, agree = "gradients are there and not zero", "gradients agree with finite differences, at fixed noise"
+    if not probes:
+        return [Check(nonzero, None, "not probed"), Check(agree, None, "not probed")]
+    if not any(probe["has_gradient"] for probe in probes):
+        detail = "no gradient flows from logits to pixels: attacks by gradients were left out"
+        return [Check(nonzero, False, detail), Check(agree, None, "there are none")]
+    norms = np.array([probe["norm"] for probe in probes])
+    zero = float((norms == 0).mean())
+    checks = [Check(nonzero, zero <= 1 - _AGREEING, f"zero on {100 * zero:.0f} % of {len(probes)} images")]
+    errors = [
+        min(abs(difference / probe["norm"] - 1) for difference in probe["differences"])
+        for probe in probes
+        if probe["norm"] > 0
+    ]
+    errors += [math.inf] * int((norms == 0).sum())
+    share = float((np.array(errors) <= _TOLERANCE).mean())
+    detail = f"on {100 * share:.0f} % of {len(probes)} images, median error {100 * float(np.median(errors)):.2g} %"
+    return [*checks, Check(agree, share >= _AGREEING, detail)]
+
+
+def _loss_rises(report: RobustnessReport) -> Check:
+    text = "the attack raises the loss"
+    own = [r for r in report.records if r["cell"] == HEADLINE and not r["skipped"] and r["loss"] is not None]
+    if not own:
+        return Check(text, None, "no image was attacked")
+    before, after = (np.array([record["loss"][index] for record in own]) for index in (0, 1))
+    share = float((after > before).mean())
+    detail = f"on {100 * share:.0f} % of {len(own)} attacked images, mean {before.mean():.2f} to {after.mean():.2f}"
+    return Check(text, share >= _RISING, detail)

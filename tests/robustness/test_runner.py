@@ -1,0 +1,254 @@
+# Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
+import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from attacks.toys import Linear, Masked, Noisy, boundary_points
+
+from transformers_nim.attacks.randomness import draw_logits
+from transformers_nim.records import read_records, start_records
+from transformers_nim.robustness.inputs import EvaluationSet
+from transformers_nim.robustness.runner import KEYS, PROBE, Runner, kept_path, total_cost
+from transformers_nim.robustness.suite import CLEAN, HEADLINE, Cell, Strength, make_suite
+
+
+STRENGTH = Strength(6, 4, 12, steps=4, num_draws=3, restarts=1, num_queries=12)
+SHAPE = (3, 4, 4)
+LINEAR = Linear(classes=3, shape=SHAPE)
+
+
+class Known:
+    """A noisy classifier whose noise never changes."""
+
+    is_deterministic = True
+
+    def __init__(self, noisy):
+        self.noisy = noisy
+
+    def __call__(self, pixels):
+        generators = [torch.Generator().manual_seed(5) for _ in range(len(pixels))]
+        return draw_logits(self.noisy, pixels, 1, generators)[:, 0]
+
+
+def make_classifier(sigma, gradient="full", fixed_noise=False):
+    if not sigma:
+        return LINEAR
+    noisy = Noisy(LINEAR, scale=sigma / 255)
+    return Known(noisy) if fixed_noise else noisy
+
+
+def make_images(num=6, seed=3):
+    pixels = torch.rand(num, *SHAPE, generator=torch.Generator().manual_seed(seed))
+    labels = LINEAR(pixels).argmax(dim=1)
+    # One image that no draw gets right.
+    labels[2] = LINEAR(pixels).argmin(dim=1)[2]
+    return EvaluationSet.from_tensors(pixels, labels)
+
+
+def cells(**changes):
+    return make_suite(
+        "quick", STRENGTH, eps=8, sigma=30.0, sigmas=[None, 0.0], eps_grid=[2.0], num_labels=3, has_patches=False,
+        image_shape=SHAPE, rows_per_pass=6, **changes,
+    )  # fmt: skip
+
+
+def run(folder, images=None, suite=None, resume=False, **options):
+    suite = cells() if suite is None else suite
+    start_records(folder, {}, KEYS, resume)
+    runner = Runner(make_classifier, images or make_images(), suite, STRENGTH, folder, **options)
+    runner.run()
+    return read(folder)
+
+
+def read(folder):
+    """Records by cell and row, without the time they took."""
+    records = read_records(folder, KEYS)
+    return {(record["cell"], record["row"]): {k: v for k, v in record.items() if k != "seconds"} for record in records}
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("whole"), keep_images=[HEADLINE])
+
+
+def test_every_image_of_every_cell_has_a_record(records):
+    expected = {(cell.name, row) for cell in cells() for row in range(cell.num_images)}
+    assert records.keys() == expected | {(PROBE, row) for row in range(4)}
+
+
+def test_answers_are_under_every_sigma_of_the_cell(records):
+    for cell in cells():
+        for row in range(cell.num_images):
+            predictions = records[cell.name, row]["predictions"]
+            # One answer where there is nothing random, and as many as were asked for otherwise.
+            counts = {"30": 1 if cell.fixed_noise else 12, "off": 1, "0": 1}
+            keys = {"30"} if len(cell.defense_sigmas) == 1 else {"30", "off", "0"}
+            assert {key: len(classes) for key, classes in predictions.items()} == {key: counts[key] for key in keys}
+
+
+def test_perturbations_are_as_large_as_allowed(records):
+    for cell in cells():
+        for row in range(cell.num_images):
+            record = records[cell.name, row]
+            assert record["distance"] <= cell.eps / 255 + 1e-6
+            assert record["skipped"] is (row == 2 and cell.name != CLEAN and not cell.fixed_noise)
+            if cell.attack == "eot_pgd" and cell.eps == 8 and not record["skipped"]:
+                assert record["distance"] > 0.9 * cell.eps / 255
+
+
+def test_an_image_that_is_lost_keeps_its_clean_answers(records):
+    clean, attacked = records[CLEAN, 2], records[HEADLINE, 2]
+    assert attacked["skipped"]
+    assert attacked["predictions"] == clean["predictions"]
+    assert attacked["scores"] == clean["scores"]
+    assert clean["scores"]["30"][0] == 1.0
+
+
+def test_clean_answers_are_those_of_the_classifier(records):
+    images = make_images()
+    for position, image in enumerate(images.images):
+        record = records[CLEAN, image.row]
+        logits = LINEAR(images.read(image.row)[None])[0]
+        assert record["predictions"]["off"] == [logits.argmax().item()]
+        others = [logit for label, logit in enumerate(logits.tolist()) if label != image.label]
+        assert record["scores"]["off"][1] == pytest.approx(max(others) - logits[image.label].item(), abs=1e-5)
+        assert record["scores"]["off"][0] == float(position == 2)
+
+
+def test_attacks_raise_the_loss_of_a_linear_model(records):
+    for row in (0, 1, 3, 4, 5):
+        before, after = records[HEADLINE, row]["loss"]
+        assert after > before == records[CLEAN, row]["loss"][0]
+
+
+def test_probe_finds_the_gradient_of_a_linear_model(records):
+    images = make_images()
+    for image in images.images[:4]:
+        record = records[PROBE, image.row]
+        logits = LINEAR(images.read(image.row)[None])[0]
+        # The probe's noise may change which class comes second, so that the norm is one of two.
+        others = [label for label in range(3) if label != image.label]
+        norms = [(LINEAR.weight[other] - LINEAR.weight[image.label]).norm().item() for other in others]
+        assert min(abs(record["norm"] - norm) for norm in norms) < 1e-4, logits
+        assert min(abs(difference / record["norm"] - 1) for difference in record["differences"]) < 0.01
+
+
+def test_batches_order_and_processes_change_nothing(tmp_path, records):
+    assert run(tmp_path / "one", batch_size=1) == records
+    assert run(tmp_path / "reversed", suite=[cells()[0], *cells()[:0:-1]], batch_size=5) == records
+
+
+def test_two_processes_share_the_work(tmp_path, records):
+    start_records(tmp_path, {}, KEYS, resume=False)
+    barrier = threading.Barrier(2, timeout=60)
+    shares = [
+        Runner(make_classifier, make_images(), cells(), STRENGTH, tmp_path, batch_size=2, process_index=index,
+               num_processes=2, wait=barrier.wait)
+        for index in range(2)
+    ]  # fmt: skip
+    costs = [share.pending_cost() for share in shares]
+    assert sum(costs) == sum(cell.num_images * total_cost(cell, STRENGTH) for cell in cells())
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(Runner.run, shares))
+    assert read(tmp_path) == records
+    assert (tmp_path / "records-0.jsonl").stat().st_size > 0
+    assert (tmp_path / "records-1.jsonl").stat().st_size > 0
+
+
+def test_an_interrupted_run_goes_on_and_does_nothing_twice(tmp_path, records, monkeypatch):
+    count = 0
+    original = Runner._append
+
+    def append(self, record):
+        nonlocal count
+        count += 1
+        if count == 25:
+            raise KeyboardInterrupt
+        original(self, record)
+
+    monkeypatch.setattr(Runner, "_append", append)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path)
+    before = read_records(tmp_path, KEYS)
+    assert len(before) == 24
+    monkeypatch.setattr(Runner, "_append", lambda self, record: written.append(record) or original(self, record))
+    written = []
+    assert run(tmp_path, resume=True) == records
+    assert len(written) + len(before) == len(records)
+
+
+def test_another_seed_gives_other_noise_and_attacks(tmp_path, records):
+    other = run(tmp_path, seed=1)
+    changed = [key for key in records if key[0] == HEADLINE and other[key]["scores"] != records[key]["scores"]]
+    assert len(changed) >= 4
+
+
+def test_costs_add_up_to_what_was_announced(tmp_path):
+    start_records(tmp_path, {}, KEYS, resume=False)
+    told = []
+    runner = Runner(make_classifier, make_images(), cells(), STRENGTH, tmp_path, on_cost=told.append, batch_size=4)
+    announced = runner.pending_cost()
+    runner.run()
+    assert sum(told) == pytest.approx(announced)
+    assert runner.pending_cost() == 0
+
+
+def test_kept_images_are_the_adversarial_ones(tmp_path):
+    run(tmp_path, suite=[cell for cell in cells() if cell.name in (CLEAN, HEADLINE)], keep_images=[HEADLINE])
+    images = make_images()
+    for image in images.images:
+        path = kept_path(tmp_path, HEADLINE, image.row)
+        if image.row == 2:
+            assert not path.exists()
+            continue
+        delta = torch.from_numpy(np.load(path)) - images.read(image.row)
+        assert 0.9 * 8 / 255 < delta.abs().max().item() <= 8 / 255 + 1e-6
+
+
+def test_models_without_gradients_are_attacked_without_them(tmp_path):
+    def make(sigma, gradient="full", fixed_noise=False):
+        return lambda pixels: LINEAR(pixels.detach())
+
+    start_records(tmp_path, {}, KEYS, resume=False)
+    suite = make_suite("quick", STRENGTH, eps=8, sigma=None, num_labels=3, has_patches=False, image_shape=SHAPE)
+    done = Runner(make, make_images(), suite, STRENGTH, tmp_path).run()
+    assert {cell.name for cell in done} == {CLEAN, "uniform noise", "Square"}
+    assert not any(r["has_gradient"] for r in read_records(tmp_path, KEYS) if r["cell"] == PROBE)
+
+
+def test_probe_sees_masked_gradients(tmp_path):
+    masked = Masked(LINEAR)
+    start_records(tmp_path, {}, KEYS, resume=False)
+    suite = [Cell(CLEAN, "clean", "none", 0.0, 6, None, (None,))]
+    Runner(lambda *_: masked, make_images(), suite, STRENGTH, tmp_path).run()
+    assert [r["norm"] for r in read_records(tmp_path, KEYS) if r["cell"] == PROBE] == [0.0] * 4
+
+
+def test_transfer_attacks_another_model(tmp_path):
+    other = Linear(classes=3, shape=SHAPE, seed=9)
+    suite = [c for c in cells(sources=["other"]) if c.name in (CLEAN, "transfer from other")]
+    found = run(tmp_path, suite=suite, sources={"other": other})
+    images = make_images()
+    for image in (image for image in images.images if image.row != 2):
+        before, after = found["transfer from other", image.row]["loss"]
+        assert after != before
+        assert math.isclose(found["transfer from other", image.row]["distance"], 8 / 255, rel_tol=0.1)
+
+
+def test_the_attack_on_a_linear_model_is_optimal(tmp_path):
+    """In the ball of eps the margin of a linear model rises by eps times the L1 norm of its slope, and not more."""
+    linear = Linear(classes=2, shape=SHAPE)
+    slope = (linear.weight[1] - linear.weight[0]).abs().sum().item()
+    eps = 8 / 255
+    pixels = torch.cat([boundary_points(linear, 3, 0.9 * eps * slope), boundary_points(linear, 3, 1.1 * eps * slope)])
+    images = EvaluationSet.from_tensors(pixels, torch.zeros(6, dtype=torch.long))
+    suite = make_suite("quick", STRENGTH, eps=8, sigma=None, num_labels=2, has_patches=False, image_shape=SHAPE)
+    start_records(tmp_path, {}, KEYS, resume=False)
+    Runner(lambda *_: linear, images, suite, STRENGTH, tmp_path).run()
+    records = {r["row"]: r for r in read_records(tmp_path, KEYS) if r["cell"] == HEADLINE}
+    assert [records[row]["predictions"]["off"] for row in range(6)] == [[1]] * 3 + [[0]] * 3
+    for row in range(3):
+        assert records[row]["scores"]["off"][1] == pytest.approx(0.1 * eps * slope, rel=0.02)

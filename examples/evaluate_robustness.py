@@ -34,10 +34,10 @@ import transformers
 import transformers_nim
 from transformers_nim.attacks import attack_options
 from transformers_nim.extras import require
-from transformers_nim.records import read_records, replace_file, start_records
+from transformers_nim.records import replace_file, start_records
 from transformers_nim.robustness import RobustnessReport, compare, plot_eps_curve, plot_examples, plot_tradeoff
 from transformers_nim.robustness.budget import fit, seconds_per_pass
-from transformers_nim.robustness.checks import run_checks
+from transformers_nim.robustness.checks import make_report
 from transformers_nim.robustness.inputs import (
     EvaluationSet,
     classifier_maker,
@@ -45,7 +45,7 @@ from transformers_nim.robustness.inputs import (
     load_classifier,
     model_hash,
 )
-from transformers_nim.robustness.runner import KEYS, PROBE, Runner, kept_path
+from transformers_nim.robustness.runner import KEYS, Runner, kept_path
 from transformers_nim.robustness.suite import HEADLINE, STRENGTHS, Cell, Strength, make_suite
 from transformers_nim.training.arguments import make_parser
 from transformers_nim.training.data import load_image_data
@@ -323,21 +323,16 @@ def main(argv: list[str] | None = None) -> RobustnessReport | str | None:
         cells = runner.run()
     report = None
     if is_main:
-        everything = read_records(output_dir, KEYS)
-        wall_time = time.perf_counter() - started
-        report = RobustnessReport(
-            settings=settings,
+        report = make_report(
+            output_dir,
+            settings,
+            cells,
+            images,
             versions=versions(),
-            cells=[asdict(cell) for cell in cells],
-            images=[asdict(image) for image in images.images],
-            records=[record for record in everything if record["cell"] != PROBE],
-            wall_time=wall_time,
+            wall_time=time.perf_counter() - started,
             left_out=left_out(args, cells, planned),
             cut=cut,
             classes=[str(model.config.id2label[index]) for index in range(model.config.num_labels)],
-        )
-        report = replace(
-            report, checks=run_checks(report, [record for record in everything if record["cell"] == PROBE])
         )
         report.save(output_dir)
         plot_tradeoff(report, output_dir / "tradeoff.png")

@@ -8,14 +8,18 @@ when the contrary is significant at 99 %, so noise alone seldom fails one.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..records import read_records
 from .accuracy import paired_difference
+from .inputs import EvaluationSet
 from .report import RobustnessReport
+from .runner import KEYS, PROBE
 from .suite import (
     BPDA,
     CLEAN,
@@ -25,6 +29,7 @@ from .suite import (
     NOISE_KNOWN,
     SQUARE,
     UNBOUNDED,
+    Cell,
     large_eps_name,
     sigma_name,
 )
@@ -51,6 +56,32 @@ class Check:
     name: str
     passed: bool | None
     detail: str
+
+
+def make_report(
+    folder: str | Path, settings: Mapping[str, Any], cells: Sequence[Cell], images: EvaluationSet, **further: Any
+) -> RobustnessReport:
+    """The report of a run that is done, with its sanity checks.
+
+    Args:
+        folder: Where the records are; see [`Runner`].
+        settings: What decides the figures; see [`RobustnessReport`].
+        cells: The cells that were carried out.
+        images: The images.
+        further: Other fields of the report.
+
+    Raises:
+        ValueError: An image has no record.
+    """
+    records = read_records(folder, KEYS)
+    report = RobustnessReport(
+        settings=dict(settings),
+        cells=[asdict(cell) for cell in cells],
+        images=[asdict(image) for image in images.images],
+        records=[record for record in records if record["cell"] != PROBE],
+        **further,
+    )
+    return replace(report, checks=run_checks(report, [record for record in records if record["cell"] == PROBE]))
 
 
 def run_checks(report: RobustnessReport, probes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ from .suite import CLEAN, Cell, Strength, sigma_key
 KEYS = ("cell", "row")
 PROBE = "gradient probe"
 # Lengths, in L2 over pixels of [0, 1], over which a gradient is compared with a difference.
-_PROBE_STEPS = (1e-2, 1e-3)
+_PROBE_STEPS = (1e-2, 1e-3, 2e-4)
 _NEEDS_NO_GRADIENT = ("none", "uniform_noise", "square", "transfer")
 
 

@@ -192,7 +192,7 @@ def make_suite(
     if num_labels >= 3:
         cells.append(cell("EOT-APGD-DLR", "white-box", "eot_apgd_dlr", iterative))
     if sigma:
-        known = {"fixed_noise": True, "defense_sigmas": here}
+        known: dict[str, Any] = {"fixed_noise": True, "defense_sigmas": here}
         cells.append(pgd(NOISE_KNOWN, "white-box", **known))
         if autoattack:
             cells.append(cell("AutoAttack, noise known", "cross-check", "autoattack", num_images=checks, **known))

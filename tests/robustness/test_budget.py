@@ -1,0 +1,79 @@
+# Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
+import time
+
+import pytest
+import torch
+from attacks.toys import Linear, Noisy
+
+from transformers_nim.robustness.budget import fit, seconds_per_pass
+from transformers_nim.robustness.runner import total_cost
+from transformers_nim.robustness.suite import STRENGTHS, make_suite
+
+
+QUICK = STRENGTHS["quick"]
+
+
+def make_cells(strength):
+    return make_suite("quick", strength, eps=8, sigma=50.0, sigmas=[None, 25.0], eps_grid=[4.0])
+
+
+def minutes_for(strength, seconds=0.01):
+    return seconds * sum(cell.num_images * total_cost(cell, strength) for cell in make_cells(strength)) / 60
+
+
+def test_what_fits_is_not_cut():
+    assert fit(QUICK, make_cells, 0.01, 1, 1.2 * minutes_for(QUICK)) == (QUICK, [])
+
+
+def test_images_go_first():
+    chosen, cut = fit(QUICK, make_cells, 0.01, 1, 0.6 * minutes_for(QUICK))
+    assert 16 < chosen.num_images < 64
+    assert (chosen.steps, chosen.num_draws) == (20, 8)
+    assert cut == [f"{chosen.num_images} images instead of 64, to fit into {0.6 * minutes_for(QUICK):g} minutes"]
+
+
+def test_as_much_as_fits_is_used():
+    minutes = 0.6 * minutes_for(QUICK)
+    chosen, _ = fit(QUICK, make_cells, 0.01, 1, minutes)
+    assert 0.85 * minutes < minutes_for(chosen) <= 0.9 * minutes
+
+
+def test_then_draws_and_steps():
+    chosen, cut = fit(QUICK, make_cells, 0.01, 1, 0.1 * minutes_for(QUICK))
+    assert minutes_for(chosen) <= 0.09 * minutes_for(QUICK)
+    assert chosen.num_images >= 16
+    assert (chosen.num_draws, chosen.num_queries) == (4, 400)
+    assert any(sentence.startswith("4 noise draws per gradient instead of 8") for sentence in cut)
+    # What decides how finished images are judged is not touched.
+    assert chosen.num_evaluations == QUICK.num_evaluations
+
+
+def test_two_processes_do_twice_as_much():
+    minutes = 0.5 * minutes_for(QUICK)
+    one, two = (fit(QUICK, make_cells, 0.01, processes, minutes)[0].num_images for processes in (1, 2))
+    assert two == pytest.approx(2 * one, abs=4)
+
+
+def test_too_little_time_says_how_much_is_needed():
+    with pytest.raises(ValueError, match=r"budget_minutes=0.01 is too little: 16 images .* take about \d+ minutes"):
+        fit(QUICK, make_cells, 0.01, 1, 0.01)
+    with pytest.raises(ValueError, match="must be positive, got 0"):
+        fit(QUICK, make_cells, 0.01, 1, 0)
+
+
+def test_seconds_per_pass_is_the_time_of_a_row():
+    linear = Linear(classes=3)
+
+    class Slow:
+        """Takes two milliseconds for each noisy image, on the way forward alone."""
+
+        def __call__(self, pixels):
+            time.sleep(0.002 * len(pixels))
+            return linear(pixels)
+
+    seconds = seconds_per_pass(lambda *_: Noisy(Slow(), 0.1), torch.rand(3, 4, 4), 25.0, num_draws=4, rows_per_pass=8)
+    # A pass with a gradient counts as two.
+    assert 0.001 <= seconds < 0.003
+    state = torch.random.get_rng_state()
+    seconds_per_pass(lambda *_: linear, torch.rand(3, 4, 4, generator=torch.Generator()), None, 1, 8)
+    assert torch.equal(state, torch.random.get_rng_state())

@@ -36,6 +36,7 @@ _EXPORTS = {
     ],
     "outputs_nim": ["NIMForPreTrainingOutput", "RobustImageClassifierOutput"],
     "pipeline_nim": ["NIMImageClassificationPipeline"],
+    "robustness.report": ["RobustnessReport"],
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
 __all__ = sorted(_MODULE_OF)
@@ -77,6 +78,9 @@ if TYPE_CHECKING:
     )
     from .pipeline_nim import (
         NIMImageClassificationPipeline as NIMImageClassificationPipeline,
+    )
+    from .robustness.report import (
+        RobustnessReport as RobustnessReport,
     )
 
 

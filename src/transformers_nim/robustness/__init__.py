@@ -10,16 +10,28 @@ from .accuracy import (
     unpaired_difference,
     wilson_interval,
 )
+from .compare import compare
+from .figures import Row, Strongest
+from .plots import plot_eps_curve, plot_examples, plot_tradeoff
 from .report import RobustnessReport
+from .trade_off import SigmaChoice, TradeOff
 
 
 __all__ = [
     "Accuracy",
     "Difference",
     "RobustnessReport",
+    "Row",
+    "SigmaChoice",
+    "Strongest",
+    "TradeOff",
+    "compare",
     "correct_draws",
     "mean_accuracy",
     "paired_difference",
+    "plot_eps_curve",
+    "plot_examples",
+    "plot_tradeoff",
     "unpaired_difference",
     "wilson_interval",
 ]

@@ -1,0 +1,168 @@
+# Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
+"""Two evaluations beside each other, with the uncertainty of their differences."""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from ..cards import render_table
+from .accuracy import mean_accuracy, paired_difference, unpaired_difference
+from .figures import Row
+from .report import RobustnessReport
+from .suite import Cell
+from .tables import bullets, percent, sigma_label, wrapped
+
+
+# What two attacks of one name must share; steps, draws and restarts may differ and are listed.
+_SAME_ATTACK = ("attack", "eps", "norm", "gradient", "fixed_noise", "source")
+# Names of what is compared, and what follows from other settings or says nothing of the figures.
+_NOT_LISTED = ("sigmas", "output_dir", "batch_size", "device")
+
+
+def compare(a: RobustnessReport, b: RobustnessReport) -> str:
+    """A table of the accuracies of two reports and of their differences.
+
+    Every attack that both have is compared at the main sigma of either, which may differ or be off, and at each
+    further sigma that both were measured with; last the strongest attack on each image. Where both hold the same images (by
+    their hashes), differences are over those, and paired: what is easy or hard for both cancels. Images of different
+    rows of the same split are compared as two samples, which takes far larger differences to tell apart.
+
+    A difference says that the models differ only as far as the attacks are equally strong: settings that differ are
+    listed, and attacks of one name with another eps or kind are not compared.
+
+    Args:
+        a: A report.
+        b: Another; differences are accuracies of `a` minus those of `b`.
+
+    Returns:
+        Text that reads well in a terminal and is valid Markdown.
+
+    Raises:
+        ValueError: The norms differ, the images are of different data and none is in both, or no attack is in both.
+    """
+    if a.settings["norm"] != b.settings["norm"]:
+        raise ValueError(
+            f"accuracies under {a.settings['norm']} and under {b.settings['norm']} cannot be compared: their balls"
+            " hold different perturbations; evaluate one again with the norm of the other"
+        )
+    pairs = _common_images(a, b)
+    data = [f"{report.settings['dataset']} ({report.settings['split']})" for report in (a, b)]
+    if not len(pairs) and data[0] != data[1]:
+        raise ValueError(
+            f"the reports are of {data[0]} and {data[1]}, and no image is in both: a difference could be that of the"
+            " data; evaluate both on the same images"
+        )
+    lines: list[list[str]] = []
+    notes: list[str] = []
+    for name in [name for name in a.cell_names if name in b.cell_names]:
+        differs = _what_differs(a.cell(name), b.cell(name))
+        if differs:
+            notes.append(f"{name} is not compared: {differs}")
+            continue
+        for used in _sigmas_of(a, b, name):
+            correct = a.correct(name, used[0]), b.correct(name, used[1])
+            lines.append(_line(name, used, (a.row(name, used[0]), b.row(name, used[1])), correct, pairs))
+    if not any(line[0] != "clean" for line in lines):
+        raise ValueError(f"no attack is in both reports with the same eps: {[*a.cell_names]} and {[*b.cell_names]}")
+    if a.settings["eps"] == b.settings["eps"]:
+        used = (a.settings["sigma"], b.settings["sigma"])
+        strongest = a.strongest(used[0]), b.strongest(used[1])
+        number = " and ".join(dict.fromkeys(str(len(one.candidates)) for one in strongest))
+        correct = strongest[0].correct, strongest[1].correct
+        lines.append(_line(f"strongest of {number}", used, (strongest[0].row, strongest[1].row), correct, pairs))
+        if strongest[0].candidates != strongest[1].candidates:
+            notes.append("the strongest are of different attacks: whoever met fewer of them looks better")
+    columns = ["attack", "sigma", "images", "a", "b", "a - b"]
+    sections = [_how(a, b, pairs), render_table(columns, lines)]
+    settings = [[name, str(one), str(other)] for name, one, other in _settings_that_differ(a, b)]
+    if settings:
+        sections += ["Settings that differ:", render_table(["setting", "a", "b"], settings)]
+    return "\n\n".join(sections + ([bullets(notes)] if notes else []))
+
+
+def _common_images(a: RobustnessReport, b: RobustnessReport) -> np.ndarray:
+    """Places in `a` and in `b` of the images that both hold, shape `(images, 2)`.
+
+    An image is known by its hash, so that subsets and shuffled copies of a data set have images in common. One that a
+    data set holds several times is paired as often as both hold it.
+    """
+    places = []
+    for report in (a, b):
+        seen: Counter[str] = Counter()
+        found = {}
+        for place, image in enumerate(report.images):
+            found[image["image"], seen[image["image"]]] = place
+            seen[image["image"]] += 1
+        places.append(found)
+    common = [(place, places[1][key]) for key, place in places[0].items() if key in places[1]]
+    return np.array(common, dtype=int).reshape(-1, 2)
+
+
+def _what_differs(a: Cell, b: Cell) -> str:
+    """Why two attacks of one name are not the same; empty if they are."""
+    different = [name for name in _SAME_ATTACK if getattr(a, name) != getattr(b, name)]
+    return ", ".join(f"{name} is {getattr(a, name)!r} and {getattr(b, name)!r}" for name in different)
+
+
+def _sigmas_of(a: RobustnessReport, b: RobustnessReport, name: str) -> list[tuple[float | None, float | None]]:
+    """Sigma of the defense in either report: the main ones, where the attack was made for them, and common ones."""
+    cells, mains = (a.cell(name), b.cell(name)), (a.settings["sigma"], b.settings["sigma"])
+    found = []
+    if all(cell.attack_sigma == main and main in cell.defense_sigmas for cell, main in zip(cells, mains)):
+        found.append(mains)
+    # Another assumed sigma is another attack.
+    if cells[0].attack_sigma == cells[1].attack_sigma or cells[0].group == "clean":
+        found += [(sigma, sigma) for sigma in a.sigmas if all(sigma in cell.defense_sigmas for cell in cells)]
+    return list(dict.fromkeys(found))
+
+
+def _line(
+    name: str,
+    used: tuple[float | None, float | None],
+    rows: tuple[Row, Row],
+    correct: tuple[np.ndarray, np.ndarray],
+    pairs: np.ndarray,
+) -> list[str]:
+    sigma = " / ".join(dict.fromkeys(map(sigma_label, used)))
+    # Attacks may be on the first images only.
+    both = pairs[(pairs[:, 0] < len(correct[0])) & (pairs[:, 1] < len(correct[1]))]
+    if len(both):
+        first, second = correct[0][both[:, 0]], correct[1][both[:, 1]]
+        accuracies = [percent(mean_accuracy(one)) for one in (first, second)]
+        return [name, sigma, str(len(both)), *accuracies, str(paired_difference(first, second))]
+    difference = unpaired_difference(*correct)
+    number = " / ".join(dict.fromkeys(str(len(one)) for one in correct))
+    return [name, sigma, number, percent(rows[0].accuracy), percent(rows[1].accuracy), str(difference)]
+
+
+def _how(a: RobustnessReport, b: RobustnessReport, pairs: np.ndarray) -> str:
+    """Sentences that say what is compared."""
+    names = [f"{key} = {report.settings['model']}" for key, report in (("a", a), ("b", b))]
+    numbers = [len(report.images) for report in (a, b)]
+    if len(pairs):
+        number = f"{len(pairs)} images that are in both"
+        if numbers != [len(pairs)] * 2:
+            number += f" (of {numbers[0]} and {numbers[1]}; accuracies are those of the common ones)"
+        how = f"Paired differences over the {number}, bootstrap over images and draws."
+    else:
+        how = (
+            f"No image is in both ({numbers[0]} and {numbers[1]} images): differences are not paired, and their"
+            " intervals combine those of the two accuracies (Newcombe's method 10)."
+        )
+    return wrapped(
+        f"{', '.join(names)}; {a.settings['dataset']} ({a.settings['split']}), {a.settings['norm']}. One-shot"
+        f" accuracies in % with 95 % intervals. {how} With many rows some intervals miss the truth by chance."
+    )
+
+
+def _settings_that_differ(a: RobustnessReport, b: RobustnessReport) -> list[tuple[str, Any, Any]]:
+    """Name and both values, strengths and versions one by one."""
+    flat = []
+    for report in (a, b):
+        own = {name: value for name, value in report.settings.items() if name not in _NOT_LISTED}
+        own |= {f"strength, {name}": value for name, value in own.pop("strength").items()}
+        flat.append(own | {f"version, {name}": value for name, value in report.versions.items()})
+    names = dict.fromkeys([*flat[0], *flat[1]])
+    pairs = [(name, flat[0].get(name, "-"), flat[1].get(name, "-")) for name in names]
+    return [(name, one, other) for name, one, other in pairs if one != other]

@@ -1,0 +1,241 @@
+# Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
+"""Pictures of an evaluation of robustness."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..extras import require
+from .report import RobustnessReport
+from .suite import CLEAN
+from .tables import sigma_label
+
+
+_DPI = 120
+# Columns of a picture of examples, and the fields of a sample that they show.
+_COLUMNS = {"clean": "clean", "adversarial": "adversarial", "noisy": "with noise", "denoised": "denoised"}
+
+
+def plot_tradeoff(report: RobustnessReport, path: str | Path) -> Path:
+    """Robust against clean accuracy, one point for each sigma of the defense.
+
+    Robust is what the strongest of the attacks leaves that were made for every sigma alike, at the main eps; see
+    [`RobustnessReport.strongest`]. Bars are 95 % intervals.
+
+    Args:
+        report: The evaluation.
+        path: Where the PNG file goes.
+
+    Returns:
+        The path.
+    """
+    plt = require("matplotlib.pyplot")
+    figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
+    points = report.trade_off()
+    clean, robust = ([100 * getattr(point, name).mean for point in points] for name in ("clean", "robust"))
+    bars = [_bars([getattr(point, name) for point in points]) for name in ("clean", "robust")]
+    axes.errorbar(clean, robust, bars[1], bars[0], fmt="none", ecolor="C0", elinewidth=1, alpha=0.35, capsize=2)
+    axes.plot(clean, robust, "o-", color="C0", linewidth=1.2, markersize=5)
+    knee = report.knee()
+    if knee:
+        axes.plot(
+            100 * knee.clean.mean, 100 * knee.robust.mean, "o", color="C3", markersize=12, markerfacecolor="none",
+            markeredgewidth=1.5, label=f"knee: {sigma_label(knee.sigma)}",
+        )  # fmt: skip
+        axes.legend(loc="best")
+    names = [sigma_label(point.sigma) for point in points]
+    axes.set(
+        xlabel="clean accuracy in %",
+        ylabel=f"accuracy in % under the strongest attack, {_radius(report)}",
+        title=_title(report),
+    )
+    axes.grid(alpha=0.3)
+    axes.margins(0.12)
+    _label_points(figure, axes, list(zip(clean, robust)), names)
+    return _save(figure, path)
+
+
+def plot_eps_curve(report: RobustnessReport, path: str | Path) -> Path:
+    """Accuracy under the headline attack over eps, from the clean images at 0.
+
+    One line for each sigma for which several eps were measured, each attacked with its own sigma. Bands are 95 %
+    intervals; a dotted end is the large eps of the sanity checks, on fewer images.
+
+    Args:
+        report: The evaluation.
+        path: Where the PNG file goes.
+
+    Returns:
+        The path.
+    """
+    plt = require("matplotlib.pyplot")
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    main = report.settings["sigma"]
+    for sigma in report.sigmas:
+        clean, attacked = report.row(CLEAN, sigma), report.eps_curve(sigma)
+        if not attacked or (len(attacked) == 1 and sigma != main):
+            continue
+        curve = [clean, *(row for row in attacked if row.num_images == clean.num_images)]
+        (line,) = axes.plot(
+            [row.eps for row in curve],
+            [100 * row.accuracy.mean for row in curve],
+            "o-",
+            markersize=4,
+            label=sigma_label(sigma),
+        )
+        rest = [row for row in attacked if row not in curve]
+        for part, opacity in ((curve, 0.12), ([curve[-1], *rest], 0.06)):
+            ends = [[100 * getattr(row.accuracy, end) for row in part] for end in ("low", "high")]
+            axes.fill_between([row.eps for row in part], *ends, color=line.get_color(), alpha=opacity, linewidth=0)
+        if rest:
+            axes.plot(
+                [row.eps for row in (curve[-1], *rest)],
+                [100 * row.accuracy.mean for row in (curve[-1], *rest)],
+                "o:",
+                color=line.get_color(),
+                markersize=4,
+                markerfacecolor="white",
+                label=f"{sigma_label(sigma)}, {rest[0].num_images} images only",
+            )
+    axes.set(
+        xlabel=f"eps in units of 1/255 ({report.settings['norm']}, pixels in [0, 1])",
+        ylabel="accuracy in %",
+        title=_title(report),
+        ylim=(-2, 102),
+    )
+    axes.set_xlim(left=0)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return _save(figure, path)
+
+
+def plot_examples(
+    samples: Sequence[Mapping[str, Any]], path: str | Path, classes: Sequence[str] | None = None
+) -> Path:
+    """What an attack does to images, and what the defense makes of it: a row of pictures for each image.
+
+    Args:
+        samples: For each image the arrays `clean`, `adversarial`, `noisy` and `denoised` of shape
+            `(height, width, channels)` in [0, 1], the last two `None` for models without a defense; `label`,
+            `clean_prediction` and `adversarial_prediction`; and, if known, its `row` in the data set.
+        path: Where the PNG file goes.
+        classes: Names of the classes; without them their numbers are shown.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: There are no samples.
+    """
+    if not samples:
+        raise ValueError("a picture of examples needs at least one sample, got none")
+    plt = require("matplotlib.pyplot")
+    shown = [name for name in _COLUMNS if any(sample[name] is not None for sample in samples)]
+    titles = [_COLUMNS[name] for name in shown]
+    factor = _magnification(samples)
+    shown.insert(2, "difference")
+    titles.insert(2, f"difference x {factor:g}")
+    size = (2.0 * len(shown), 2.4 * len(samples) + 0.3)
+    figure, grid = plt.subplots(len(samples), len(shown), figsize=size, squeeze=False, layout="constrained")
+    for sample, line in zip(samples, grid):
+        captions = _captions(sample, classes)
+        for name, axes in zip(shown, line):
+            axes.set(xticks=[], yticks=[])
+            for side in axes.spines.values():
+                side.set_visible(False)
+            text, color = captions.get(name, ("", "black"))
+            axes.set_xlabel(text, fontsize=9, color=color)
+            image = sample.get(name)
+            if name == "difference":
+                # Grey is no change.
+                image = 0.5 + factor * (np.asarray(sample["adversarial"]) - np.asarray(sample["clean"]))
+            if image is not None:
+                _show(axes, np.clip(np.asarray(image, dtype=float), 0, 1))
+    for title, axes in zip(titles, grid[0]):
+        axes.set_title(title, fontsize=10)
+    return _save(figure, path)
+
+
+def _show(axes: Any, image: np.ndarray) -> None:
+    if image.shape[-1] == 1:
+        axes.imshow(image[..., 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    else:
+        axes.imshow(image, interpolation="nearest")
+
+
+def _magnification(samples: Sequence[Mapping[str, Any]]) -> float:
+    """How much the largest difference of all samples can be magnified around grey, to a round number."""
+    largest = max(np.abs(np.asarray(sample["adversarial"]) - np.asarray(sample["clean"])).max() for sample in samples)
+    fits = [factor for factor in (1, 2, 5, 10, 20, 50) if factor * largest <= 0.5]
+    return max(fits, default=1)
+
+
+def _captions(sample: Mapping[str, Any], classes: Sequence[str] | None) -> dict[str, tuple[str, str]]:
+    """Text and color below the pictures of one image."""
+
+    def name_of(index: int) -> str:
+        name = str(index) if classes is None else str(classes[index]).split(",")[0]
+        return name if len(name) <= 16 else f"{name[:15]}…"
+
+    label = sample["label"]
+    row = f"row {sample['row']}, " if sample.get("row") is not None else ""
+    captions = {"difference": (f"{row}true: {name_of(label)}", "black")}
+    for key in ("clean", "adversarial"):
+        predicted = sample[f"{key}_prediction"]
+        captions[key] = (f"predicted: {name_of(predicted)}", "black" if predicted == label else "C3")
+    return captions
+
+
+def _label_points(figure: Any, axes: Any, points: list[tuple[float, float]], names: list[str]) -> None:
+    """Writes each name beside its point, where it covers neither another name nor another point.
+
+    Sigmas of equal effect lie on each other.
+    """
+    figure.canvas.draw()
+    renderer = figure.canvas.get_renderer()
+    taken: list[Any] = []
+    marks = axes.transData.transform(points)
+    places = [(x * reach, y * reach) for reach in (7, 16, 26, 38) for x in (1, -1) for y in (1, -1)]
+    for point, name in zip(points, names):
+        for x, y in places:
+            note = axes.annotate(
+                name, point, (x, y), textcoords="offset points", fontsize=9, zorder=5,
+                ha="left" if x > 0 else "right", va="bottom" if y > 0 else "top",
+                arrowprops={"arrowstyle": "-", "color": "gray", "linewidth": 0.6} if abs(x) > 7 else None,
+            )  # fmt: skip
+            box = note.get_window_extent(renderer)
+            inside = axes.bbox.containsx(box.x0) and axes.bbox.containsx(box.x1)
+            inside = inside and axes.bbox.containsy(box.y0) and axes.bbox.containsy(box.y1)
+            if inside and not any(box.overlaps(other) for other in taken) and not any(box.contains(*m) for m in marks):
+                break
+            if (x, y) != places[-1]:
+                note.remove()
+        taken.append(box)
+
+
+def _bars(accuracies: Sequence[Any]) -> np.ndarray:
+    """Lengths of error bars in percent, shape `(2, points)`."""
+    low = [100 * (one.mean - one.low) for one in accuracies]
+    high = [100 * (one.high - one.mean) for one in accuracies]
+    return np.array([low, high])
+
+
+def _radius(report: RobustnessReport) -> str:
+    return f"{report.settings['norm']} {report.settings['eps']:g}/255"
+
+
+def _title(report: RobustnessReport) -> str:
+    settings = report.settings
+    number = len(report.correct(CLEAN, settings["sigma"]))
+    model = Path(str(settings["model"])).name
+    return f"{model}: {number} images of {Path(str(settings['dataset'])).name} ({settings['split']})"
+
+
+def _save(figure: Any, path: str | Path) -> Path:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=_DPI)
+    require("matplotlib.pyplot").close(figure)
+    return path

@@ -3,10 +3,10 @@
 
     python benchmarks/eot_pgd.py [--model_name_or_path MODEL] --output_dir DIR
 
-Both take the same steps from a random start, each along the sign of the cross entropy's gradient averaged over the same
-number of draws: ours has all draws in one pass, torchattacks asks for one after the other. Repetitions alternate, so
-that a machine that slows down slows both. Prints a table and writes `eot_pgd.json`. Without a model it takes a random
-one of the size tiny-patch4-32, which is as fast as a trained one.
+Both take the same steps from a random start, each along the sign of the cross entropy's gradient averaged over the
+same number of draws: ours has all draws in one pass, torchattacks asks for one after the other. Repetitions alternate,
+so that a machine that slows down slows both. Prints a table and writes `eot_pgd.json`. Without a model it takes a
+random one of the size tiny-patch4-32, which is as fast as a trained one.
 """
 
 import argparse
@@ -116,10 +116,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
                 seconds[name].append(time.perf_counter() - started)
                 bar.update()
     rows = summarize(seconds, args.num_images * args.steps * args.num_draws)
+    names = ("num_images", "steps", "num_draws", "sigma", "eps", "repetitions", "rows_per_pass")
+    machine = {"device": device.type, "threads": torch.get_num_threads()}
     results = {
-        "settings": {name: getattr(args, name) for name in ("num_images", "steps", "num_draws", "sigma", "eps",
-                                                            "repetitions", "rows_per_pass")}
-        | {"device": device.type, "threads": torch.get_num_threads(), "model": args.model_name_or_path or "random tiny"},
+        "settings": {name: getattr(args, name) for name in names}
+        | {**machine, "model": args.model_name_or_path or "random tiny-patch4-32"},
         "versions": {"python": platform.python_version(), "torch": torch.__version__,
                      "transformers_nim": transformers_nim.__version__},
         "rows": rows,

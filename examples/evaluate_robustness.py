@@ -53,10 +53,13 @@ from transformers_nim.training.launch import check_processes, train_on_cpu
 
 
 PLAN = "plan.json"
+FROM_CONFIG = "config"
 
 
-def sigma_argument(text: str) -> float | None:
+def sigma_argument(text: str) -> float | str | None:
     """A sigma of the command line."""
+    if text == FROM_CONFIG:
+        return text
     if text == "off":
         return None
     value = float(text)
@@ -89,7 +92,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     attack.add_argument("--norm", choices=("Linf", "L2"), default="Linf", help="norm of eps (default: Linf)")
     attack.add_argument("--eps", type=float, default=8.0, help="main radius, in units of 0..255 pixels (default: 8)")
     attack.add_argument("--eps_grid", type=float, nargs="*", help="further radii (default: a quarter and a half)")
-    attack.add_argument("--sigma", type=sigma_argument, default="config",
+    attack.add_argument("--sigma", type=sigma_argument, default=FROM_CONFIG,
                         help="main sigma of the defense (default: the config's)")  # fmt: skip
     attack.add_argument("--sigmas", type=sigma_argument, nargs="*", default=[None, 0.0, 25.0, 50.0, 75.0, 100.0],
                         help="further ones, for the trade-off curve (default: off 0 25 50 75 100)")  # fmt: skip
@@ -153,10 +156,10 @@ def main_sigma(args: argparse.Namespace, model: Any) -> float | None:
         ValueError: The model has no defense and a sigma was asked for, or the config's sigma is random.
     """
     if not has_defense(model):
-        if args.sigma not in ("config", None):
+        if args.sigma not in (FROM_CONFIG, None):
             raise ValueError(f"{type(model).__name__} has no defense: leave --sigma {args.sigma:g} out")
         return None
-    if args.sigma != "config":
+    if args.sigma != FROM_CONFIG:
         return args.sigma
     sigma = model.config.defense_sigma
     value = sigma.get("value") if isinstance(sigma, dict) and sigma.get("type") == "constant" else sigma

@@ -9,6 +9,8 @@ from typing import Any
 from ..attacks.registry import attack_options
 
 
+# Images that are attacked in one pass.
+_LARGEST_GROUP = 8
 # Noise scales in units of 0..255 pixels; None is the defense switched off.
 Sigmas = Sequence[float | None]
 
@@ -169,8 +171,8 @@ def make_suite(
         made = replace(made, **changes)
         if "batch_size" in attack_options(attack):
             draws = 1 if made.is_deterministic else made.options.get("num_draws", 1)
-            # Groups are filled up: large ones waste passes on the few images of a batch.
-            group_size = 8 if draws == 1 else max(1, rows_per_pass // draws)
+            # Groups are filled up: those larger than a batch would waste passes.
+            group_size = min(_LARGEST_GROUP, max(1, rows_per_pass // draws))
             if attack == "autoattack" or attack.startswith("torchattacks_"):
                 # Their random starts belong to the batch and not to the image.
                 group_size = 1

@@ -24,9 +24,9 @@ def compare(a: RobustnessReport, b: RobustnessReport) -> str:
     """A table of the accuracies of two reports and of their differences.
 
     Every attack that both have is compared at the main sigma of either, which may differ or be off, and at each
-    further sigma that both were measured with; last the strongest attack on each image. Where both hold the same images (by
-    their hashes), differences are over those, and paired: what is easy or hard for both cancels. Images of different
-    rows of the same split are compared as two samples, which takes far larger differences to tell apart.
+    further sigma that both were measured with; last the strongest attack on each image. Where both hold the same
+    images (by their hashes), differences are over those, and paired: what is easy or hard for both cancels. Different
+    images of one split are compared as two samples, which takes far larger differences to tell apart.
 
     A difference says that the models differ only as far as the attacks are equally strong: settings that differ are
     listed, and attacks of one name with another eps or kind are not compared.

@@ -10,7 +10,7 @@ import numpy as np
 from ..extras import require
 from .report import RobustnessReport
 from .suite import CLEAN
-from .tables import sigma_label
+from .tables import column_label, sigma_label
 
 
 _DPI = 120
@@ -36,24 +36,30 @@ def plot_tradeoff(report: RobustnessReport, path: str | Path) -> Path:
     points = report.trade_off()
     clean, robust = ([100 * getattr(point, name).mean for point in points] for name in ("clean", "robust"))
     bars = [_bars([getattr(point, name) for point in points]) for name in ("clean", "robust")]
-    axes.errorbar(clean, robust, bars[1], bars[0], fmt="none", ecolor="C0", elinewidth=1, alpha=0.35, capsize=2)
-    axes.plot(clean, robust, "o-", color="C0", linewidth=1.2, markersize=5)
+    axes.plot(clean, robust, "-", color="gray", linewidth=1)
+    colors = [f"C{index % 10}" for index in range(len(points))]
+    for index, color in enumerate(colors):
+        lengths = [side[:, index : index + 1] for side in bars]
+        axes.errorbar(
+            clean[index], robust[index], lengths[1], lengths[0],
+            fmt="o", color=color, markersize=6, elinewidth=1, ecolor=(color, 0.4), capsize=2,
+        )  # fmt: skip
     knee = report.knee()
     if knee:
         axes.plot(
-            100 * knee.clean.mean, 100 * knee.robust.mean, "o", color="C3", markersize=12, markerfacecolor="none",
+            100 * knee.clean.mean, 100 * knee.robust.mean, "o", color="black", markersize=12, markerfacecolor="none",
             markeredgewidth=1.5, label=f"knee: {sigma_label(knee.sigma)}",
         )  # fmt: skip
         axes.legend(loc="best")
-    names = [sigma_label(point.sigma) for point in points]
+    names = [column_label(report, point.sigma) for point in points]
     axes.set(
         xlabel="clean accuracy in %",
         ylabel=f"accuracy in % under the strongest attack, {_radius(report)}",
         title=_title(report),
     )
     axes.grid(alpha=0.3)
-    axes.margins(0.12)
-    _label_points(figure, axes, list(zip(clean, robust)), names)
+    axes.margins(0.18, 0.12)
+    _label_points(figure, axes, list(zip(clean, robust)), names, colors)
     return _save(figure, path)
 
 
@@ -83,7 +89,7 @@ def plot_eps_curve(report: RobustnessReport, path: str | Path) -> Path:
             [100 * row.accuracy.mean for row in curve],
             "o-",
             markersize=4,
-            label=sigma_label(sigma),
+            label=column_label(report, sigma),
         )
         rest = [row for row in attacked if row not in curve]
         for part, opacity in ((curve, 0.12), ([curve[-1], *rest], 0.06)):
@@ -97,7 +103,9 @@ def plot_eps_curve(report: RobustnessReport, path: str | Path) -> Path:
                 color=line.get_color(),
                 markersize=4,
                 markerfacecolor="white",
-                label=f"{sigma_label(sigma)}, {rest[0].num_images} images only",
+                # The first is a point of the curve.
+                markevery=slice(1, None),
+                label=f"{column_label(report, sigma)}, {rest[0].num_images} images only",
             )
     axes.set(
         xlabel=f"eps in units of 1/255 ({report.settings['norm']}, pixels in [0, 1])",
@@ -105,7 +113,6 @@ def plot_eps_curve(report: RobustnessReport, path: str | Path) -> Path:
         title=_title(report),
         ylim=(-2, 102),
     )
-    axes.set_xlim(left=0)
     axes.grid(alpha=0.3)
     axes.legend()
     return _save(figure, path)
@@ -141,12 +148,14 @@ def plot_examples(
     figure, grid = plt.subplots(len(samples), len(shown), figsize=size, squeeze=False, layout="constrained")
     for sample, line in zip(samples, grid):
         captions = _captions(sample, classes)
+        if sample.get("row") is not None:
+            line[0].set_ylabel(f"row {sample['row']}", fontsize=9)
         for name, axes in zip(shown, line):
             axes.set(xticks=[], yticks=[])
             for side in axes.spines.values():
                 side.set_visible(False)
             text, color = captions.get(name, ("", "black"))
-            axes.set_xlabel(text, fontsize=9, color=color)
+            axes.set_xlabel(text, fontsize=8, color=color)
             image = sample.get(name)
             if name == "difference":
                 # Grey is no change.
@@ -177,42 +186,51 @@ def _captions(sample: Mapping[str, Any], classes: Sequence[str] | None) -> dict[
 
     def name_of(index: int) -> str:
         name = str(index) if classes is None else str(classes[index]).split(",")[0]
-        return name if len(name) <= 16 else f"{name[:15]}…"
+        return name if len(name) <= 15 else f"{name[:14].rstrip()}…"
 
     label = sample["label"]
-    row = f"row {sample['row']}, " if sample.get("row") is not None else ""
-    captions = {"difference": (f"{row}true: {name_of(label)}", "black")}
+    captions = {}
     for key in ("clean", "adversarial"):
         predicted = sample[f"{key}_prediction"]
         captions[key] = (f"predicted: {name_of(predicted)}", "black" if predicted == label else "C3")
+    text, color = captions["clean"]
+    captions["clean"] = (f"true: {name_of(label)}\n{text}", color)
     return captions
 
 
-def _label_points(figure: Any, axes: Any, points: list[tuple[float, float]], names: list[str]) -> None:
-    """Writes each name beside its point, where it covers neither another name nor another point.
+def _label_points(
+    figure: Any, axes: Any, points: list[tuple[float, float]], names: list[str], colors: list[str]
+) -> None:
+    """Writes each name near its point, nearer than to any other, and on no other name or point.
 
-    Sigmas of equal effect lie on each other.
+    Sigmas of equal effect lie on each other: where there is no such place, the nearest is taken.
     """
+    # The layout moves the axes when it is first drawn.
     figure.canvas.draw()
     renderer = figure.canvas.get_renderer()
     taken: list[Any] = []
     marks = axes.transData.transform(points)
-    places = [(x * reach, y * reach) for reach in (7, 16, 26, 38) for x in (1, -1) for y in (1, -1)]
-    for point, name in zip(points, names):
-        for x, y in places:
+    places = [(x * reach, y * reach) for reach in (7, 14, 22, 32) for x in (1, -1) for y in (1, -1)]
+    for index, (point, name) in enumerate(zip(points, names)):
+        for place, (x, y) in enumerate([*places, places[0]]):
             note = axes.annotate(
-                name, point, (x, y), textcoords="offset points", fontsize=9, zorder=5,
+                name, point, (x, y), textcoords="offset points", fontsize=9, zorder=5, color=colors[index],
                 ha="left" if x > 0 else "right", va="bottom" if y > 0 else "top",
-                arrowprops={"arrowstyle": "-", "color": "gray", "linewidth": 0.6} if abs(x) > 7 else None,
+                bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.75},
             )  # fmt: skip
             box = note.get_window_extent(renderer)
-            inside = axes.bbox.containsx(box.x0) and axes.bbox.containsx(box.x1)
-            inside = inside and axes.bbox.containsy(box.y0) and axes.bbox.containsy(box.y1)
-            if inside and not any(box.overlaps(other) for other in taken) and not any(box.contains(*m) for m in marks):
+            gaps = [_gap(box, *mark) for mark in marks]
+            inside = axes.bbox.contains(box.x0, box.y0) and axes.bbox.contains(box.x1, box.y1)
+            if inside and gaps[index] == min(gaps) > 0 and not any(box.overlaps(other) for other in taken):
                 break
-            if (x, y) != places[-1]:
+            if place < len(places):
                 note.remove()
         taken.append(box)
+
+
+def _gap(box: Any, x: float, y: float) -> float:
+    """Distance of a point from a box."""
+    return float(np.hypot(max(box.x0 - x, 0, x - box.x1), max(box.y0 - y, 0, y - box.y1)))
 
 
 def _bars(accuracies: Sequence[Any]) -> np.ndarray:

@@ -27,6 +27,11 @@ def sigma_label(sigma: float | None) -> str:
     return "off" if sigma is None else f"sigma {sigma_key(sigma)}"
 
 
+def column_label(report: "RobustnessReport", sigma: float | None) -> str:
+    """A sigma of this report: a model without a defense has none that could be off."""
+    return "no defense" if report.sigmas == (None,) else sigma_label(sigma)
+
+
 def render(report: "RobustnessReport", min_clean_accuracy: float | None) -> str:
     """See [`RobustnessReport.table`]."""
     sections = [
@@ -160,7 +165,11 @@ def _eps_table(report: "RobustnessReport") -> list[str]:
     note = f"One-shot accuracies in % under {HEADLINE} made for the sigma that it meets; eps in units of 1/255."
     if any("(of " in cell for row in rows for cell in row):
         note += f" (of N): on the first N of the {number} images only."
-    return ["### Accuracy over eps", render_table(["eps", *map(sigma_label, shown)], rows), wrapped(note)]
+    return [
+        "### Accuracy over eps",
+        render_table(["eps", *(column_label(report, sigma) for sigma in shown)], rows),
+        wrapped(note),
+    ]
 
 
 def _eps_cell(report: "RobustnessReport", row: Row | None) -> str:

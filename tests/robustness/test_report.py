@@ -1,0 +1,290 @@
+# Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
+import hashlib
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from fake_reports import cell, hand_made, simulated
+
+import transformers_nim
+from transformers_nim.robustness import RobustnessReport, wilson_interval
+from transformers_nim.robustness.suite import Cell
+
+
+SIGMAS = (None, 0.0, 25.0, 50.0, 75.0)
+
+
+def clean(sigmas=(50.0,), num_images=100):
+    return Cell("clean", "clean", "none", 0.0, num_images, 50.0, tuple(sigmas))
+
+
+def trade_off(rates, num_images=100):
+    """A report whose clean and robust accuracies in percent are given for each sigma."""
+
+    def predictions(place):
+        return {
+            sigma: [[int(index >= rate[place])] * (11 if sigma else 1) for index in range(num_images)]
+            for sigma, rate in rates.items()
+        }
+
+    sigmas = tuple(rates)
+    return hand_made(
+        [0] * num_images,
+        [(clean(sigmas), predictions(0)), (cell("EOT-PGD", sigmas=sigmas), predictions(1))],
+        sigma=sigmas[-1],
+    )
+
+
+def test_figures_by_hand():
+    """Three images of class 1, 11 draws."""
+    right = [1] * 11
+    attacked = [
+        [1] * 10 + [0],  # the eleventh draw is not among the ten tries
+        [1] * 5 + [0] * 5 + [2],  # five votes each: a tie
+        [0, 1, 1, 1, 1, 2, 2, 2, 3, 3, 3],  # four votes, the most
+    ]
+    report = hand_made([1, 1, 1], [(clean(), {50.0: [right, right, [0] * 11]}), (cell("EOT-PGD"), {50.0: attacked})])
+    row = report.row("EOT-PGD", 50.0)
+    assert row.accuracy.mean == pytest.approx((10 + 5 + 4) / 33)
+    assert row.worst_of_10.mean == pytest.approx(1 / 3)
+    assert (row.worst_of_10.low, row.worst_of_10.high) == pytest.approx(wilson_interval(1 / 3, 3))
+    assert row.majority_of_11.mean == pytest.approx(2 / 3)
+    assert (row.clean.mean, row.clean_worst_of_10.mean) == pytest.approx((2 / 3, 2 / 3))
+    assert row.clean_majority_of_11.mean == pytest.approx(2 / 3)
+    assert (row.num_images, row.num_draws, row.seconds) == (3, 11, 1.5)
+    np.testing.assert_array_equal(report.correct("EOT-PGD", 50.0), np.array(attacked) == 1)
+    assert len(report.rows) == 2
+
+
+def test_clean_twins_are_of_the_same_images():
+    predictions = [[0] * 11, [0] * 11, [1] * 11, [1] * 11]
+    check = cell("few", "check", num_images=2)
+    report = hand_made([0] * 4, [(clean(), {50.0: predictions}), (check, {50.0: [[1] * 11] * 2})])
+    row = report.row("few", 50.0)
+    assert row.clean.mean == row.clean_worst_of_10.mean == row.clean_majority_of_11.mean == 1
+    assert report.row("clean", 50.0).accuracy.mean == 0.5
+
+
+def test_one_answer_has_no_worst():
+    report = hand_made([0, 0], [(clean((None,)), {None: [[0], [1]]})], sigma=None)
+    row = report.row("clean", None)
+    assert row.accuracy.mean == row.worst_of_10.mean == row.majority_of_11.mean == 0.5
+
+
+def attacks_with_scores(*attacks, num_images=2):
+    cells = [(clean(), {50.0: [[0] * 11] * num_images})]
+    cells += [(one, {50.0: entries}) for one, entries in attacks]
+    return hand_made([0] * num_images, cells)
+
+
+def test_strongest_is_chosen_by_scores_and_not_by_predictions():
+    weak_looking = [([1] * 11, [0.2, 0.9]), ([0] * 11, [0.5, 0.1])]
+    strong_looking = [([0] * 11, [0.4, -0.9]), ([1] * 11, [0.5, 0.3])]
+    report = attacks_with_scores((cell("EOT-PGD"), weak_looking), (cell("b", "adaptive"), strong_looking))
+    strongest = report.strongest(50.0)
+    # The second image: equally many wrong, so the margin decides.
+    assert strongest.chosen == ("b", "b")
+    assert strongest.row.accuracy.mean == 0.5
+    np.testing.assert_array_equal(strongest.correct, [[True] * 11, [False] * 11])
+
+
+def test_strongest_leaves_out_what_is_no_attack_of_its_kind():
+    plain, strong = [([0] * 11, [0.1, 0.0])] * 2, [([1] * 11, [1.0, 1.0])] * 2
+    report = attacks_with_scores(
+        (cell("EOT-PGD"), plain),
+        (cell("check", "check"), strong),
+        (cell("cross-check", "cross-check"), strong),
+        (cell("known", fixed_noise=True), strong),
+        (cell("larger", "grid", eps=16.0), strong),
+        (cell("fewer", num_images=1), strong),
+    )
+    strongest = report.strongest(50.0)
+    assert strongest.candidates == ("EOT-PGD",)
+    assert strongest.row.accuracy.mean == 1
+    assert report.strongest(50.0, eps=16.0).candidates == ("larger",)
+    with pytest.raises(ValueError, match=r"sigma 50 and eps 3; there are the sigmas .*50.* the eps \[8.0, 16.0\]"):
+        report.strongest(50.0, eps=3.0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_strongest_scores_at_least_as_high_as_every_attack(seed):
+    report = simulated(seed=seed)
+    for sigma in report.sigmas:
+        strongest = report.strongest(sigma)
+        chosen = np.array([report.scores(name, sigma)[index] for index, name in enumerate(strongest.chosen)])
+        for name in strongest.candidates:
+            assert (chosen[:, 0] >= report.scores(name, sigma)[:, 0]).all()
+
+
+def test_luck_of_many_equal_attacks_is_not_counted():
+    """Ten equally weak attacks: the strongest by the counted draws would look far stronger than any."""
+    rng = np.random.default_rng(0)
+
+    def coins():
+        return [((rng.random(11) < 0.5).astype(int).tolist(), [rng.random(), 0.0]) for _ in range(100)]
+
+    cells = [(clean(), {50.0: [[0] * 11] * 100}), *((cell(f"a{index}"), {50.0: coins()}) for index in range(10))]
+    report = hand_made([0] * 100, cells)
+    best = np.mean([min(report.correct(f"a{one}", 50.0)[index].mean() for one in range(10)) for index in range(100)])
+    assert best < 0.3
+    assert report.strongest(50.0).row.accuracy.mean == pytest.approx(0.5, abs=0.05)
+
+
+def test_sigmas_are_compared_under_the_same_attacks():
+    """The main sigma meets an attack of its own, without which it is the better one."""
+    sigmas, right, wrong = (25.0, 50.0), ([0] * 11, [0.0, 0.0]), ([1] * 11, [1.0, 0.0])
+    everywhere = {25.0: [wrong] * 5 + [right] * 5, 50.0: [wrong] * 4 + [right] * 6}
+    cells = [
+        (clean(sigmas), {sigma: [[0] * 11] * 10 for sigma in sigmas}),
+        (cell("EOT-PGD", sigmas=sigmas), everywhere),
+        (cell("EOT-PGD, sigma 25", "grid", sigmas=sigmas, attack_sigma=25.0), everywhere),
+        (cell("APGD", sigmas=sigmas, attack="eot_apgd_ce"), {sigma: [wrong] * 10 for sigma in sigmas}),
+        (cell("vote", "adaptive", attack="vote"), {50.0: [wrong] * 10}),
+    ]
+    report = hand_made([0] * 10, [(replace(one, options={}), found) for one, found in cells], sigmas=list(sigmas))
+    assert report.strongest(50.0).row.accuracy.mean == 0
+    assert report.strongest(50.0, comparable=True).candidates == ("EOT-PGD", "EOT-PGD, sigma 25")
+    assert [point.robust.mean for point in report.trade_off()] == [0.5, 0.6]
+    assert report.recommend_sigma().sigma == 50.0
+
+
+def test_recommended_sigma():
+    report = trade_off({None: (98, 10), 0.0: (97, 30), 25.0: (94, 47), 50.0: (86, 52), 75.0: (70, 52)})
+    choice = report.recommend_sigma(0.9)
+    assert (choice.sigma, choice.clean.mean, choice.robust.mean) == (25.0, 0.94, 0.47)
+    # 17 of 100 images between it and sigma 0.
+    assert choice.indistinguishable == ()
+    # Equal robust accuracies: the clean one decides. 5 images more than sigma 25: 0.05 +- 0.043.
+    free = report.recommend_sigma()
+    assert (free.sigma, free.indistinguishable) == (50.0, (75.0,))
+    assert report.recommend_sigma(0.98).sigma is None
+    with pytest.raises(ValueError, match=r"at least 0.99: the highest is 0.98, of sigma off"):
+        report.recommend_sigma(0.99)
+    with pytest.raises(ValueError, match=r"must be in \[0, 1\], got 90"):
+        report.recommend_sigma(90)
+
+
+def test_knee():
+    """Heights above the line from (98, 10) to (70, 53): 0.43, 0.72 and 0.55."""
+    rates = {None: (98, 10), 0.0: (97, 30), 25.0: (94, 47), 50.0: (86, 52), 75.0: (70, 53)}
+    assert trade_off(rates).knee().sigma == 25.0
+    # Beaten in both: not on the front, however high.
+    assert trade_off({None: (98, 10), 0.0: (96, 9), 25.0: (95, 50), 75.0: (70, 53)}).knee().sigma == 25.0
+    assert trade_off({None: (98, 10), 25.0: (97, 9), 50.0: (70, 53)}).knee() is None
+    # Bent inward: every point is below the line.
+    assert trade_off({None: (90, 10), 25.0: (60, 15), 50.0: (50, 50)}).knee() is None
+
+
+def test_unfinished_and_contradictory_reports():
+    data = hand_made([0, 1], [(clean(), {50.0: [[0] * 11] * 2}), (cell("a"), {50.0: [[0] * 11] * 2})]).to_dict()
+
+    def changed(**fields):
+        return RobustnessReport.from_dict({**json.loads(json.dumps(data)), **fields})
+
+    with pytest.raises(ValueError, match=r"not finished: cell 'a' has no record of row 11 \(1 of its 2 images"):
+        changed(records=data["records"][:-1])
+    with pytest.raises(ValueError, match="two records of row 10"):
+        changed(records=data["records"] + data["records"][:1])
+    with pytest.raises(ValueError, match="two cells are called 'a'"):
+        changed(cells=data["cells"] + data["cells"][1:])
+    with pytest.raises(ValueError, match="needs a cell 'clean'"):
+        changed(cells=data["cells"][1:])
+    with pytest.raises(ValueError, match="at least one image"):
+        changed(images=[])
+    with pytest.raises(ValueError, match=r"missing: \['norm'\]"):
+        changed(settings={name: value for name, value in data["settings"].items() if name != "norm"})
+    with pytest.raises(ValueError, match=r"unknown: \['recrods'\], missing: \[\]"):
+        changed(recrods=[])
+    with pytest.raises(ValueError, match=r"main sigma 25.0 was not measured"):
+        changed(settings={**data["settings"], "sigma": 25.0})
+    records = json.loads(json.dumps(data["records"]))
+    records[2]["distance"] = 8.1 / 255
+    with pytest.raises(ValueError, match=r"moved row 10 by 0.0317647, further than its eps of 8/255"):
+        changed(records=records)
+    for number in (0, 2, 10):
+        records = json.loads(json.dumps(data["records"]))
+        for record in records:
+            record["predictions"]["50"] = [0] * number
+        with pytest.raises(ValueError, match=rf"at least 11; got \[{number}\]"):
+            changed(records=records)
+    report = changed()
+    with pytest.raises(ValueError, match=r"no cell is called 'b'; there are \['clean', 'a'\]"):
+        report.correct("b", 50.0)
+    with pytest.raises(ValueError, match=r"measured with sigma \['50'\], not off"):
+        report.row("a", None)
+
+
+def test_round_trip(tmp_path):
+    report = simulated()
+    path = report.save(tmp_path / "new")
+    assert path == tmp_path / "new" / "results.json"
+    for place in (path, path.parent):
+        again = RobustnessReport.load(place)
+        assert again == report
+        assert again.to_dict() == report.to_dict()
+        assert again.table() == report.table()
+    assert [one.name for one in path.parent.iterdir()] == ["results.json"]
+    path.write_text("[1]")
+    with pytest.raises(ValueError, match=r"results.json is not a report of robustness: it holds a list"):
+        RobustnessReport.load(path)
+    assert transformers_nim.RobustnessReport is RobustnessReport
+
+
+def test_images_hash():
+    report = trade_off({50.0: (2, 1)}, num_images=2)
+    text = '[[10, "hash0"], [11, "hash1"]]'
+    assert report.images_hash == hashlib.sha256(text.encode()).hexdigest()[:16]
+    images = [{**image, "row": image["row"] - 10} for image in report.images]
+    records = [{**record, "row": record["row"] - 10} for record in report.records]
+    assert replace(report, images=images, records=records).images_hash != report.images_hash
+
+
+def test_eps_curve():
+    report = simulated(eps_grid=(16.0, 2.0))
+    assert [row.eps for row in report.eps_curve(50.0)] == [2.0, 8.0, 16.0, 32.0]
+    assert [row.num_images for row in report.eps_curve(50.0)] == [40, 40, 40, 16]
+    assert {row.cell for row in report.eps_curve(25.0)} == {"EOT-PGD, sigma 25"}
+    assert all(row.attack_sigma == row.defense_sigma for row in report.eps_curve(25.0))
+
+
+def test_table_of_a_defended_model():
+    report = simulated()
+    text = report.table()
+    lines = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
+    row = report.row("EOT-PGD", 50.0)
+    for figure in (row.accuracy, row.worst_of_10, row.majority_of_11, row.clean):
+        assert f"{100 * figure.mean:.1f} [{100 * figure.low:.1f}, {100 * figure.high:.1f}]" in lines["EOT-PGD"]
+    assert "EOT-PGD, noise known *" in lines
+    assert "EOT-PGD, few steps **" in lines
+    number = len(report.strongest(50.0).candidates)
+    attacks = text[text.index("### Attacks") : text.index("### Sigma of")]
+    last = [line for line in attacks.splitlines() if line.startswith("|")][-1]
+    assert last.startswith(f"| strongest of {number} on each image ")
+    matrix = [f"{100 * report.row('EOT-PGD, sigma 25', sigma).accuracy.mean:.1f}" for sigma in SIGMAS]
+    assert [part.strip() for part in lines["EOT-PGD, made for sigma 25"].split("|")[2:-1]] == matrix
+    assert "(of 16)" in lines["32"]
+    for verdict in ("| PASS ", "| FAIL ", "| n.a. "):
+        assert verdict in text
+    assert "- transfer attacks: no other model was named" in text
+    assert "- Square: 400 queries instead of 1,600" in text
+    assert "recommended (clean accuracy at most 5 points below the best): sigma 0" in text
+    assert "recommended: none, as no sigma has a clean accuracy of at least 0.99" in trade_off(
+        {25.0: (90, 10), 50.0: (80, 20)}
+    ).table(0.99).replace("\n  ", " ")
+
+
+def test_table_of_a_model_without_defense():
+    text = simulated(sigma=None, sigmas=(), eps_grid=()).table()
+    assert "no defense" in text
+    for absent in ("### Sigma of", "### Choice", "\\* "):
+        assert absent not in text.replace("\\*\\* ", "")
+
+
+def test_protocol_says_how():
+    report = simulated()
+    attacks = ("Linf, eps = 8/255", "20 steps", "8 noise draws", "1 restart per loss")
+    draws = ("sigma 50", "11 fresh noise draws", "1 for one shot, 11 for the vote")
+    for part in (*attacks, *draws, report.images_hash, "seed 0", "float32"):
+        assert part in report.protocol()
+    assert "prediction: 1, as equal images" in simulated(sigma=None, sigmas=()).protocol()

@@ -116,8 +116,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     run.add_argument("--rows_per_pass", type=int, default=64,
                      help="noisy images per pass through the network (default: 64); part of a run's settings, as"
                      " rounding depends on it")  # fmt: skip
-    run.add_argument("--min_clean_accuracy", type=float, default=0.0,
-                     help="clean accuracy, in [0, 1], that the recommended sigma must keep (default: 0)")  # fmt: skip
+    run.add_argument("--min_clean_accuracy", type=float,
+                     help="clean accuracy, in [0, 1], that the recommended sigma must keep")  # fmt: skip
     args = parser.parse_args(argv)
     if args.compare:
         return args
@@ -320,7 +320,11 @@ def main(argv: list[str] | None = None) -> RobustnessReport | str | None:
     for sentence in cut:
         accelerator.print(f"cut: {sentence}")
     with require("tqdm").tqdm(
-        total=round(pending), desc="attacking, this process's part", unit="pass", unit_scale=True, disable=not is_main
+        total=math.ceil(pending),
+        desc="attacking, this process's part",
+        unit="pass",
+        unit_scale=True,
+        disable=not is_main,
     ) as bar:
         runner.on_cost = bar.update
         cells = runner.run()
@@ -343,9 +347,7 @@ def main(argv: list[str] | None = None) -> RobustnessReport | str | None:
         samples = make_samples(report, images, model, make_classifier(sigma, "full", False), output_dir)
         if samples:
             plot_examples(samples, output_dir / "examples.png", report.classes)
-        print(f"\n{report.table()}\n")
-        if sigma is not None:
-            print(f"recommended: {report.recommend_sigma(min_clean_accuracy=args.min_clean_accuracy)}")
+        print(f"\n{report.table(args.min_clean_accuracy)}\n")
         if images.undecodable:
             print(f"{len(images.undecodable)} images could not be decoded: rows {list(images.undecodable[:10])}")
         print(f"results.json, tradeoff.png, eps_curve.png, examples.png: {output_dir}")

@@ -320,7 +320,7 @@ def main(argv: list[str] | None = None) -> RobustnessReport | str | None:
     for sentence in cut:
         accelerator.print(f"cut: {sentence}")
     with require("tqdm").tqdm(
-        total=math.ceil(pending),
+        total=math.floor(pending) + 1,
         desc="attacking, this process's part",
         unit="pass",
         unit_scale=True,

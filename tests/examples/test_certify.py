@@ -18,7 +18,7 @@ import torch
 from conftest import random_picture, save_with_processor, tiny_config, tiny_model
 from PIL import Image
 
-from transformers_nim import NIMConfig, NIMForRobustImageClassification, NIMImageProcessor
+from transformers_nim import NIMForRobustImageClassification, NIMImageProcessor
 from transformers_nim.records import read_records
 from transformers_nim.training.seeding import derive_seed
 
@@ -217,21 +217,6 @@ def test_sequential_runs_take_fewer_draws(script, arguments, tmp_path):
     assert min(draws) < 500
     assert "sequential (alpha spending)" in results["protocol"]
     assert "content with radius 0.01" in results["protocol"]
-
-
-def test_class_numbers(script):
-    class Data:
-        label_names = ("cat", "dog")
-
-    named = NIMConfig(id2label={0: "dog", 1: "cow", 2: "cat"}, label2id={"dog": 0, "cow": 1, "cat": 2})
-    assert script.class_numbers(Data, named, by_index=False) == [2, 0]
-    assert script.class_numbers(Data, named, by_index=True) == [0, 1]
-    # Names that say nothing agree with any as many.
-    assert script.class_numbers(Data, NIMConfig(num_labels=2), by_index=False) == [0, 1]
-    with pytest.raises(ValueError, match=r"does not know the classes \['cat', 'dog'\].*--labels_by_index"):
-        script.class_numbers(Data, NIMConfig(num_labels=3), by_index=False)
-    with pytest.raises(ValueError, match="2 classes, the model 1"):
-        script.class_numbers(Data, NIMConfig(num_labels=1), by_index=True)
 
 
 def test_what_cannot_be_certified_is_refused_at_once(script, arguments, tmp_path, capsys):

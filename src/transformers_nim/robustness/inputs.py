@@ -166,7 +166,8 @@ def classifier_maker(model: PreTrainedModel, image_processor: Any, seed: int) ->
 def model_hash(model: PreTrainedModel) -> str:
     """A hash of weights and settings, by which a run knows its model again."""
     config = model.config.to_dict()
-    for name in ("_name_or_path", "transformers_version"):
+    # Written when a model is saved.
+    for name in ("_name_or_path", "transformers_version", "architectures", "dtype"):
         config.pop(name, None)
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):

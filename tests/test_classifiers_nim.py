@@ -25,7 +25,7 @@ from transformers import (
 
 from transformers_nim import NIMConfig, NIMForImageClassification, NIMForPreTraining, NIMForRobustImageClassification
 from transformers_nim.attacks import PixelClassifier
-from transformers_nim.classifiers_nim import measure_image_processor
+from transformers_nim.classifiers_nim import measure_image_processor, to_classifier_input
 from transformers_nim.training.optimization import parameter_groups
 
 
@@ -110,6 +110,19 @@ def test_off_is_the_classifier_itself(denoiser, pixels, kind):
     pictures = (pixels * 255).round().to(torch.uint8)
     expected = classifier(**processor(list(pictures), return_tensors="pt")).logits
     torch.testing.assert_close(model(normalized(pixels), sigma=None).logits, expected, rtol=0, atol=TOLERANCE)
+
+
+@torch.no_grad()
+def test_smaller_images_are_resized_as_image_processors_do(denoiser, pixels):
+    """With antialiasing, up to the rounding to 8 bits that is theirs."""
+    classifier, _ = other_classifier("resnet")
+    processor = ViTImageProcessor(image_mean=MEAN, image_std=STD, size={"height": 12, "width": 12})
+    model = NIMForRobustImageClassification.from_denoiser(denoiser, classifier, processor)
+    pictures = (pixels * 255).round().to(torch.uint8)
+    expected = processor(list(pictures), return_tensors="pt")["pixel_values"]
+    seen = to_classifier_input(normalized(pixels), model.config)
+    assert (seen - expected).abs().max() < 1 / 255 / min(STD)
+    assert (seen - expected).abs().mean() < 0.5 / 255 / min(STD)
 
 
 RELOAD = """

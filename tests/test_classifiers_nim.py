@@ -15,6 +15,9 @@ from torch import nn
 from transformers import (
     AutoModel,
     AutoModelForImageClassification,
+    DeiTConfig,
+    DeiTForImageClassification,
+    DeiTForImageClassificationWithTeacher,
     EfficientNetImageProcessor,
     MobileViTImageProcessor,
     ViTForImageClassification,
@@ -362,6 +365,16 @@ def test_new_head(denoiser, tmp_path):
     assert other.classifier_model.config.num_labels == 7
     layer = "vit.embeddings.patch_embeddings.projection.weight"
     assert torch.equal(other.classifier_model.state_dict()[layer], model.classifier_model.state_dict()[layer])
+
+
+def test_the_class_is_kept_where_a_config_has_several(denoiser, tmp_path):
+    config = DeiTConfig(
+        image_size=32, patch_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, **LABELS
+    )  # fmt: skip
+    for cls in (DeiTForImageClassification, DeiTForImageClassificationWithTeacher):
+        model = NIMForRobustImageClassification.from_denoiser(denoiser, cls(config), SAME_SIZE)
+        model.save_pretrained(tmp_path)
+        assert type(NIMForRobustImageClassification.from_pretrained(tmp_path).classifier_model) is cls
 
 
 # Where classifiers come from.

@@ -121,7 +121,7 @@ def save_authors_checkpoint(
         raise ValueError(f"only NIM models with a decoder or a head can be converted, got a {type(model).__name__}")
     refuse_other_classifier(model.config)
     _check_config(model.config)
-    weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    weights = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
     denoiser = {k.removeprefix("denoiser."): v for k, v in weights.items() if k.startswith("denoiser.")}
     rest = {k: v for k, v in weights.items() if not k.startswith("denoiser.")}
     files: dict[str, tuple[str, dict[str, torch.Tensor]]] = {}

@@ -434,7 +434,7 @@ class NIMForImageClassification(NIMPreTrainedModel):
 
     A pretraining checkpoint fills the denoiser and starts the classifier's encoder; a [`NIMForImageClassification`]
     checkpoint fills the classifier and leaves the denoiser untrained, for which
-    [`~NIMForRobustImageClassification.from_denoiser`] is there.
+    [`~NIMForRobustImageClassification.from_denoiser`] is there. That also takes classifiers of other kinds.
     """
 )
 class NIMForRobustImageClassification(SmoothingMixin, OtherClassifierMixin, NIMForImageClassification):
@@ -488,8 +488,8 @@ class NIMForRobustImageClassification(SmoothingMixin, OtherClassifierMixin, NIMF
         Args:
             denoiser: A pretrained model or the name or path of its checkpoint.
             classifier: A [`NIMForImageClassification`] of the same size or any other image classifier of transformers
-                or timm, or the name or path of its checkpoint. Code from the Hub is not run. Left out, a new NIM
-                classifier starts from the denoiser's encoder, ready to be fine-tuned.
+                or timm (then `model.classifier_model`), or the name or path of its checkpoint. Code from the Hub is
+                not run. Left out, a new NIM classifier starts from the denoiser's encoder, ready to be fine-tuned.
             classifier_image_processor: Of a classifier of another kind; by default it is found where the classifier
                 was loaded from. Normalization and size are taken from it, but no crop: the image processor of the
                 denoiser crops the picture, and the classifier sees the whole denoised image, resized.

@@ -43,6 +43,7 @@ _POSITIVE_FIELDS = (
     "num_samples",
     "layer_norm_eps",
 )
+_CLASSIFIER_INPUT = {"image_mean", "image_std", "size", "resample", "bgr"}
 _PROBABILITY_FIELDS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate")
 
 # Encoder width, depth, heads, patch size, image size; decoder width, depth, heads. The sizes for 224-pixel images are
@@ -149,6 +150,14 @@ class NIMConfig(PreTrainedConfig):
         How many noise draws of an image [`NIMForRobustImageClassification`] combines into a prediction in eval mode.
     vote (`"mean"` or `"majority"`, *optional*, defaults to `"mean"`):
         How draws are combined: by the mean of their probabilities or by the number of draws that chose a class.
+    classifier_config (`dict`, *optional*):
+        Config of the classifier behind the denoiser where that is a model of another kind, as its own `config.json`
+        has it but for the labels, which are those of this config. `None` means a NIM encoder with a linear head.
+        [`~NIMForRobustImageClassification.from_denoiser`] fills this and the next.
+    classifier_input (`dict`, *optional*):
+        What such a classifier sees: `image_mean` and `image_std` (of pixels in [0, 1]), `size` (height and width in
+        pixels to which denoised images are resized), `resample` (`"bilinear"` or `"bicubic"`) and `bgr` (whether it
+        takes blue before red).
 
     Raises:
         ValueError: A value has the wrong type or is out of range; the message names it.
@@ -193,6 +202,8 @@ class NIMConfig(PreTrainedConfig):
     defense_sigma: Any = field(default_factory=lambda: {"type": "constant", "value": 70.0})
     num_samples: int = 1
     vote: Literal["mean", "majority"] = "mean"
+    classifier_config: dict[str, Any] | None = None
+    classifier_input: dict[str, Any] | None = None
 
     def __setattr__(self, key: str, value: Any) -> None:
         # Numbers become mappings, so that a saved config says what it means. Assignments after construction count too.
@@ -311,12 +322,41 @@ class NIMConfig(PreTrainedConfig):
 
     def validate_image_statistics(self):
         """Part of `@strict`: one mean and one positive standard deviation for each channel."""
+        self._check_statistics({"image_mean": self.image_mean, "image_std": self.image_std})
+
+    def validate_classifier(self):
+        """Part of `@strict`: a classifier of another kind is described completely."""
+        config, given = self.classifier_config, self.classifier_input
+        if config is None and given is None:
+            return
+        if config is None or given is None:
+            raise ValueError(
+                "classifier_config and classifier_input belong together, as"
+                " NIMForRobustImageClassification.from_denoiser makes them; one of them is None"
+            )
+        if not isinstance(config.get("model_type"), str):
+            raise ValueError(f"classifier_config must name its model_type, got {config.get('model_type')!r}")
+        if given.keys() != _CLASSIFIER_INPUT:
+            raise ValueError(f"classifier_input must have {sorted(_CLASSIFIER_INPUT)}, got {sorted(given)}")
+        self._check_statistics(given, "classifier_input: ")
+        size = given["size"]
+        if not isinstance(size, (list, tuple)) or len(size) != 2 or any(type(v) is not int or v < 1 for v in size):
+            raise ValueError(f"classifier_input: size must be two positive ints (height, width), got {size!r}")
+        if given["resample"] not in ("bilinear", "bicubic"):
+            raise ValueError(f'classifier_input: resample must be "bilinear" or "bicubic", got {given["resample"]!r}')
+        if type(given["bgr"]) is not bool or (given["bgr"] and self.num_channels != 3):
+            raise ValueError(f"classifier_input: bgr must be False, or True for 3 channels, got {given['bgr']!r}")
+
+    def _check_statistics(self, given: dict[str, Any], prefix: str = "") -> None:
         for name in ("image_mean", "image_std"):
-            value = getattr(self, name)
+            value = given[name]
             if len(value) != self.num_channels:
-                raise ValueError(f"{name} must have one value for each of {self.num_channels} channels, got {value}")
+                raise ValueError(
+                    f"{prefix}{name} must have one value for each of {self.num_channels} channels, got {value}"
+                )
             if not all(math.isfinite(v) and (v > 0 or name == "image_mean") for v in value):
-                raise ValueError(f"{name} must be finite{' and positive' if name == 'image_std' else ''}, got {value}")
+                positive = " and positive" if name == "image_std" else ""
+                raise ValueError(f"{prefix}{name} must be finite{positive}, got {value}")
 
 
 def _pair(size: int | list[int] | tuple[int, ...]) -> tuple[int, int]:

@@ -1,14 +1,18 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""Converts checkpoints of other code to folders for `from_pretrained`.
+"""Converts checkpoints of other code to folders for `from_pretrained`, and back.
 
 Those of the authors' code (github.com/youzunzhi/NIM-AdvDef):
 
     python -m transformers_nim.conversion --pretraining nim.pth --output_dir nim-vit-base
     python -m transformers_nim.conversion --pretraining nim.pth --finetuned de3.pth --output_dir nim-vit-base-de3
 
-And transformers' masked autoencoders, to start NIM pretraining from (see `conversion_vit_mae`):
+transformers' masked autoencoders, to start NIM pretraining from (see `conversion_vit_mae`):
 
     python -m transformers_nim.conversion --vit_mae facebook/vit-mae-base --output_dir nim-from-mae
+
+And models of this package back to the authors' code (see `conversion_to_authors`):
+
+    python -m transformers_nim.conversion --to_authors nim-vit-base-de3 --output_dir authors
 
 The authors' layout is that of MAE and timm: fused qkv projections, a mask token that NIM never uses, and position
 embeddings stored although they are fixed. Sizes are read from the tensors; what tensors cannot tell is an argument.
@@ -22,30 +26,10 @@ from typing import Any
 import torch
 
 from .configuration_nim import NIM_SIZES, NIMConfig
+from .conversion_to_authors import ELSEWHERE, IN_LAYER, LAYERS, save_authors_checkpoint
 from .conversion_vit_mae import load_vit_mae, read_checkpoint_file
 from .image_processing_nim import NIMImageProcessor
 from .modeling_nim import NIMForPreTraining, NIMForRobustImageClassification
-
-
-_IN_LAYER = {
-    "attn.proj": "attention.o_proj",
-    "norm1": "layernorm_before",
-    "norm2": "layernorm_after",
-    "mlp.fc1": "mlp.fc1",
-    "mlp.fc2": "mlp.fc2",
-}
-_ELSEWHERE = {
-    "cls_token": "nim.embeddings.cls_token",
-    "pos_embed": "nim.embeddings.position_embeddings",
-    "patch_embed.proj": "nim.embeddings.patch_embeddings.projection",
-    "norm": "nim.layernorm",
-    "decoder_embed": "decoder.embed",
-    "decoder_pos_embed": "decoder.position_embeddings",
-    "decoder_norm": "decoder.layernorm",
-    "decoder_pred": "decoder.projection",
-    "fc_norm": "fc_norm",
-    "head": "classifier",
-}
 
 
 def convert_authors_state_dict(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -59,30 +43,34 @@ def convert_authors_state_dict(state_dict: Mapping[str, torch.Tensor]) -> dict[s
         Weights of [`NIMForPreTraining`] or [`NIMForImageClassification`].
 
     Raises:
-        ValueError: A tensor's name does not belong to that layout.
+        ValueError: A tensor's name does not belong to that layout, or a fused projection does not consist of three.
     """
     converted = {}
     for key, tensor in state_dict.items():
-        key = key.removeprefix("module.")
+        key = str(key).removeprefix("module.")
         if key == "mask_token":
             continue
         name, leaf = key, ""
         if key.endswith((".weight", ".bias")):
             name, leaf = key.rsplit(".", 1)
             leaf = f".{leaf}"
-        if name in _ELSEWHERE:
-            converted[f"{_ELSEWHERE[name]}{leaf}"] = tensor
+        if name in ELSEWHERE:
+            converted[f"{ELSEWHERE[name]}{leaf}"] = tensor
             continue
         blocks, _, rest = name.partition(".")
         index, _, part = rest.partition(".")
-        prefix = {"blocks": "nim.layers", "decoder_blocks": "decoder.layers"}.get(blocks)
-        if prefix is None or not index.isdigit() or part not in (*_IN_LAYER, "attn.qkv"):
+        prefix = LAYERS.get(blocks)
+        if prefix is None or not index.isdigit() or part not in (*IN_LAYER, "attn.qkv"):
             raise ValueError(f"unexpected tensor {key!r}: not a checkpoint of the authors' NIM code")
         if part == "attn.qkv":
+            if tensor.ndim == 0 or tensor.shape[0] % 3:
+                raise ValueError(
+                    f"tensor {key!r} of shape {tuple(tensor.shape)} is not made of three equal projections"
+                )
             for projection, third in zip("qkv", tensor.chunk(3)):
                 converted[f"{prefix}.{index}.attention.{projection}_proj{leaf}"] = third.clone()
         else:
-            converted[f"{prefix}.{index}.{_IN_LAYER[part]}{leaf}"] = tensor
+            converted[f"{prefix}.{index}.{IN_LAYER[part]}{leaf}"] = tensor
     return converted
 
 
@@ -110,14 +98,17 @@ def config_from_weights(
         decoder_width = pretraining["decoder.embed.weight"].shape[0]
         intermediate = pretraining["nim.layers.0.mlp.fc1.weight"].shape[0]
         decoder_intermediate = pretraining["decoder.layers.0.mlp.fc1.weight"].shape[0]
+        num_patches = positions.shape[1] - 1
     except KeyError as error:
         raise ValueError(f"not a pretraining checkpoint: it has no tensor {error}") from error
+    except (ValueError, IndexError) as error:
+        raise ValueError(f"not a pretraining checkpoint: a tensor has the wrong shape ({error})") from error
     depth = _depth(pretraining, "nim.layers.")
     decoder_depth = _depth(pretraining, "decoder.layers.")
-    side = round((positions.shape[1] - 1) ** 0.5)
-    if side**2 != positions.shape[1] - 1 or patch_height != patch_width:
+    side = round(num_patches**0.5)
+    if side**2 != num_patches or patch_height != patch_width:
         raise ValueError(
-            f"{positions.shape[1] - 1} patches of {patch_height}x{patch_width} pixels are not a square image; the"
+            f"{num_patches} patches of {patch_height}x{patch_width} pixels are not a square image; the"
             " authors' code knows no others"
         )
 
@@ -173,7 +164,10 @@ def load_authors_checkpoint(path: str | Path, entry: str) -> dict[str, torch.Ten
     with torch.serialization.safe_globals([argparse.Namespace]):
         checkpoint = read_checkpoint_file(path)
     if not isinstance(checkpoint, Mapping) or not isinstance(checkpoint.get(entry), Mapping):
-        found = sorted(checkpoint) if isinstance(checkpoint, Mapping) else type(checkpoint).__name__
+        found = type(checkpoint).__name__
+        if isinstance(checkpoint, Mapping):
+            names = sorted(map(str, checkpoint))
+            found = f"{names[:5]}" + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         raise ValueError(f"{path} has no entry {entry!r} with weights; it has {found}")
     weights = checkpoint[entry]
     if not all(isinstance(tensor, torch.Tensor) for tensor in weights.values()):
@@ -241,13 +235,19 @@ def main(argv: list[str] | None = None) -> None:
     """The command line; see `--help`."""
     parser = argparse.ArgumentParser(
         prog="python -m transformers_nim.conversion",
-        description="Convert checkpoints of the authors' NIM code, or a ViT-MAE, to folders for from_pretrained.",
+        description="Convert checkpoints of the authors' NIM code, or a ViT-MAE, to folders for from_pretrained; or"
+        " back to checkpoints of the authors' code.",
     )
     parser.add_argument("--output_dir", required=True, metavar="DIR", help="the folder to write")
     start = parser.add_mutually_exclusive_group(required=True)
     start.add_argument("--pretraining", metavar="A.pt", help="the authors' pretraining checkpoint")
     start.add_argument(
         "--vit_mae", metavar="NAME_OR_PATH", help="a ViTMAEForPreTraining of transformers, on the Hub or in a folder"
+    )
+    start.add_argument(
+        "--to_authors",
+        metavar="NAME_OR_PATH",
+        help="a model of this package, to be written as pretraining.pth and (of a classifier) finetuned.pth",
     )
     authors = parser.add_argument_group("with --pretraining")
     authors.add_argument("--finetuned", metavar="B.pt", help="the authors' fine-tuned classifier; makes a De^3 model")
@@ -257,11 +257,15 @@ def main(argv: list[str] | None = None) -> None:
         "--no_norm_pix_loss", action="store_true", help="the decoder predicts pixels, not normalized patches"
     )
     args = parser.parse_args(argv)
-    if args.vit_mae is not None:
+    if args.pretraining is None:
+        other = "to_authors" if args.vit_mae is None else "vit_mae"
         for name in ("finetuned", "num_attention_heads", "decoder_num_attention_heads", "no_norm_pix_loss"):
             if getattr(args, name):
-                parser.error(f"argument --{name}: not allowed with --vit_mae, which says everything by itself")
+                parser.error(f"argument --{name}: not allowed with --{other}, which says everything by itself")
     try:
+        if args.to_authors is not None:
+            save_authors_checkpoint(args.to_authors, args.output_dir)
+            return
         if args.vit_mae is not None:
             _save(load_vit_mae(args.vit_mae), args.output_dir)
             return

@@ -1,6 +1,7 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
 """Helpers for loading one kind of checkpoint into another kind of model."""
 
+import copy
 import os
 from collections.abc import Callable
 
@@ -28,16 +29,64 @@ def source_arguments(kwargs: dict) -> dict:
     return {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
 
 
-def saved_architectures(name_or_path, kwargs: dict) -> list[str]:
-    """The classes that a checkpoint says it is of; none where weights are given as a state dict."""
+def saved_config(name_or_path, kwargs: dict) -> NIMConfig | None:
+    """The config of a checkpoint; none where weights are given as a state dict."""
     if name_or_path is None or kwargs.get("state_dict") is not None:
-        return []
+        return None
     if os.path.isdir(name_or_path) and kwargs.get("config") is None:
         path = os.path.join(name_or_path, kwargs.get("subfolder", ""), CONFIG_NAME)
         if not os.path.isfile(path):
             # transformers would go on with the default config.
             raise OSError(f"{name_or_path} is no checkpoint: it has no file {path}")
-    return NIMConfig.from_pretrained(name_or_path, **source_arguments(kwargs)).architectures or []
+    return NIMConfig.from_pretrained(name_or_path, **source_arguments(kwargs))
+
+
+def saved_architectures(name_or_path, kwargs: dict) -> list[str]:
+    """The classes that a checkpoint says it is of; none where weights are given as a state dict."""
+    config = saved_config(name_or_path, kwargs)
+    return [] if config is None else config.architectures or []
+
+
+def refuse_other_classifier(config: NIMConfig | None) -> None:
+    """Refuses models whose classifier is of another kind where that of NIM is wanted.
+
+    Raises:
+        ValueError: It is.
+    """
+    if config is not None and config.classifier_config is not None:
+        raise ValueError(
+            f"the classifier of this model is a {config.classifier_config['model_type']}, and no NIM encoder with a"
+            " head. Load it by NIMForRobustImageClassification.from_pretrained, whose classifier_model it is, or the"
+            " denoiser alone by NIMForPreTraining.from_pretrained, which has a NIM encoder"
+        )
+
+
+def set_fields(config: NIMConfig, fields: dict) -> None:
+    """Changes fields of a config.
+
+    Raises:
+        ValueError: There is no such field, or its value is wrong.
+    """
+    for name, value in fields.items():
+        if not hasattr(config, name):
+            raise ValueError(f"NIMConfig has no field {name!r}")
+        setattr(config, name, value)
+    config.validate()
+
+
+def check_same_architecture(denoiser: NIMConfig, classifier: NIMConfig) -> None:
+    """Checks that two NIM models can be parts of one, which has one config.
+
+    Raises:
+        ValueError: They differ in size, normalization or activation; the message says in what.
+    """
+    refuse_other_classifier(classifier)
+    for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
+                 "layer_norm_eps", "qkv_bias", "patch_shape", "image_shape", "num_channels", "image_mean",
+                 "image_std"):  # fmt: skip
+        ours, theirs = getattr(denoiser, name), getattr(classifier, name)
+        if ours != theirs:
+            raise ValueError(f"the denoiser's {name} is {ours}, the classifier's is {theirs}; they must agree")
 
 
 def load_derived_weights(from_pretrained: Callable, state_dict: dict, name_or_path, model_args: tuple, kwargs: dict):
@@ -49,6 +98,9 @@ def load_derived_weights(from_pretrained: Callable, state_dict: dict, name_or_pa
         known = {k: v for k, v in options.items() if hasattr(default, k) and k not in ("dtype", "torch_dtype")}
         options = {k: v for k, v in options.items() if k not in known}
         config = NIMConfig.from_pretrained(config or name_or_path, **source, **known)
+    # Weights of the denoiser alone, or of it as the start of a NIM encoder.
+    config = copy.deepcopy(config)
+    config.classifier_config = config.classifier_input = None
     loaded = from_pretrained(None, *model_args, config=config, state_dict=state_dict, **options)
     model = loaded[0] if isinstance(loaded, tuple) else loaded
     model.config.name_or_path = str(name_or_path)

@@ -8,7 +8,9 @@ an encoder that was fine-tuned on denoised images.
 
 import copy
 import math
+import os
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,6 +22,7 @@ from transformers.utils import TransformersKwargs, auto_docstring, logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .classifiers_nim import OtherClassifierMixin, describe_classifier, is_nim_checkpoint, load_classifier
 from .configuration_nim import NIMConfig
 from .layers_nim import (
     NIMAttention,
@@ -29,26 +32,31 @@ from .layers_nim import (
     check_image_shape,
     sincos_position_embeddings,
 )
-from .loading_nim import load_derived_weights, saved_architectures, source_arguments
+from .loading_nim import (
+    check_same_architecture,
+    load_derived_weights,
+    refuse_other_classifier,
+    saved_architectures,
+    saved_config,
+    set_fields,
+    source_arguments,
+)
 from .noise import (
     FROM_CONFIG,
     MAX_BATCH_SIZE,
     ConstantSigma,
     Generators,
+    Sigma,
     SigmaDistribution,
-    SigmaSpec,
     add_noise,
-    check_sigma_tensor,
     draw_noise,
-    parse_sigma,
+    resolve_sigma,
 )
 from .outputs_nim import NIMForPreTrainingOutput, RobustImageClassifierOutput, combine_draws, concatenate_states
 from .smoothing_nim import SmoothingMixin
 
 
 logger = logging.get_logger(__name__)
-
-Sigma = torch.Tensor | SigmaSpec | None
 
 # A floor of the variance by which patches are normalized, as in the authors' code.
 _PATCH_VARIANCE_EPS = 1e-6
@@ -124,6 +132,15 @@ class NIMModel(NIMPreTrainedModel):
         )
         self.post_init()
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """Loads the encoder of any NIM checkpoint, that of a classifier where there is one.
+
+        Arguments, returns and errors are those of `PreTrainedModel.from_pretrained`.
+        """
+        refuse_other_classifier(saved_config(pretrained_model_name_or_path, kwargs))
+        return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     @auto_docstring
@@ -143,23 +160,6 @@ class NIMModel(NIMPreTrainedModel):
         for layer in self.layers:
             hidden_states = layer(hidden_states, **kwargs)
         return BaseModelOutput(last_hidden_state=self.layernorm(hidden_states))
-
-
-def _resolve_sigma(sigma: Sigma | str, default: Sigma, batch_size: int) -> torch.Tensor | SigmaDistribution | None:
-    """What the `sigma` argument of a forward means: one value per image, a distribution, or None for no defense."""
-    if isinstance(sigma, str):
-        if sigma != FROM_CONFIG:
-            raise ValueError(
-                f"sigma must be a number, a tensor, a distribution, None or {FROM_CONFIG!r}, got {sigma!r}"
-            )
-        sigma = default
-    if sigma is None:
-        return None
-    if isinstance(sigma, (list, tuple)):
-        sigma = torch.tensor(sigma, dtype=torch.float32)
-    if isinstance(sigma, torch.Tensor):
-        return check_sigma_tensor(sigma, batch_size)
-    return parse_sigma(sigma)
 
 
 @auto_docstring(
@@ -329,7 +329,7 @@ class NIMForPreTraining(NIMPreTrainedModel):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         # Before the noise, with which an image of one channel would broadcast to three.
         check_image_shape(self.config, pixel_values, interpolate_pos_encoding)
-        resolved = _resolve_sigma(sigma, self.config.pretraining_sigma, pixel_values.shape[0])
+        resolved = resolve_sigma(sigma, self.config.pretraining_sigma, pixel_values.shape[0])
         if resolved is None:
             raise ValueError("a denoiser needs a sigma; pass 0 to denoise without adding noise")
         drawn, noise = draw_noise(pixel_values, resolved, 1, pixel_noise, generator)
@@ -375,14 +375,18 @@ class NIMForImageClassification(NIMPreTrainedModel):
                 f" problem_type={config.problem_type!r}, num_labels={config.num_labels}"
             )
         self.num_labels = config.num_labels
+        self._make_classifier(config)
+        self.post_init()
+
+    def _make_classifier(self, config: NIMConfig) -> None:
+        refuse_other_classifier(config)
         self.nim = NIMModel(config, for_classification=True)
         self.fc_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels or 0)
-        self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if module is self.classifier:
+        if module is getattr(self, "classifier", None):
             # Fine-tuning starts from a prediction that is uniform, as in the authors' code.
             init.trunc_normal_(module.weight, std=2e-5)
 
@@ -430,10 +434,10 @@ class NIMForImageClassification(NIMPreTrainedModel):
 
     A pretraining checkpoint fills the denoiser and starts the classifier's encoder; a [`NIMForImageClassification`]
     checkpoint fills the classifier and leaves the denoiser untrained, for which
-    [`~NIMForRobustImageClassification.from_denoiser`] is there.
+    [`~NIMForRobustImageClassification.from_denoiser`] is there. That also takes classifiers of other kinds.
     """
 )
-class NIMForRobustImageClassification(SmoothingMixin, NIMForImageClassification):
+class NIMForRobustImageClassification(SmoothingMixin, OtherClassifierMixin, NIMForImageClassification):
     _keys_to_ignore_on_load_unexpected = [r"^(nim\.)?layernorm\."]
 
     def __init__(self, config: NIMConfig):
@@ -475,46 +479,47 @@ class NIMForRobustImageClassification(SmoothingMixin, NIMForImageClassification)
     def from_denoiser(
         cls,
         denoiser: NIMForPreTraining | str,
-        classifier: NIMForImageClassification | str | None = None,
+        classifier: nn.Module | str | None = None,
+        classifier_image_processor: Any = None,
         **config_overrides,
     ) -> "NIMForRobustImageClassification":
-        """Puts a pretrained denoiser in front of a classifier.
+        """Puts a pretrained denoiser in front of any image classifier.
 
         Args:
             denoiser: A pretrained model or the name or path of its checkpoint.
-            classifier: A classifier of the same size, or the name or path of its checkpoint. Left out, a new one
-                starts from the denoiser's encoder, ready to be fine-tuned.
+            classifier: A [`NIMForImageClassification`] of the same size or any other image classifier of transformers
+                or timm (then `model.classifier_model`), or the name or path of its checkpoint. Code from the Hub is
+                not run. Left out, a new NIM classifier starts from the denoiser's encoder, ready to be fine-tuned.
+            classifier_image_processor: Of a classifier of another kind; by default it is found where the classifier
+                was loaded from. Normalization and size are taken from it, but no crop: the image processor of the
+                denoiser crops the picture, and the classifier sees the whole denoised image, resized.
             config_overrides: Fields of the config to change, such as `num_labels` or `defense_sigma`.
 
         Returns:
-            A model in eval mode that shares no weights with its arguments.
+            A model in eval mode, in the denoiser's dtype, that shares no weights with its arguments.
 
         Raises:
-            ValueError: The classifier does not fit the denoiser, or a config field is wrong.
+            ValueError: The classifier does not fit the denoiser or is none, its normalization is not known or cannot
+                be reproduced, or a config field is wrong.
         """
         pretrained: NIMForPreTraining = (
             denoiser if isinstance(denoiser, NIMForPreTraining) else NIMForPreTraining.from_pretrained(denoiser)
         )
+        if isinstance(classifier, (str, os.PathLike)) and is_nim_checkpoint(classifier):
+            classifier = NIMForImageClassification.from_pretrained(classifier)
         config = copy.deepcopy(pretrained.config)
-        state_dict = _robust_state_dict(pretrained)
+        config.classifier_config = config.classifier_input = None
+        if classifier is not None and not isinstance(classifier, NIMForImageClassification):
+            other = load_classifier(classifier)
+            set_fields(config, describe_classifier(other, classifier_image_processor, config) | config_overrides)
+            return cls._with_other_classifier(config, pretrained, other)
+        state_dict, fields = _robust_state_dict(pretrained), {}
         if classifier is not None:
-            if not isinstance(classifier, NIMForImageClassification):
-                classifier = NIMForImageClassification.from_pretrained(classifier)
-            for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
-                         "layer_norm_eps", "qkv_bias", "patch_shape", "image_shape", "num_channels", "image_mean",
-                         "image_std"):  # fmt: skip
-                ours, theirs = getattr(config, name), getattr(classifier.config, name)
-                if ours != theirs:
-                    raise ValueError(f"the denoiser's {name} is {ours}, the classifier's is {theirs}; they must agree")
-            config.id2label, config.label2id = classifier.config.id2label, classifier.config.label2id
-            config.drop_path_rate = classifier.config.drop_path_rate
+            check_same_architecture(config, classifier.config)
+            fields = {name: getattr(classifier.config, name) for name in ("id2label", "label2id", "drop_path_rate")}
             own = {k: v for k, v in classifier.state_dict().items() if not k.startswith("denoiser.")}
             state_dict = {k: v for k, v in state_dict.items() if k.startswith("denoiser.")} | own
-        for name, value in config_overrides.items():
-            if not hasattr(config, name):
-                raise ValueError(f"NIMConfig has no field {name!r}")
-            setattr(config, name, value)
-        config.validate()
+        set_fields(config, fields | config_overrides)
         # transformers takes the tensors of a state dict as they are.
         state_dict = {name: tensor.detach().clone() for name, tensor in state_dict.items()}
         return cls.from_pretrained(None, config=config, state_dict=state_dict, dtype=pretrained.dtype)
@@ -575,7 +580,7 @@ class NIMForRobustImageClassification(SmoothingMixin, NIMForImageClassification)
         (2, 10)
         >>> undefended = model(images, sigma=None).logits
         ```"""
-        resolved = _resolve_sigma(
+        resolved = resolve_sigma(
             sigma, self.config.finetuning_sigma if self.training else self.config.defense_sigma, pixel_values.shape[0]
         )
         if num_samples is None:

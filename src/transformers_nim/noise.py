@@ -160,6 +160,7 @@ class UniformSigma(SigmaDistribution):
 
 # What a user may write for sigma in a config.
 SigmaSpec = float | int | Mapping[str, Any] | SigmaDistribution
+Sigma = torch.Tensor | SigmaSpec | None
 
 
 def parse_sigma(spec: SigmaSpec) -> SigmaDistribution:
@@ -201,6 +202,23 @@ def check_sigma_tensor(sigma: torch.Tensor, batch_size: int) -> torch.Tensor:
         if not bool((torch.isfinite(values) & (values >= 0)).all()):
             raise ValueError(f"sigma must be finite and at least 0 (units of 0..255 pixels), got {values.tolist()}")
     return sigma.to(torch.float32).expand(batch_size)
+
+
+def resolve_sigma(sigma: Sigma | str, default: Sigma, batch_size: int) -> torch.Tensor | SigmaDistribution | None:
+    """What the `sigma` argument of a forward means: one value per image, a distribution, or None for no defense."""
+    if isinstance(sigma, str):
+        if sigma != FROM_CONFIG:
+            raise ValueError(
+                f"sigma must be a number, a tensor, a distribution, None or {FROM_CONFIG!r}, got {sigma!r}"
+            )
+        sigma = default
+    if sigma is None:
+        return None
+    if isinstance(sigma, (list, tuple)):
+        sigma = torch.tensor(sigma, dtype=torch.float32)
+    if isinstance(sigma, torch.Tensor):
+        return check_sigma_tensor(sigma, batch_size)
+    return parse_sigma(sigma)
 
 
 def split_generator(generator: Generators, batch_size: int) -> list[torch.Generator]:

@@ -54,7 +54,8 @@ class RobustImageClassifierOutput(ModelOutput):
         The noisy images, of shape `(batch_size, num_samples, num_channels, height, width)`.
     denoised_pixel_values (`torch.FloatTensor`, with `output_draws`):
         What the classifier saw: denoised images, clamped to pixels in [0, 1] and normalized, of shape
-        `(batch_size, num_samples, num_channels, height, width)`.
+        `(batch_size, num_samples, num_channels, height, width)`. A classifier of another kind sees them resized and
+        normalized as it wants.
     hidden_states (`tuple(torch.FloatTensor)`, *optional*):
         Hidden states of the classifier's encoder; the first dimension is `batch_size * num_samples`.
     attentions (`tuple(torch.FloatTensor)`, *optional*):

@@ -7,6 +7,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from other_classifiers import other_classifier
 from PIL import Image
 from safetensors.torch import load_file
 from training_runs import (
@@ -21,7 +22,7 @@ from training_runs import (
     save_tiny_config,
     save_tiny_denoiser,
 )
-from transformers import pipeline
+from transformers import ViTImageProcessor, pipeline
 
 from transformers_nim import NIMForImageClassification, NIMForPreTraining, NIMForRobustImageClassification
 
@@ -201,6 +202,23 @@ def test_a_checkpoint_in_half_precision_is_trained_in_full(arguments, denoiser, 
          tmp_path / "out")  # fmt: skip
     weights = load_file(tmp_path / "out" / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+
+
+def test_a_classifier_of_another_kind(arguments, denoiser, tmp_path):
+    classifier, _ = other_classifier("resnet", num_channels=1, num_labels=10, id2label=None, label2id=None)
+    processor = ViTImageProcessor(image_mean=[0.5], image_std=[0.25], size={"height": 16, "width": 16})
+    model = NIMForRobustImageClassification.from_denoiser(denoiser, classifier, processor)
+    model.save_pretrained(tmp_path / "start")
+    options = [*arguments, "--model_name_or_path", tmp_path / "start", "--output_dir", tmp_path / "out"]
+    with pytest.raises(ValueError, match=r"layer_decay 0\.65.*another kind; pass 1"):
+        main("finetune", *options)
+    main("finetune", *options, "--layer_decay", "1", "--ema_decay", "0.9")
+    tuned = NIMForRobustImageClassification.from_pretrained(tmp_path / "out")
+    assert tuned.config.id2label[3] == "digit 3"
+    before, after = model.state_dict(), tuned.state_dict()
+    moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"classifier_model"}
+    assert len(pipeline("image-classification", model=str(tmp_path / "out"), seed=0)(digit_pictures()[0][0])) == 5
 
 
 def test_a_defense_needs_a_denoiser(data, tmp_path):

@@ -53,6 +53,11 @@ def parameter_groups(
         raise ValueError(
             f"learning_rate must be positive and weight_decay at least 0, got {learning_rate} and {weight_decay}"
         )
+    if layer_decay < 1 and getattr(model.config, "classifier_config", None) is not None:
+        raise ValueError(
+            f"layer_decay {layer_decay} needs the layers of a NIM encoder, and this model's classifier is of another"
+            " kind; pass 1"
+        )
     depth = model.config.num_hidden_layers if layer_decay < 1 else 0  # type: ignore[union-attr]
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in model.named_parameters():

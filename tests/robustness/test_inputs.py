@@ -56,7 +56,7 @@ def test_images_are_those_of_the_data_set_with_the_models_labels(data, model):
         pixels = images.read(image.row)
         expected = processor(random_picture(image.row), return_tensors="pt")["pixel_values"][0] * std + mean
         assert torch.allclose(pixels, expected, atol=1e-6)
-        assert 0 <= pixels.min() and pixels.max() <= 1  # noqa: PT018
+        assert pixels.min() >= 0 and pixels.max() <= 1  # noqa: PT018
         assert image.image == hashlib.sha256(pixels.numpy().tobytes()).hexdigest()[:16]
 
 

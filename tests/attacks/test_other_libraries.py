@@ -1,0 +1,79 @@
+# Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
+"""The adapter as the model of foolbox and of the Adversarial Robustness Toolbox."""
+
+import pytest
+import torch
+from conftest import tiny_model
+
+from transformers_nim.attacks import PixelClassifier
+
+
+EPS = 16 / 255
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+@pytest.fixture(params=["off", "fixed noise", "fresh noise"])
+def classifier(request, model):
+    options = {"off": {"sigma": None}, "fixed noise": {"sigma": 20, "fixed_noise": True}, "fresh noise": {"sigma": 20}}
+    return PixelClassifier(model, **options[request.param])
+
+
+@pytest.fixture
+def images(classifier):
+    pixels = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        return pixels, classifier(pixels).argmax(dim=1)
+
+
+def margin_gain(classifier, before, after, labels):
+    """By how much the loss rises, on equal noise."""
+
+    def loss(pixels):
+        generators = [torch.Generator().manual_seed(row) for row in range(len(pixels))]
+        with torch.no_grad():
+            logits = classifier.draw_logits(pixels, 8, generators)
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.repeat_interleave(logits.shape[1]))
+
+    return (loss(after) - loss(before)).item()
+
+
+def check(model, classifier, pixels, adversarial, labels):
+    assert (adversarial - pixels).abs().max() <= EPS + 1e-6
+    assert adversarial.min() >= 0
+    assert adversarial.max() <= 1
+    assert margin_gain(classifier, pixels, adversarial, labels) > 0.5
+    # The user's model is as it was.
+    assert not model.training
+    parameters = list(model.named_parameters())
+    assert all(parameter.grad is None for _, parameter in parameters)
+    assert all(parameter.requires_grad != name.startswith("denoiser.") for name, parameter in parameters)
+
+
+def test_foolbox(model, classifier, images):
+    foolbox = pytest.importorskip("foolbox")
+    pixels, labels = images
+    state = torch.random.get_rng_state()
+    wrapped = foolbox.PyTorchModel(classifier, bounds=(0, 1), device="cpu")
+    attack = foolbox.attacks.LinfPGD(steps=10, random_start=False)
+    _, adversarial, _ = attack(wrapped, pixels, labels, epsilons=EPS)
+    check(model, classifier, pixels, adversarial, labels)
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_adversarial_robustness_toolbox(model, classifier, images):
+    pytest.importorskip("art")
+    from art.attacks.evasion import ProjectedGradientDescent
+    from art.estimators.classification import PyTorchClassifier
+
+    pixels, labels = images
+    wrapped = PyTorchClassifier(
+        model=classifier, loss=torch.nn.CrossEntropyLoss(), input_shape=(3, 32, 32), nb_classes=5,
+        clip_values=(0, 1), device_type="cpu",
+    )  # fmt: skip
+    attack = ProjectedGradientDescent(wrapped, eps=EPS, eps_step=EPS / 4, max_iter=10, verbose=False)
+    found = attack.generate(pixels.numpy(), y=torch.nn.functional.one_hot(labels, 5).numpy())
+    check(model, classifier, pixels, torch.from_numpy(found), labels)

@@ -238,10 +238,11 @@ def main(argv: list[str] | None = None) -> RobustnessReport | str | None:
     # The defense switched off belongs to every grid: a check needs it.
     sigmas = [] if not has_defense(model) else list(dict.fromkeys([*args.sigmas, None]))
     make_classifier = classifier_maker(model, processor, args.seed)
-    surrogates = {}
+    surrogates, surrogate_hashes = {}, {}
     for pair in args.surrogates:
         name, path = pair.split("=", 1)
         other, other_processor = load_classifier(path, device, **source)
+        surrogate_hashes[name] = model_hash(other)
         surrogates[name] = classifier_maker(other, other_processor, args.seed)(None, "full", False)
     data = load_image_data(
         dataset_name=args.dataset_name,
@@ -299,7 +300,7 @@ def main(argv: list[str] | None = None) -> RobustnessReport | str | None:
         "dataset_images": len(data.train),
         "sigma": sigma,
         "sigmas": list(dict.fromkeys([sigma, *sigmas])),
-        "surrogates": sorted(args.surrogates),
+        "surrogates": surrogate_hashes,
         "strength": asdict(strength),
         "dtype": "float32",
     }

@@ -26,7 +26,7 @@ def named(cells):
 
 def test_names_are_unique_and_clean_images_come_first():
     for name in STRENGTHS:
-        cells = suite(name, sources=["undefended"], further_attacks=["torchattacks_eotpgd"])
+        cells = suite(name, sources=["undefended"], further_attacks=["torchattacks_eotpgd", "vote"])
         assert len(named(cells)) == len(cells)
         assert cells[0].name == CLEAN
         assert cells[0].defense_sigmas == (50.0, None, 0.0, 25.0)
@@ -85,7 +85,7 @@ def test_without_bound_means_that_any_image_can_become_any_other():
 
 def test_other_libraries_attacks_see_one_image_at_a_time():
     cells = named(suite(further_attacks=["torchattacks_eotpgd"], autoattack=True))
-    assert cells["torchattacks_eotpgd"].options["batch_size"] == 1
+    assert cells["torchattacks_eotpgd, default options"].options["batch_size"] == 1
     assert cells["AutoAttack, noise known"].options["batch_size"] == 1
 
 

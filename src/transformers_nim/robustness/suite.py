@@ -221,7 +221,8 @@ def make_suite(
             cell(f"transfer from {source}", "black-box", "transfer", made, source=source, defense_sigmas=here)
         )
     for name in further_attacks:
-        cells.append(cell(name, "white-box", name, defense_sigmas=here))
+        # Some attacks are there already, with the suite's options and under their own names.
+        cells.append(cell(f"{name}, default options", "white-box", name, defense_sigmas=here))
     whole = 255.0 if norm == "Linf" else 255.0 * math.prod(image_shape) ** 0.5
     few = {**iterative, "steps": max(1, strength.steps // 10)}
     cells += [

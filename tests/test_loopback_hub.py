@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from transformers_nim.cards import write_model_card
+from transformers_nim.cards import write_card
 
 
 REPO = "nim/nim-vit-tiny"
@@ -44,7 +44,7 @@ def folder(robust_path, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("published")
     for file in Path(robust_path).iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
-    write_model_card(folder, "tiny", {"protocol": "", "rows": []}, "", "A test's model.", "", "none", sigma=25)
+    write_card(folder, name="tiny", summary="A test's model.")
     return folder
 
 

@@ -33,7 +33,8 @@ LOCAL_FILES = [
 _UNSAFE = {".bin", ".ckpt", ".joblib", ".npy", ".pickle", ".pkl", ".pt", ".pth"}
 _TEXT = {"", ".csv", ".json", ".jsonl", ".md", ".py", ".txt", ".yaml", ".yml"}
 _SECRETS = re.compile(
-    r"\b(?:hf_|api_org_)[A-Za-z0-9]{16,}|\bgh[pousr]_[A-Za-z0-9]{30,}|\bAKIA[0-9A-Z]{16}\b|-----BEGIN [A-Z ]*PRIVATE KEY"
+    r"\b(?:hf_|api_org_)[A-Za-z0-9]{16,}|\bgh[pousr]_[A-Za-z0-9]{30,}"
+    r"|\bAKIA[0-9A-Z]{16}\b|-----BEGIN [A-Z ]*PRIVATE KEY"
 )
 _ABSOLUTE = re.compile(
     r"(?<![\w/.:~-])/(?:home|root|Users|tmp|mnt|var|opt|srv|media|data|work|workspace|scratch|content)/[^\s\"'`,;)]+"

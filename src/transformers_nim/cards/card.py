@@ -248,8 +248,8 @@ def _cost(config: Mapping[str, Any], kind: str, plans: Sequence[Mapping[str, Any
     parameters = f"{count_parameters(config) / 1e6:.3g} M parameters."
     draws = config.get("num_samples", 1)
     passes = {
-        "defended": f"A prediction takes {draws} noise draw{'s' * (draws != 1)}, each a forward pass through the denoiser"
-        f" (encoder and decoder) and one through the classifier: {2 * draws} forward passes. A certificate takes as"
+        "defended": f"A prediction takes {draws} noise draw{'s' * (draws != 1)}, each a forward pass through the"
+        f" denoiser (encoder and decoder) and one through the classifier: {2 * draws} forward passes. A certificate takes as"
         " many draws as are asked for, n0 + n.",
         "undefended": "A prediction takes 1 forward pass.",
         "pretraining": "Denoising an image takes 1 forward pass through encoder and decoder.",
@@ -260,8 +260,8 @@ def _cost(config: Mapping[str, Any], kind: str, plans: Sequence[Mapping[str, Any
         rows = [[row["name"], f"{row['hours']:,.1f}", f"{row['gpu_hours']:,.0f}"] for row in plan["plans"]]
         parts.append(
             f"Expected for {plan['task']} ({plan['num_train_epochs']:g} epochs of {plan['num_images']:,} images,"
-            f" {plan['step_flops'] / 1e9:,.1f} GFLOPs per image and update), from counted FLOPs and the assumption that"
-            f" GPUs reach {plan['utilization']:.0%} of their peak; not measured on GPUs:"
+            f" {plan['step_flops'] / 1e9:,.1f} GFLOPs per image and update), from counted FLOPs and the assumption"
+            f" that GPUs reach {plan['utilization']:.0%} of their peak; not measured on GPUs:"
         )
         parts.append(render_table(["GPUs", "hours", "GPU hours"], rows))
     return "\n\n".join(parts)

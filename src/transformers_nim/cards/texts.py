@@ -10,7 +10,8 @@ TEMPLATE = """---
 {{ sections }}
 """
 
-CITATION = """The method is that of You, Liu, Han and Xu, *Beyond Pretrained Features: Noisy Image Modeling Provides Adversarial
+CITATION = """\
+The method is that of You, Liu, Han and Xu, *Beyond Pretrained Features: Noisy Image Modeling Provides Adversarial
 Defense*, NeurIPS 2023, [arXiv 2302.01056](https://arxiv.org/abs/2302.01056); transformers-nim is an independent
 implementation.
 
@@ -58,17 +59,21 @@ pipe = pipeline("image-classification", model="{name}", sigma={sigma})
 without adding noise, `None` switches the defense off.""",
 }
 
-USAGE_WITH_CODE = """The folder carries the code of transformers-nim {version}, for those who have not installed it: transformers executes
+USAGE_WITH_CODE = """\
+The folder carries the code of transformers-nim {version}, for those who have not installed it: transformers executes
 it if you pass `trust_remote_code=True` in place of the import. Read the Python files first, and pin a `revision`."""
 
 INTENDED = {
     "pretraining": "A denoiser for research on adversarial defense by denoising: the frozen first half of a De^3"
     " classifier, and the start of its fine-tuning. It classifies nothing by itself.",
-    "masked": "A baseline for research: the encoder of a classifier that is to be compared with one that was pretrained"
+    "masked": "A baseline for research: the encoder of a classifier that is to be compared with one that was"
+    " pretrained"
     " to denoise. Its decoder is no denoiser.",
     "undefended": "A baseline for research on adversarial defenses: it has none itself.",
-    "defended": "Research on adversarial robustness: classification of images that somebody may have perturbed slightly,"
-    " within the kinds and sizes of perturbations that are listed under Evaluation. It is no sole safeguard where wrong"
+    "defended": "Research on adversarial robustness: classification of images that somebody may have perturbed"
+    " slightly,"
+    " within the kinds and sizes of perturbations that are listed under Evaluation. It is no sole safeguard"
+    " where wrong"
     " answers harm somebody.",
 }
 
@@ -90,15 +95,18 @@ LEAKS = (
     " nothing can be certified."
 )
 
-NO_WEIGHTS = """**There are no weights here yet.** This folder holds the configuration and the image processor alone. These commands
+NO_WEIGHTS = """\
+**There are no weights here yet.** This folder holds the configuration and the image processor alone. These commands
 make the weights, here for 8 A100 (other GPUs: `examples/plan_run.py`), from folders of images in `imagenet/train` and
 `imagenet/val`. What they leave in the last `--output_dir` takes the place of this folder."""
 
 PROTOCOL = {
-    "defended": """A trained model is evaluated by `examples/evaluate_robustness.py`: white-box attacks with exact gradients, averaged
+    "defended": """\
+A trained model is evaluated by `examples/evaluate_robustness.py`: white-box attacks with exact gradients, averaged
 over many noise draws; accuracy over noise that the attack never saw, with its interval, beside the clean accuracy; and
 checks of the attacks themselves. Certificates are made by `examples/certify.py`. Their result files become tables here
 and entries of the metadata, with norm, eps, steps, noise draws, sigma and interval.""",
-    "pretraining": """A trained denoiser is measured in dB of its denoised images on validation images at several sigmas, while it is
+    "pretraining": """\
+A trained denoiser is measured in dB of its denoised images on validation images at several sigmas, while it is
 trained; robustness is measured on the classifiers that are made of it.""",
 }

@@ -29,7 +29,7 @@ class Block:
             raise ModuleNotFoundError("No module named 'transformers_nim'", name=name)
 sys.meta_path.insert(0, Block())
 """
-LOAD = """
+LOAD = r"""
 import json, sys
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoModelForPreTraining, pipeline
@@ -54,7 +54,7 @@ answers["names"] = [type(model).__name__, type(processor).__name__]
 answers["logits"] = model(processor(picture, return_tensors="pt").pixel_values, sigma=None).logits.tolist()
 pipe = pipeline("image-classification", model=source, sigma=25, seed=0, num_samples=2, **trust)
 answers["pipeline"] = [type(pipe).__name__, pipe(picture), pipe(picture, sigma={"type": "constant", "value": 3})]
-certifier = pipeline("image-classification", model=source, sigma=25, seed=0, certify=True, n0=4, n=8, **trust)
+certifier = pipeline("image-classification", model=source, sigma=25, seed=0, certify=True, n0=4, n=20, alpha=0.3, **trust)
 answers["certified"] = certifier(picture)[0]["radius"]
 denoiser = AutoModelForPreTraining.from_pretrained(source, **trust)
 answers["denoiser"] = [type(denoiser).__name__, sum(p.double().abs().sum().item() for p in denoiser.parameters())]
@@ -62,7 +62,7 @@ model.save_pretrained(sys.argv[3])
 processor.save_pretrained(sys.argv[3])
 answers["again"] = AutoModelForImageClassification.from_pretrained(sys.argv[3], **trust).config.image_size
 assert "transformers_nim" not in sys.modules
-print(json.dumps(answers))
+print("\n" + json.dumps(answers))
 """
 
 
@@ -114,8 +114,11 @@ def check(answers, robust_model, robust_path, picture):
     for answer, expected in ((drawn, pipe(image)), (other, pipe(image, sigma=3))):
         assert [a["label"] for a in answer] == [e["label"] for e in expected]
         assert [a["score"] for a in answer] == pytest.approx([e["score"] for e in expected], abs=1e-5)
-    certifier = pipeline("image-classification", model=robust_path, sigma=25, seed=0, certify=True, n0=4, n=8)
+    certifier = pipeline(
+        "image-classification", model=robust_path, sigma=25, seed=0, certify=True, n0=4, n=20, alpha=0.3
+    )
     assert answers["certified"] == pytest.approx(certifier(image)[0]["radius"])
+    assert answers["certified"] > 0
     total = sum(p.double().abs().sum().item() for p in robust_model.denoiser.parameters())
     assert answers["denoiser"] == ["NIMForPreTraining", pytest.approx(total)]
     assert answers["again"] == 32

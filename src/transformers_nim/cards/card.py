@@ -249,8 +249,8 @@ def _cost(config: Mapping[str, Any], kind: str, plans: Sequence[Mapping[str, Any
     draws = config.get("num_samples", 1)
     passes = {
         "defended": f"A prediction takes {draws} noise draw{'s' * (draws != 1)}, each a forward pass through the"
-        f" denoiser (encoder and decoder) and one through the classifier: {2 * draws} forward passes. A certificate takes as"
-        " many draws as are asked for, n0 + n.",
+        f" denoiser (encoder and decoder) and one through the classifier: {2 * draws} forward passes. A certificate"
+        " takes as many draws as are asked for, n0 + n.",
         "undefended": "A prediction takes 1 forward pass.",
         "pretraining": "Denoising an image takes 1 forward pass through encoder and decoder.",
         "masked": "Features of an image take 1 forward pass through the encoder.",

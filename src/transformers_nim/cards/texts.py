@@ -67,14 +67,11 @@ INTENDED = {
     "pretraining": "A denoiser for research on adversarial defense by denoising: the frozen first half of a De^3"
     " classifier, and the start of its fine-tuning. It classifies nothing by itself.",
     "masked": "A baseline for research: the encoder of a classifier that is to be compared with one that was"
-    " pretrained"
-    " to denoise. Its decoder is no denoiser.",
+    " pretrained to denoise. Its decoder is no denoiser.",
     "undefended": "A baseline for research on adversarial defenses: it has none itself.",
     "defended": "Research on adversarial robustness: classification of images that somebody may have perturbed"
-    " slightly,"
-    " within the kinds and sizes of perturbations that are listed under Evaluation. It is no sole safeguard"
-    " where wrong"
-    " answers harm somebody.",
+    " slightly, within the kinds and sizes of perturbations that are listed under Evaluation. It is no sole safeguard"
+    " where wrong answers harm somebody.",
 }
 
 LIMITS = {

@@ -38,6 +38,10 @@ def saved_architectures(name_or_path, kwargs: dict) -> list[str]:
         if not os.path.isfile(path):
             # transformers would go on with the default config.
             raise OSError(f"{name_or_path} is no checkpoint: it has no file {path}")
+    if kwargs.get("config") is None:
+        content, _ = NIMConfig.get_config_dict(name_or_path, **source_arguments(kwargs))
+        if "model_type" not in content:
+            raise OSError(f"{name_or_path} is no checkpoint: it has no {CONFIG_NAME}, or one without a model_type")
     return NIMConfig.from_pretrained(name_or_path, **source_arguments(kwargs)).architectures or []
 
 

@@ -29,7 +29,7 @@ import transformers
 
 import transformers_nim
 from transformers_nim import NIMForRobustImageClassification, NIMImageProcessor
-from transformers_nim.cards import render_table
+from transformers_nim.cards import certificate_table
 from transformers_nim.extras import require
 from transformers_nim.metrics import load_metric
 from transformers_nim.records import append_record, read_records, replace_file, start_records
@@ -166,23 +166,6 @@ def summarize(records: Sequence[Mapping[str, Any]], sigmas: Sequence[float], rad
     return curves
 
 
-def result_table(curves: Sequence[Mapping[str, Any]]) -> str:
-    """One line for each radius, one column for each sigma."""
-    columns = ["certified accuracy in %", *(f"sigma {curve['sigma']:g} ({curve['sigma_01']:.3g})" for curve in curves)]
-    names = ("certified_accuracy", "certified_accuracy_low", "certified_accuracy_high")
-    rows = []
-    for index, radius in enumerate(curves[0]["radii"]):
-        figures = [[100 * curve[name][index] for name in names] for curve in curves]
-        rows.append([f"radius {radius:g}", *(f"{mean:.1f} [{low:.1f}, {high:.1f}]" for mean, low, high in figures)])
-        # Further out there is nothing either.
-        if all(mean == 0 for mean, _, _ in figures):
-            break
-    rows.append(["abstains, in %", *(f"{100 * curve['abstained']:.1f}" for curve in curves)])
-    rows.append(["average certified radius", *(f"{curve['average_certified_radius']:.3f}" for curve in curves)])
-    rows.append(["noise draws per image", *(f"{curve['mean_num_draws']:,.0f}" for curve in curves)])
-    return render_table(columns, rows)
-
-
 def plot_curves(records: Sequence[Mapping[str, Any]], sigmas: Sequence[float], title: str, path: Path) -> None:
     """Certified accuracy over the radius, a curve with its 95 % band for each sigma."""
     plt = require("matplotlib.pyplot")
@@ -314,7 +297,7 @@ def finish(args: argparse.Namespace, settings: dict[str, Any], tasks: list, acce
     }
     plot_curves(records, args.sigmas, f"{settings['dataset']}, {args.split}", output_dir / "certified_accuracy.png")
     replace_file(output_dir / "results.json", json.dumps(results, indent=2) + "\n")
-    print(f"\n{textwrap.fill(results['protocol'], 100)}\n\n{result_table(curves)}\n")
+    print(f"\n{textwrap.fill(results['protocol'], 100)}\n\n{certificate_table(curves)}\n")
     if undecodable:
         print(f"{len(undecodable)} images could not be decoded and are left out: rows {undecodable[:10]}")
     print(f"results.json, certified_accuracy.png: {output_dir}")

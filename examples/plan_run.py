@@ -9,10 +9,12 @@ printed with the result; above all, how much of its peak a GPU reaches.
 """
 
 import argparse
+import json
 import math
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -236,6 +238,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--images_per_worker", type=float, default=200, help="images that a process reads and augments per second"
     )
     group.add_argument("--memory_reserve", type=float, default=0.1, help="part of the memory for all else")
+    parser.add_argument("--output_file", help="JSON file for the figures and commands, as model cards take them")
     args = parser.parse_args(argv)
     if not 0 < args.utilization <= 1 or not 0 <= args.memory_reserve < 1:
         parser.error("--utilization has to be more than 0 and at most 1, --memory_reserve at least 0 and less than 1")
@@ -255,7 +258,7 @@ def main(argv: list[str] | None = None) -> str:
     if args.gpu_peak_tflops is not None:
         plans = {f"{args.num_gpus} GPUs": Hardware(args.num_gpus, args.gpu_peak_tflops, args.bytes_per_gpu)}
 
-    rows, commands = [], []
+    rows, commands, records = [], [], []
     for name, hardware in plans.items():
         needed = hours(cost, images, hardware, args.utilization)
         fits = [largest_batch(cost, hardware.bytes_per_gpu, args.memory_reserve, saves) for saves in (False, True)]
@@ -279,12 +282,29 @@ def main(argv: list[str] | None = None) -> str:
             )
         else:
             num_workers = workers_per_gpu(args, cost, hardware)
-            commands.append(f"# {name}, {needed:,.1f} hours\n{launch_command(args, hardware, split, num_workers)}")
+            command = launch_command(args, hardware, split, num_workers)
+            commands.append(f"# {name}, {needed:,.1f} hours\n{command}")
+            times = {"hours": round(needed, 2), "gpu_hours": round(needed * hardware.num_gpus, 1)}
+            records.append({"name": name, "num_gpus": hardware.num_gpus, **times, "command": command})
     columns = ("GPUs", "peak TFLOP/s", "memory", "images/s", "hours", "GPU hours", "workers", "fits", "checkpointed",
                "batch x GPUs x passes")  # fmt: skip
     text = "\n\n".join([describe(args, cost), render_table(columns, rows), *commands])
     print(text)
+    if args.output_file:
+        Path(args.output_file).write_text(json.dumps(as_record(args, cost, records), indent=2) + "\n")
     return text
+
+
+def as_record(args: argparse.Namespace, cost: Cost, plans: list[dict]) -> dict:
+    """What `--output_file` holds."""
+    names = ("task", "pretext", "config_name", "num_images", "num_train_epochs", "total_batch_size", "utilization")
+    counted = ("trained_parameters", "frozen_parameters", "forward_flops", "step_flops")
+    return {
+        **{name: getattr(args, name) for name in names},
+        **{name: getattr(cost, name) for name in counted},
+        "shown": "8x A100",
+        "plans": plans,
+    }
 
 
 def describe(args: argparse.Namespace, cost: Cost) -> str:

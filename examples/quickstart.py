@@ -30,7 +30,7 @@ from transformers_nim import (
     NIMImageProcessor,
 )
 from transformers_nim.attacks import PixelClassifier, eot_pgd
-from transformers_nim.cards import render_table, write_model_card
+from transformers_nim.cards import attack_table, write_card
 from transformers_nim.extras import require
 from transformers_nim.noise import add_noise, draw_noise, parse_sigma
 from transformers_nim.robustness import correct_draws, mean_accuracy
@@ -196,33 +196,31 @@ def run(
             "transformers_nim": transformers_nim.__version__,
         },
     }
-    table = result_table(rows)
+    table = attack_table(rows)
     print(f"\n{textwrap.fill(results['protocol'], 100)}\n\n{table}\n")
 
     # The sigma to ship is a setting, not the winner of the table above, which was measured on the test images.
     robust.save_pretrained(output_dir)
     processor.save_pretrained(output_dir)
     sigma = float(robust.config.defense_sigma["value"])
-    write_model_card(
-        output_dir,
-        model_name=output_dir.name,
-        results=results,
-        table=table,
-        model_summary=(
-            f"A small NIM model with the De^3 defense, pretrained for {pretraining_steps} steps and fine-tuned for"
-            f" {finetuning_steps} on {dataset_name} by `examples/quickstart.py`, as a demonstration."
-        ),
-        limits=(
-            "Only the attacks of the table were tried, with one start each and few images; stronger ones may succeed."
-            " Nothing is claimed for other data, other norms or larger perturbations."
-        ),
-        dataset_name=dataset_name,
-        sigma=sigma,
-    )
     plot_tradeoff(rows, output_dir / "tradeoff.png", f"{dataset_name}, Linf eps = {eps:g}/255")
     plot_reconstructions(robust, pixels, adversarial[sigma], labels, sigma, output_dir / "reconstructions.png", seed)
     results["seconds"] = round(time.time() - started, 1)
     (output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    write_card(
+        output_dir,
+        name=output_dir.name,
+        summary=(
+            f"A small NIM model with the De^3 defense, pretrained for {pretraining_steps} steps and fine-tuned for"
+            f" {finetuning_steps} on {dataset_name} by `examples/quickstart.py`, as a demonstration."
+        ),
+        training_data=f"{dataset_name}, {len(train_images):,} images.",
+        results=["results.json"],
+        limits=[
+            "Only the attacks of the table were tried, with one start each and few images; stronger ones may succeed."
+            " Nothing is claimed for other data, other norms or larger perturbations."
+        ],
+    )
     print(
         f"{results['seconds']:.0f} s; checkpoint, card, results.json, tradeoff.png, reconstructions.png: {output_dir}"
     )
@@ -260,14 +258,6 @@ def evaluate(models, pixels, labels, sigmas, eps, attack_steps, eot_draws, seed)
                 bar.update()
             adversarial[sigma] = attacked
     return rows, adversarial
-
-
-def result_table(rows: list[dict[str, Any]]) -> str:
-    """One line for each setting of the defense, one column for each attack."""
-    lines: dict[str, list[str]] = {}
-    for row in rows:
-        lines.setdefault(row["model"], []).append(f"{row['mean']:.1f} [{row['low']:.1f}, {row['high']:.1f}]")
-    return render_table(["accuracy in %", *ATTACKS], [[name, *cells] for name, cells in lines.items()])
 
 
 def plot_tradeoff(rows: list[dict[str, Any]], path: Path, title: str) -> None:

@@ -2,7 +2,7 @@
 """A small Hugging Face Hub on 127.0.0.1, so that tests push and load over HTTP as users do.
 
 It speaks the part of the protocol that `huggingface_hub`, `transformers` and `datasets` need. Everything is in memory.
-A repository has one branch, no tags and no pull requests; a revision is `main` or a commit's full sha. All is public,
+A repository has branches, no tags and no pull requests; a revision is a branch or a commit's full sha. All is public,
 and the one token writes everywhere.
 
 The client takes the address from its environment when it is imported, so it runs in a process of its own:
@@ -82,27 +82,30 @@ class Repo:
     kind: str  # "models", "datasets" or "spaces"
     name: str
     history: list[Commit] = field(default_factory=list)
+    branches: dict[str, Commit] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.commit({})
 
     @property
     def head(self) -> Commit:
-        return self.history[-1]
+        return self.branches["main"]
 
     @property
     def web_path(self) -> str:
         return f"/{self.name}" if self.kind == "models" else f"/{self.kind}/{self.name}"
 
-    def commit(self, files: dict[str, StoredFile]) -> Commit:
+    def commit(self, files: dict[str, StoredFile], branch: str = "main") -> Commit:
         # With its parent in the sha, going back to old files is a commit of its own.
-        parent = self.head.sha if self.history else self.web_path
-        self.history.append(Commit(git_oid(repr((parent, sorted(files.items()))).encode()), files))
-        return self.head
+        parent = self.branches[branch].sha if self.branches else self.web_path
+        commit = Commit(git_oid(repr((parent, sorted(files.items()))).encode()), files)
+        self.history.append(commit)
+        self.branches[branch] = commit
+        return commit
 
     def at(self, revision: str) -> Commit:
-        if revision == "main":
-            return self.head
+        if revision in self.branches:
+            return self.branches[revision]
         for commit in self.history:
             if commit.sha == revision:
                 return commit
@@ -213,6 +216,13 @@ class Connection(BaseHTTPRequestHandler):
         answer = {"name": name, "url": self.root + self.storage.repo(kind, name, create=True).web_path}
         return Response({**answer, "error": "You already created this repo"}, 409) if exists else answer
 
+    def create_branch(self) -> Any:
+        repo, branch = self.repo, self.groups["revision"]
+        if branch in repo.branches:
+            raise HubError(409, f"Reference already exists: {branch}")
+        repo.branches[branch] = repo.head
+        return {}
+
     def repo_info(self) -> Any:
         name, commit = self.repo.name, self.commit
         siblings = [{"rfilename": path} for path in sorted(commit.files)]
@@ -258,16 +268,17 @@ class Connection(BaseHTTPRequestHandler):
         return {}
 
     def create_commit(self) -> Any:
-        repo, head = self.repo, self.repo.head
-        if self.commit is not head:
-            raise HubError(400, f"{self.groups['revision']} is no branch")
+        repo, branch = self.repo, self.groups["revision"]
+        if branch not in repo.branches:
+            raise HubError(400, f"{branch} is no branch")
+        head = repo.branches[branch]
         header, *operations = (json.loads(line) for line in self.body.splitlines())
         if header["value"].get("parentCommit", head.sha) != head.sha:
             raise HubError(412, "A commit has happened since. Please refresh and try again.")
         files = dict(head.files)
         for operation in operations:
             self.apply(operation["key"], operation["value"], files)
-        commit = repo.commit(files)
+        commit = repo.commit(files, branch)
         return {"commitOid": commit.sha, "commitUrl": f"{self.root}{repo.web_path}/commit/{commit.sha}"}
 
     def apply(self, operation: str, value: dict[str, Any], files: dict[str, StoredFile]) -> None:
@@ -295,7 +306,10 @@ class Connection(BaseHTTPRequestHandler):
         headers |= {"ETag": f'"{file.etag}"', "Accept-Ranges": "bytes"}
         if file.sha256:
             headers |= {"X-Linked-ETag": f'"{file.sha256}"', "X-Linked-Size": str(file.size)}
-        return self.part_of(self.storage.contents[file.etag], headers)
+        content = self.storage.contents[file.etag]
+        if self.groups["path"] == self.hub.corrupt:
+            content = bytes(byte ^ 1 for byte in content)
+        return self.part_of(content, headers)
 
     def part_of(self, content: bytes, headers: dict[str, str]) -> Response:
         """What a header such as `Range: bytes=100-199`, `bytes=100-` or `bytes=-100` asks for, or all of it."""
@@ -323,6 +337,7 @@ ROUTES = (
     ("POST", True, "/api/repos/create", Connection.create_repo),
     ("GET", False, rf"{API}(?:/revision/{REVISION})?", Connection.repo_info),
     ("GET", False, rf"{API}/tree/{REVISION}(?:/(?P<path>.*))?", Connection.tree),
+    ("POST", True, rf"{API}/branch/{REVISION}", Connection.create_branch),
     ("POST", False, rf"{API}/paths-info/{REVISION}", Connection.paths_info),
     ("POST", True, rf"{API}/preupload/{REVISION}", Connection.preupload),
     ("POST", True, rf"{WEB}\.git/info/lfs/objects/batch", Connection.lfs_batch),
@@ -340,9 +355,11 @@ class LoopbackHub:
         endpoint: Its address, for `HF_ENDPOINT`.
         token: The token that may write.
         requests: Method, path (as it was sent, without query) and status of every request so far.
+        corrupt: Path of a file that is sent with other bytes, as many as it has.
     """
 
     token = "hf_loopback"
+    corrupt: str | None = None
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, str, int]] = []
@@ -370,10 +387,10 @@ class LoopbackHub:
             new = {path: self.storage.store(content, is_lfs(path)) for path, content in files.items()}
             return repo.commit({**repo.head.files, **new}).sha
 
-    def files(self, repo_id: str, repo_type: str = "model") -> dict[str, bytes]:
-        """The contents of the newest commit, by path."""
+    def files(self, repo_id: str, repo_type: str = "model", revision: str = "main") -> dict[str, bytes]:
+        """The contents of a branch or commit, by path."""
         with self.lock:
-            files = self.storage.repo(f"{repo_type}s", repo_id).head.files
+            files = self.storage.repo(f"{repo_type}s", repo_id).at(revision).files
             return {path: self.storage.contents[file.etag] for path, file in files.items()}
 
     def truncate(self, repo_id: str, path: str, repo_type: str = "model") -> None:

@@ -1,14 +1,55 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
 import ast
 import copy
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
-from huggingface_hub import ModelCard
+import yaml
+from conftest import tiny_config
+from huggingface_hub import ModelCard, parse_eval_result_entries
 
-from transformers_nim.cards import render_table, write_model_card, write_training_card
+from transformers_nim import NIMForRobustImageClassification, NIMImageProcessor
+from transformers_nim.cards import (
+    card_differences,
+    card_files,
+    read_evaluation,
+    render_table,
+    write_card,
+)
+from transformers_nim.cards.__main__ import main
+from transformers_nim.cards.card import count_parameters
+from transformers_nim.remote_code import write_remote_code
+
+
+MODEL_CARDS = sorted(path.parent for path in (Path(__file__).parent.parent / "model_cards").glob("*/card.json"))
+
+
+def checkpoint(folder, architecture="NIMForRobustImageClassification", **overrides) -> Path:
+    """A folder that has all of a checkpoint but its weights."""
+    folder.mkdir(exist_ok=True)
+    config = tiny_config(architectures=[architecture], **overrides)
+    config.save_pretrained(folder)
+    NIMImageProcessor.from_config(config).save_pretrained(folder)
+    return folder
+
+
+def save(folder, name, content) -> None:
+    (folder / name).write_text(json.dumps(content))
+
+
+def write_training_card(folder, name, results, summary) -> Path:
+    architecture = "NIMForPreTraining" if results["task"] == "pretraining" else "NIMForImageClassification"
+    checkpoint(folder, architecture)
+    save(folder, "all_results.json", results)
+    return write_card(folder, name=name, summary=summary, results=["all_results.json"])
 
 
 RESULTS = {
+    "dataset": "digits",
     "protocol": "Measured somehow.",
     "rows": [
         {
@@ -35,23 +76,36 @@ def test_table_is_aligned_markdown():
 
 
 def test_card_holds_the_results(tmp_path):
-    table = render_table(["model", "EOT-PGD"], [["De^3, sigma 50", "41.5"]])
-    path = write_model_card(tmp_path, "nim-digits", RESULTS, table, "A model.", "Much.", "digits", sigma=50)
+    checkpoint(tmp_path, defense_sigma=50)
+    save(tmp_path, "results.json", RESULTS)
+    path = write_card(tmp_path, name="nim-digits", summary="A model.", results=["results.json"], limits=["Much."])
     card = ModelCard.load(path)
     (result,) = card.data.eval_results
-    assert result.metric_value == 41.5
+    # Shares in the metadata, percent in the table.
+    assert result.metric_value == 0.415
     assert result.metric_args == {
         "sigma": 50,
-        "low": 33.0,
-        "high": 50.25,
+        "low": 0.33,
+        "high": 0.5025,
         "norm": "Linf",
         "eps_255": 8,
         "steps": 40,
         "num_draws": 10,
     }
     assert card.data.pipeline_tag == "image-classification"
-    for text in (table, "Measured somehow.", "A model.", "Much.", "sigma=50", "arxiv.org/abs/2302.01056"):
+    assert "adversarial-robustness" in card.data.tags
+    table = render_table(["accuracy in %", "EOT-PGD"], [["De^3, sigma 50", "41.5 [33.0, 50.2]"]])
+    for text in (
+        table,
+        "Measured somehow.",
+        "A model.",
+        "Much.",
+        "sigma=50",
+        "arxiv.org/abs/2302.01056",
+        "@inproceed",
+    ):
         assert text in card.text
+    assert not (tmp_path / ".eval_results").exists(), "the data are not said to be on the Hub"
 
 
 TRAINED = {
@@ -72,7 +126,7 @@ TRAINED = {
         "accuracy_sigma_2.5_low": 0.58,
         "accuracy_sigma_2.5_high": 0.67,
     },
-    "arguments": {"token": "hf_not_for_anybody", "output_dir": "/home/somebody/outputs"},
+    "arguments": {"output_dir": "somebody"},
     "versions": {"transformers_nim": "1.2.3"},
 }
 PRETRAINED = {
@@ -98,7 +152,7 @@ def test_training_card_reads_back(tmp_path, results):
     assert ModelCard.load(tmp_path / "again.md").data.to_dict() == card.data.to_dict()
 
     rows = [line.strip("| ").split("|") for line in card.text.splitlines() if line.startswith("|")]
-    table = {name.strip(): value.strip() for name, value in rows[2:]}
+    table = {name.strip(): value.strip() for name, value in rows[2 : 2 + len(results["metrics"])]}
     assert table == {name: f"{value:.4g}" for name, value in results["metrics"].items()}
     script = "examples/finetune.py" if is_classifier else "examples/pretrain.py"
     text = " ".join(card.text.split())
@@ -107,6 +161,7 @@ def test_training_card_reads_back(tmp_path, results):
         "What it is.",
         "Measured on 500 validation images of blocks: a data set.",
         f"Trained on blocks: a data set for 12,500 updates of 1024 images by `{script}` of transformers-nim 1.2.3",
+        "## Intended use",
         "arxiv.org/abs/2302.01056",
     ):
         assert part in text, part
@@ -114,8 +169,7 @@ def test_training_card_reads_back(tmp_path, results):
     assert "units of 0..255 pixels" in text
     assert ("in dB" in text) == (not is_classifier)
     assert ("95 % interval" in text) == is_classifier
-    for secret in ("hf_not_for_anybody", "somebody"):
-        assert secret not in str(card)
+    assert "output_dir" not in str(card)
 
 
 def test_training_card_claims_no_robustness(tmp_path):
@@ -123,7 +177,8 @@ def test_training_card_claims_no_robustness(tmp_path):
         card = ModelCard.load(write_training_card(tmp_path, "nim", results, "A model."))
         limits = card.text.split("## Limits")[1].split("##")[0]
         assert words in limits
-        assert "robust" not in card.text.replace(limits, "").replace("NIMForRobustImageClassification", "").lower()
+        evaluation = card.text.split("## Evaluation")[1].split("\n## ")[0]
+        assert "robust" not in evaluation.lower()
         assert "adversarial-robustness" not in card.data.tags
 
 
@@ -144,7 +199,7 @@ def test_training_card_holds_the_accuracies(tmp_path):
 def test_training_card_of_a_denoiser_has_no_accuracy(tmp_path):
     card = ModelCard.load(write_training_card(tmp_path, "nim", PRETRAINED, "A model."))
     assert not card.data.eval_results
-    assert "accuracy" not in str(card)
+    assert "accuracy" not in str(card).split("## Limits")[0]
 
 
 def test_training_card_without_a_measurement(tmp_path):
@@ -175,3 +230,207 @@ def test_a_masked_autoencoder_is_not_shown_as_a_denoiser(tmp_path):
     results = {**PRETRAINED, "arguments": {"pretext": "mae"}}
     assert "denoiser =" not in write_training_card(tmp_path, "name", results, "A model.").read_text()
     assert "denoiser =" in write_training_card(tmp_path, "name", PRETRAINED, "A model.").read_text()
+
+
+@pytest.mark.parametrize("folder", MODEL_CARDS, ids=lambda path: path.name)
+def test_shipped_folders_are_as_generated(folder, tmp_path, capsys):
+    assert card_differences(folder) == ""
+    assert set(card_files(folder)) == {"README.md", "config.json", "preprocessor_config.json"}
+    # From their inputs alone.
+    inputs = [path for path in folder.iterdir() if path.name == "card.json" or path.name.startswith("plan")]
+    for path in inputs:
+        shutil.copy(path, tmp_path)
+    assert main([str(tmp_path)]) == 0
+    there, made = ({path.name: path.read_bytes() for path in where.iterdir()} for where in (folder, tmp_path))
+    assert there == made
+    card = ModelCard.load(folder / "README.md")
+    assert "There are no weights here yet" in card.text
+    assert "examples/pretrain.py" in card.text
+    assert not card.data.eval_results
+    assert card.data.model_name == folder.name
+
+
+def test_shipped_folders_make_models():
+    assert {"nim-vit-tiny", "nim-vit-base", "nim-vit-base-de3"} <= {folder.name for folder in MODEL_CARDS}
+    config = NIMForRobustImageClassification.config_class.from_pretrained(
+        next(folder for folder in MODEL_CARDS if folder.name == "nim-vit-base-de3")
+    )
+    assert config.num_labels == 1000
+    plan = json.loads((MODEL_CARDS[0].parent / "nim-vit-base-de3" / "plan_finetuning.json").read_text())
+    # Two independent counts.
+    assert count_parameters(config.to_dict()) == plan["trained_parameters"] + plan["frozen_parameters"]
+
+
+def test_check_finds_changes(tmp_path, capsys):
+    folder = tmp_path / "nim-vit-tiny"
+    shutil.copytree(next(path for path in MODEL_CARDS if path.name == "nim-vit-tiny"), folder)
+    assert main([str(folder), "--check"]) == 0
+    for name, old, new in (
+        ("README.md", "Citation", "Citations"),
+        ("config.json", '"hidden_size": 192', '"hidden_size": 384'),
+        ("preprocessor_config.json", '"resample": 3', '"resample": 2'),
+    ):
+        text = (folder / name).read_text()
+        assert old in text
+        (folder / name).write_text(text.replace(old, new))
+        assert main([str(folder), "--check"]) == 1
+        shown = capsys.readouterr().out
+        assert f"--- {name} (there)" in shown
+        assert f"-{'## ' if name == 'README.md' else '  '}{new}" in shown
+        assert (folder / name).read_text() == text.replace(old, new), "a check writes nothing"
+        assert main([str(folder)]) == 0
+        assert (folder / name).read_text() == text
+    (folder / "README.md").unlink()
+    assert main([str(folder), "--check"]) == 1
+
+
+def test_command_line_without_inputs(tmp_path):
+    command = [sys.executable, "-m", "transformers_nim.cards", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert "has no card.json" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_wrong_inputs(tmp_path):
+    checkpoint(tmp_path)
+    with pytest.raises(ValueError, match=r"may have .*'summary'.*unknown: \['titel'\]"):
+        write_card(tmp_path, name="x", summary="A model.", titel="y")
+    (tmp_path / "card.json").unlink()
+    with pytest.raises(ValueError, match=r"results\.json is missing"):
+        write_card(tmp_path, name="x", summary="A model.", results=["results.json"])
+    save(tmp_path, "results.json", {"something": 1})
+    with pytest.raises(ValueError, match=r"has the fields \['something'\], which are of no known kind"):
+        write_card(tmp_path)
+
+
+CURVE = {
+    "sigma": 63.75,
+    "sigma_01": 0.25,
+    "radii": [0, 0.5],
+    "certified_accuracy": [0.5, 0.25],
+    "certified_accuracy_low": [0.4, 0.15],
+    "certified_accuracy_high": [0.6, 0.35],
+    "abstained": 0.125,
+    "average_certified_radius": 0.3,
+    "mean_num_draws": 1100,
+}
+CERTIFIED = {
+    "protocol": "Certified somehow.",
+    "settings": {"dataset": "pictures", "split": "test", "n0": 100, "n": 1000, "alpha": 0.001, "sequential": False},
+    "curves": [CURVE],
+}
+ROW = {
+    "cell": "EOT-PGD",
+    "attack_sigma": 70.0,
+    "defense_sigma": 70.0,
+    "eps": 4.0,
+    "norm": "Linf",
+    "num_images": 64,
+    "accuracy": {"mean": 0.25, "low": 0.2, "high": 0.3},
+    "worst_of_10": {"mean": 0.125, "low": 0.1, "high": 0.15},
+    "majority_of_11": {"mean": 0.375, "low": 0.3, "high": 0.45},
+    "clean": {"accuracy": {"mean": 0.75, "low": 0.7, "high": 0.8}},
+}
+REPORT = {
+    "settings": {
+        "model": "m",
+        "norm": "Linf",
+        "eps": 4.0,
+        "sigma": 70.0,
+        "sigmas": [70.0, None],
+        "seed": 3,
+        "dataset": "pictures",
+        "split": "test",
+        "strength": {"steps": 20, "num_draws": 8, "restarts": 1},
+    },
+    "versions": {},
+    "cells": [{"name": "EOT-PGD", "options": {"steps": 100, "num_draws": 20, "restarts": 3}}],
+    "images": [],
+    "records": [],
+    "checks": [
+        {"name": "monotone", "passed": True, "detail": "yes"},
+        {"name": "large eps", "passed": False, "detail": "9 %"},
+    ],
+    "rows": [ROW, {**ROW, "defense_sigma": None}],
+}
+
+
+def test_certificates_and_robustness_plug_in(tmp_path):
+    checkpoint(tmp_path)
+    save(tmp_path, "certify.json", CERTIFIED)
+    save(tmp_path, "robustness.json", REPORT)
+    inputs = {"results": ["certify.json", "robustness.json"], "hub_dataset": "me/pictures"}
+    card = ModelCard.load(write_card(tmp_path, name="me/nim", summary="A model.", **inputs))
+    found = {result.metric_name: result for result in card.data.eval_results}
+    radius = found["certified accuracy, sigma 63.75, radius 0.5"]
+    assert (radius.metric_type, radius.metric_value, radius.dataset_type) == (
+        "certified_accuracy",
+        0.25,
+        "me/pictures",
+    )
+    assert radius.metric_args == {
+        "norm": "L2",
+        "radius": 0.5,
+        "sigma": 63.75,
+        "low": 0.15,
+        "high": 0.35,
+        "n0": 100,
+        "n": 1000,
+        "alpha": 0.001,
+        "sequential": False,
+    }
+    assert [result.metric_value for name, result in found.items() if "EOT-PGD" in name] == [0.25, 0.125, 0.375]
+    # What the cell really did, not what the whole evaluation was asked for.
+    assert found["accuracy, EOT-PGD"].metric_args == {
+        "norm": "Linf",
+        "eps_255": 4.0,
+        "sigma": 70.0,
+        "seed": 3,
+        "attack_sigma": 70.0,
+        "num_images": 64,
+        "steps": 100,
+        "num_draws": 20,
+        "restarts": 3,
+        "low": 0.2,
+        "high": 0.3,
+    }
+    text = " ".join(card.text.split())
+    assert "| radius 0.5 | 25.0 [15.0, 35.0] |" in text
+    assert "25.0 [20.0, 30.0] | 12.5 [10.0, 15.0] | 37.5 [30.0, 45.0] | 75.0 [70.0, 80.0] |" in text
+    assert "FAIL large eps: 9 %" in text
+    assert "**Unreliable**: of the sanity checks of the attacks, these failed: large eps." in text
+    entries = parse_eval_result_entries(yaml.safe_load((tmp_path / ".eval_results/robustness.yaml").read_text()))
+    assert [(e.dataset_id, e.task_id, e.value) for e in entries] == [
+        ("me/pictures", "accuracy", v) for v in (0.25, 0.125, 0.375)
+    ]
+    assert "eps_255=4.0" in entries[0].notes
+    assert "num_draws=20" in entries[0].notes
+    assert (tmp_path / ".eval_results/certify.yaml").is_file()
+    assert card_differences(tmp_path) == ""
+
+
+def test_failed_checks_are_told():
+    assert read_evaluation(REPORT).limits
+    passed = {**REPORT, "checks": REPORT["checks"][:1]}
+    assert read_evaluation(passed).limits == []
+
+
+def test_a_card_tells_of_the_code_beside_it(tmp_path):
+    checkpoint(tmp_path)
+    assert "trust_remote_code" not in write_card(tmp_path, name="x", summary="A model.").read_text()
+    write_remote_code(tmp_path)
+    assert card_differences(tmp_path)
+    assert "trust_remote_code=True" in write_card(tmp_path).read_text()
+
+
+@pytest.mark.parametrize(("leaks", "bypass"), [(True, True), (False, False)])
+def test_the_authors_setting_is_named_as_a_limit(tmp_path, leaks, bypass):
+    checkpoint(tmp_path, norm_pix_loss=leaks, patch_statistics="input")
+    assert ("bypass the noise" in write_card(tmp_path, name="x", summary="A model.").read_text()) == bypass
+
+
+def test_cost_counts_the_draws(tmp_path):
+    checkpoint(tmp_path, num_samples=8)
+    assert "8 noise draws" in (text := write_card(tmp_path, name="x", summary="A model.").read_text())
+    assert "16 forward passes" in text

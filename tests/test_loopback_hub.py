@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from transformers_nim.cards import write_model_card
+from transformers_nim.cards import write_card
+from transformers_nim.metrics import metric_path
 
 
 REPO = "nim/nim-vit-tiny"
@@ -44,7 +45,7 @@ def folder(robust_path, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("published")
     for file in Path(robust_path).iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
-    write_model_card(folder, "tiny", {"protocol": "", "rows": []}, "", "A test's model.", "", "none", sigma=25)
+    write_card(folder, name="tiny", summary="A test's model.")
     return folder
 
 
@@ -147,6 +148,10 @@ def errors_of_loading(repo):
         "missing processor": error_of(AutoImageProcessor.from_pretrained, "nim/none"),
         "missing revision": error_of(load, repo, revision="v9"),
         "missing weights": error_of(load, "nim/no-weights"),
+        "missing config": error_of(load, "nim/no-config"),
+        "missing shard": error_of(load, "nim/no-shard"),
+        "tampered header": error_of(load, "nim/tampered"),
+        "pickle": error_of(load, "nim/pickle", use_safetensors=False),
         "half a file": error_of(load, "nim/half"),
         "half a download": error_of(load, "nim/broken"),
     }
@@ -157,6 +162,15 @@ def test_errors_are_those_of_the_library(loopback_hub, folder, tmp_path):
     weights = files["model.safetensors"]
     loopback_hub.add(REPO, files)
     loopback_hub.add("nim/no-weights", {"config.json": files["config.json"]})
+    loopback_hub.add("nim/no-config", {"model.safetensors": weights})
+    index = json.dumps({"metadata": {}, "weight_map": {"nim.embeddings.cls_token": "model-1-of-1.safetensors"}})
+    sharded = {name: content for name, content in files.items() if name != "model.safetensors"}
+    loopback_hub.add("nim/no-shard", {**sharded, "model.safetensors.index.json": index.encode()})
+    # The length of the header, which comes first, is beyond the end of the file.
+    loopback_hub.add("nim/tampered", {**files, "model.safetensors": b"\xff" * 8 + weights[8:]})
+    # Whoever unpickles it ends the process.
+    evil = b"cos\n_exit\n(I7\ntR."
+    loopback_hub.add("nim/pickle", {**sharded, "pytorch_model.bin": evil})
     loopback_hub.add("nim/half", {**files, "model.safetensors": weights[: len(weights) // 2]})
     # Other bytes than REPO's, because equal contents are stored once.
     loopback_hub.add("nim/broken", {**files, "model.safetensors": weights + b"\0"})
@@ -167,10 +181,96 @@ def test_errors_are_those_of_the_library(loopback_hub, folder, tmp_path):
         ("missing processor", "OSError: nim/none is not a local folder and is not a valid model identifier"),
         ("missing revision", "OSError: v9 is not a valid git identifier"),
         ("missing weights", "OSError: nim/no-weights does not appear to have a file named"),
+        ("missing config", "OSError: nim/no-config is no checkpoint: it has no config.json"),
+        ("missing shard", "OSError: nim/no-shard does not appear to have a file named model-1-of-1.safetensors"),
+        ("tampered header", "SafetensorError: "),
+        ("pickle", "UnpicklingError: "),
         ("half a file", "SafetensorError: "),
         ("half a download", f"OSError: Consistency check failed: file should be of size {len(weights) + 1}"),
     ):
         assert errors[name].startswith(expected), f"{name}: {errors[name]}"
+
+
+def test_hf_download(loopback_hub, folder, tmp_path):
+    first = loopback_hub.add(REPO, contents(folder))
+    loopback_hub.add(REPO, {"README.md": b"changed"})
+    environment = {**loopback_hub.environment(tmp_path), "OMP_NUM_THREADS": "1"}
+    command = [str(Path(sys.executable).parent / "hf"), "download", REPO, "--local-dir", str(tmp_path / "here")]
+    for revision, card in (("main", b"changed"), (first, contents(folder)["README.md"])):
+        done = subprocess.run(
+            [*command, "--revision", revision], env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        files = contents_of_files(tmp_path / "here")
+        assert files == {**contents(folder), "README.md": card}
+    assert loopback_hub.token not in done.stdout + done.stderr
+
+
+def contents_of_files(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+
+
+def push_card_and_pin(repo, first):
+    from huggingface_hub import ModelCard
+    from transformers import pipeline
+
+    import transformers_nim  # noqa: F401 - makes the Auto classes know NIM
+
+    card = ModelCard.load(repo)
+    card.data.tags = [*card.data.tags, "changed"]
+    card.push_to_hub(repo)
+    pipe = pipeline(model=repo, revision=first, sigma=25, seed=0)
+    return [
+        ModelCard.load(repo).data.tags,
+        type(pipe).__name__,
+        pipe.model.config.defense_sigma["value"],
+    ]
+
+
+def test_card_and_pinned_pipeline(loopback_hub, folder, tmp_path):
+    first = loopback_hub.add(REPO, contents(folder))
+    config = contents(folder)["config.json"].replace(b'"value": 70', b'"value": 33')
+    assert config != contents(folder)["config.json"]
+    loopback_hub.add(REPO, {"config.json": config})
+    tags, kind, sigma = run(push_card_and_pin, loopback_hub.environment(tmp_path), REPO, first)
+    assert tags == ["transformers-nim", "nim", "changed"]
+    assert (kind, sigma) == ("NIMImageClassificationPipeline", 70)
+
+
+def load_metrics():
+    import evaluate
+
+    answers = {}
+    for name, inputs in (
+        ("robust_accuracy", {"predictions": [[1, 1], [0, 2]], "references": [1, 2]}),
+        ("certified_accuracy", {"predictions": [1], "certified_radii": [0.5], "references": [1]}),
+    ):
+        answers[name] = evaluate.load(f"nim/{name}").compute(**inputs)[name.replace("robust_", "")]
+    return answers
+
+
+def load_metric_without_the_package():
+    import sys
+
+    import evaluate
+
+    sys.modules["transformers_nim"] = None
+    try:
+        evaluate.load("nim/robust_accuracy")
+    except ImportError as error:
+        return str(error)
+
+
+def test_metric_spaces(loopback_hub, tmp_path):
+    for name in ("robust_accuracy", "certified_accuracy"):
+        files = {path.name: path.read_bytes() for path in Path(metric_path(name)).iterdir() if path.is_file()}
+        loopback_hub.add(f"nim/{name}", files, repo_type="space")
+    (tmp_path / "other").mkdir()
+    answers = run(load_metrics, loopback_hub.environment(tmp_path))
+    assert answers["robust_accuracy"] == 0.75
+    assert answers["certified_accuracy"] == [1, 1, 1, 0, 0]
+    # It is not part of the Space: where it is not installed, evaluate names it.
+    assert "transformers_nim" in run(load_metric_without_the_package, loopback_hub.environment(tmp_path / "other"))
 
 
 def change_files():

@@ -22,7 +22,7 @@ from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.utils import auto_docstring
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME, auto_docstring
 
 from .noise import parse_sigma
 
@@ -44,6 +44,8 @@ _POSITIVE_FIELDS = (
     "layer_norm_eps",
 )
 _CLASSIFIER_INPUT = {"image_mean", "image_std", "size", "resample", "bgr"}
+# What `config.json` says about Python files beside it.
+_CODE_FIELDS = ("auto_map", "custom_pipelines")
 _PROBABILITY_FIELDS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate")
 
 # Encoder width, depth, heads, patch size, image size; decoder width, depth, heads. The sizes for 224-pixel images are
@@ -234,6 +236,9 @@ class NIMConfig(PreTrainedConfig):
         Raises:
             ValueError: A value has the wrong type or is out of range.
         """
+        if not __name__.startswith(f"{TRANSFORMERS_DYNAMIC_MODULE_NAME}."):
+            # Code beside the checkpoint is for those who have not installed this package, and no part of the model.
+            config_dict = {name: value for name, value in config_dict.items() if name not in _CODE_FIELDS}
         loaded = super().from_dict(config_dict, **kwargs)
         (loaded[0] if isinstance(loaded, tuple) else loaded).validate()
         return loaded

@@ -5,6 +5,7 @@ import copy
 import os
 from collections.abc import Callable
 
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import CONFIG_NAME
 
 from .configuration_nim import NIMConfig
@@ -38,6 +39,10 @@ def saved_config(name_or_path, kwargs: dict) -> NIMConfig | None:
         if not os.path.isfile(path):
             # transformers would go on with the default config.
             raise OSError(f"{name_or_path} is no checkpoint: it has no file {path}")
+    if kwargs.get("config") is None:
+        content, _ = NIMConfig.get_config_dict(name_or_path, **source_arguments(kwargs))
+        if "model_type" not in content:
+            raise OSError(f"{name_or_path} is no checkpoint: it has no {CONFIG_NAME}, or one without a model_type")
     return NIMConfig.from_pretrained(name_or_path, **source_arguments(kwargs))
 
 
@@ -93,7 +98,8 @@ def load_derived_weights(from_pretrained: Callable, state_dict: dict, name_or_pa
     """`from_pretrained` with weights that were derived from the checkpoint instead of read from it."""
     source, options = source_arguments(kwargs), {k: v for k, v in kwargs.items() if k not in _HUB_ARGUMENTS}
     config = options.pop("config", None)
-    if not isinstance(config, NIMConfig):
+    # Not NIMConfig: transformers loads that of a checkpoint which carries its code apart from this module.
+    if not isinstance(config, PreTrainedConfig):
         default = NIMConfig()
         known = {k: v for k, v in options.items() if hasattr(default, k) and k not in ("dtype", "torch_dtype")}
         options = {k: v for k, v in options.items() if k not in known}

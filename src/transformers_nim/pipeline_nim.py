@@ -28,6 +28,11 @@ def to_picture(pixel_values: torch.Tensor, config: NIMConfig) -> Image.Image:
     return Image.fromarray(pixels.permute(1, 2, 0).squeeze(-1).numpy())
 
 
+def _has_defense(model: Any) -> bool:
+    # By name: from a checkpoint that carries its code, transformers loads this module and the model's own separately.
+    return any(base.__name__ == NIMForRobustImageClassification.__name__ for base in type(model).__mro__)
+
+
 class NIMImageClassificationPipeline(ImageClassificationPipeline):
     """Image classification with De^3.
 
@@ -80,7 +85,7 @@ class NIMImageClassificationPipeline(ImageClassificationPipeline):
     def __new__(cls, *args: Any, **kwargs: Any):
         model = kwargs.get("model", args[0] if args else None)
         # Without a model this is a copy of a pipeline being made.
-        if model is None or isinstance(model, NIMForRobustImageClassification):
+        if model is None or _has_defense(model):
             return super().__new__(cls)
         ours = kwargs.keys() & _OPTIONS
         if ours:
@@ -103,7 +108,7 @@ class NIMImageClassificationPipeline(ImageClassificationPipeline):
         **kwargs: Any,
     ):
         if sigma is not _UNSET and sigma is not None and not (isinstance(sigma, str) and sigma == FROM_CONFIG):
-            sigma = parse_sigma(sigma)  # type: ignore[arg-type]
+            parse_sigma(sigma)  # type: ignore[arg-type]
         if num_samples is not None and (type(num_samples) is not int or num_samples < 1):
             raise ValueError(f"num_samples must be an int of at least 1, got {num_samples!r}")
         if vote not in (None, "mean", "majority"):
@@ -182,7 +187,7 @@ class NIMImageClassificationPipeline(ImageClassificationPipeline):
 
     def _certified_answer(self, certificates: Certificate | list[Certificate]) -> dict[str, Any]:
         # transformers takes batches of several images apart, and leaves those of one as they are.
-        (certificate,) = [certificates] if isinstance(certificates, Certificate) else certificates
+        (certificate,) = certificates if isinstance(certificates, list) else [certificates]
         id2label = cast(dict[int, str], self.config.id2label)
         return {
             "label": None if certificate.abstained else id2label[certificate.label],

@@ -139,7 +139,7 @@ def test_curves_table_and_plot(finished, script, capsys):
         assert curve["mean_num_draws"] == 320
     shown = results["curves"][0]["certified_accuracy"]
     assert 1 > shown[0] > shown[1] > 0
-    table = script.result_table(results["curves"])
+    table = script.certificate_table(results["curves"])
     assert f"{100 * shown[0]:.1f} [" in table
     assert "sigma 10 (0.0392)" in table
     assert "radius 8" in table

@@ -245,6 +245,7 @@ def test_what_is_pushed(tmp_path, hub, capsys):
     assert sorted(filter_repo_objects(files, ignore_patterns=options["ignore_patterns"])) == [
         "README.md",
         "all_results.json",
+        "card.json",
         "config.json",
         "log.jsonl",
         "model.safetensors",

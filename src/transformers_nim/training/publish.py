@@ -13,25 +13,13 @@ import transformers
 from huggingface_hub import HfApi
 
 from .. import __version__
-from ..cards import write_training_card
+from ..cards import write_card
 from ..extras import require
+from ..publishing import LOCAL_FILES
 from .arguments import public_arguments
 from .data import ImageData
 from .launch import Plan
 from .run import TrainingRun
-
-
-# What is no part of a published model.
-_LOCAL_FILES = [
-    "checkpoint-*",
-    "checkpoint-*/**",
-    "logs/**",
-    "best/**",
-    "pictures/**",
-    "*.partial",
-    "*.partial/**",
-    "*.old/**",
-]
 
 
 def create_repository(args: argparse.Namespace) -> str | None:
@@ -106,7 +94,8 @@ def finish(
     }
     if accelerator.is_main_process:
         (output_dir / "all_results.json").write_text(json.dumps(results, indent=2) + "\n")
-        write_training_card(output_dir, repository or output_dir.resolve().name, results, summary)
+        name = repository or output_dir.resolve().name
+        write_card(output_dir, name=name, summary=summary, results=["all_results.json"])
         if run.undecodable:
             # By the numbers in their names.
             rows = sorted(run.undecodable, key=lambda row: [int(number) for number in re.findall(r"\d+", row)])
@@ -122,7 +111,7 @@ def finish(
                 repo_id=repository,
                 folder_path=output_dir,
                 commit_message=f"NIM {task}, {run.step} steps",
-                ignore_patterns=_LOCAL_FILES,
+                ignore_patterns=LOCAL_FILES,
             )
             accelerator.print(f"pushed: {url}")
     accelerator.wait_for_everyone()

@@ -1,0 +1,296 @@
+# Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
+"""Makes the card of a folder from the files in it: no number on a card is typed by hand."""
+
+import json
+from collections.abc import Mapping, Sequence
+from difflib import unified_diff
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
+from huggingface_hub.utils import yaml_dump
+
+from .. import __version__
+from ..configuration_nim import NIMConfig
+from ..image_processing_nim import NIMImageProcessor
+from ..remote_code import config_with_code, image_processor_with_code, to_json
+from . import texts
+from .evaluations import Evaluation, read_evaluation
+from .tables import render_table
+
+
+INPUTS = "card.json"
+_FIELDS = {"name", "summary", "results", "plans", "training_data", "hub_dataset", "limits", "model"}
+
+
+def read_inputs(folder: str | Path) -> dict[str, Any]:
+    """The content of a folder's `card.json`.
+
+    Raises:
+        ValueError: There is none, or it has unknown fields.
+    """
+    path = Path(folder) / INPUTS
+    if not path.is_file():
+        raise ValueError(
+            f"{folder} has no {INPUTS}, from which its card is made; transformers_nim.cards.write_card writes it"
+        )
+    inputs = json.loads(path.read_text(encoding="utf-8"))
+    unknown = sorted(inputs.keys() - _FIELDS)
+    if unknown or not {"name", "summary"} <= inputs.keys():
+        raise ValueError(f"{path} must have name and summary, and may have {sorted(_FIELDS)}; unknown: {unknown}")
+    return inputs
+
+
+def card_files(folder: str | Path, with_code: bool | None = None) -> dict[str, str]:
+    """Everything in a folder that is generated, by path; nothing is written.
+
+    Args:
+        folder: With `card.json`, the result files that it names, and `config.json` unless it names a `model`.
+        with_code: Whether the checkpoint carries its code; by default, whether it does now.
+
+    Returns:
+        `README.md`, for measurements on a data set of the Hub `.eval_results/*.yaml`, and, if `card.json` names a
+        `model`, `config.json` and `preprocessor_config.json`.
+
+    Raises:
+        ValueError: `card.json` or a file that it names is missing or of no known kind.
+    """
+    folder = Path(folder)
+    inputs = read_inputs(folder)
+    if with_code is None:
+        with_code = (folder / "modeling_nim.py").is_file()
+    files: dict[str, str] = {}
+    if "model" in inputs:
+        files = _model_files(inputs["model"], with_code)
+        config = json.loads(files["config.json"])
+    else:
+        config = _read(folder, "config.json")
+    results = {name: _read(folder, name) for name in inputs.get("results", [])}
+    evaluations = {name: read_evaluation(content, f"{folder / name}") for name, content in results.items()}
+    plans = [_read(folder, name) for name in inputs.get("plans", [])]
+    training = next((content for content in results.values() if "task" in content), None)
+    kind = _kind(config, training)
+    files["README.md"] = _card(inputs, config, kind, evaluations, plans, training, with_code)
+    if inputs.get("hub_dataset"):
+        for name, evaluation in evaluations.items():
+            if evaluation.figures:
+                files[f".eval_results/{Path(name).stem}.yaml"] = _eval_results(evaluation, inputs["hub_dataset"])
+    return files
+
+
+def write_card(folder: str | Path, **inputs: Any) -> Path:
+    """Writes `card.json`, and from it and the files that it names `README.md` and all else that is generated.
+
+    Args:
+        folder: A checkpoint.
+        inputs: Fields of `card.json`, in place of those that it has: `name`; `summary`, a sentence that says what the
+            model is; `results`, names of result files in the folder; `plans`, names of files that
+            `examples/plan_run.py --output_file` has written; `training_data`, in words; `hub_dataset`, where the data
+            of the results are on the Hub; `limits`, further sentences; and `model`, for a folder whose configs are
+            generated and that has no weights yet: `{"size": ..., "architecture": ..., "overrides": {...}}`.
+
+    Returns:
+        Path of the card.
+
+    Raises:
+        ValueError: See [`card_files`].
+    """
+    folder = Path(folder)
+    if inputs:
+        old = json.loads((folder / INPUTS).read_text(encoding="utf-8")) if (folder / INPUTS).is_file() else {}
+        (folder / INPUTS).write_text(json.dumps({**old, **inputs}, indent=2) + "\n", encoding="utf-8")
+    for name, text in card_files(folder).items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+    return folder / "README.md"
+
+
+def card_differences(folder: str | Path) -> str:
+    """How the generated files of a folder differ from what its inputs give, as a unified diff; empty if they agree.
+
+    Raises:
+        ValueError: See [`card_files`].
+    """
+    folder = Path(folder)
+    lines: list[str] = []
+    for name, text in card_files(folder).items():
+        path = folder / name
+        there = path.read_text(encoding="utf-8") if path.is_file() else ""
+        lines += unified_diff(
+            there.splitlines(keepends=True), text.splitlines(keepends=True), f"{name} (there)", f"{name} (generated)"
+        )
+    return "".join(lines)
+
+
+def count_parameters(config: Mapping[str, Any]) -> int:
+    """Parameters of the model that a `config.json` describes; no memory is taken."""
+    import torch
+
+    from .. import modeling_nim
+
+    cls = getattr(modeling_nim, (config.get("architectures") or ["NIMForPreTraining"])[0])
+    with torch.device("meta"):
+        model = cls(NIMConfig.from_dict(dict(config)))
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _read(folder: Path, name: str) -> dict[str, Any]:
+    path = folder / name
+    if not path.is_file():
+        raise ValueError(f"{path} is missing, and the card of {folder} is made from it")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _model_files(model: Mapping[str, Any], with_code: bool) -> dict[str, str]:
+    config = NIMConfig.from_size(model["size"], architectures=[model["architecture"]], **model.get("overrides", {}))
+    # Without what depends on the versions that are installed, and without names such as LABEL_7.
+    content = config.to_diff_dict()
+    for name in ("transformers_version", "dtype", "_name_or_path", "id2label", "label2id"):
+        content.pop(name, None)
+    if "num_labels" in model.get("overrides", {}):
+        content["num_labels"] = model["overrides"]["num_labels"]
+    processor = NIMImageProcessor.from_config(config).to_dict()
+    processor = {name: value for name, value in processor.items() if value is not None}
+    if with_code:
+        content, processor = config_with_code(content), image_processor_with_code(processor)
+    return {"config.json": to_json(content), "preprocessor_config.json": to_json(_plain(processor))}
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold, of the settings of an image processor."""
+    return json.loads(json.dumps(value, default=lambda x: dict(x) if isinstance(x, Mapping) else vars(x)))
+
+
+def _kind(config: Mapping[str, Any], training: Mapping[str, Any] | None) -> str:
+    architecture = (config.get("architectures") or ["NIMForPreTraining"])[0]
+    if architecture == "NIMForRobustImageClassification":
+        return "defended"
+    if architecture == "NIMForImageClassification":
+        return "undefended"
+    return "masked" if training and training["arguments"].get("pretext") == "mae" else "pretraining"
+
+
+def _card(
+    inputs: Mapping[str, Any],
+    config: Mapping[str, Any],
+    kind: str,
+    evaluations: Mapping[str, Evaluation],
+    plans: Sequence[Mapping[str, Any]],
+    training: Mapping[str, Any] | None,
+    with_code: bool,
+) -> str:
+    defense = config.get("defense_sigma") or {}
+    sigma = f"{defense['value']:g}" if defense.get("type") == "constant" else '"config"'
+    usage = [texts.USAGE[kind].format(name=inputs["name"], sigma=sigma)]
+    usage += [texts.USAGE_WITH_CODE.format(version=__version__)] if with_code else []
+    measured = "\n\n".join(f"### {evaluation.title}\n\n{evaluation.text}" for evaluation in evaluations.values())
+    sections = {
+        "": inputs["summary"],
+        "Weights": "\n\n".join([texts.NO_WEIGHTS, *(_command(plan) for plan in plans)]) if "model" in inputs else "",
+        "Use": "\n\n".join(usage),
+        "Intended use": texts.INTENDED[kind],
+        "Evaluation": measured or "\n\n".join(["Nothing was measured.", texts.PROTOCOL.get(kind, "")]).strip(),
+        "Training": _training(inputs, training),
+        "Cost": _cost(config, kind, plans),
+        "Limits": _limits(inputs, config, kind, evaluations),
+        "Citation": texts.CITATION,
+    }
+    is_classifier = kind in ("defended", "undefended")
+    is_attacked = any(evaluation.is_attack for evaluation in evaluations.values())
+    data = ModelCardData(
+        model_name=inputs["name"],
+        license="apache-2.0",
+        library_name="transformers",
+        pipeline_tag="image-classification" if is_classifier else "image-feature-extraction",
+        tags=["transformers-nim", *(["adversarial-robustness"] if is_attacked else []), "nim"],
+        datasets=[inputs["hub_dataset"]] if inputs.get("hub_dataset") else None,
+        eval_results=[
+            EvalResult(
+                task_type="image-classification",
+                dataset_type=inputs.get("hub_dataset") or evaluation.dataset,
+                dataset_name=evaluation.dataset,
+                dataset_split=evaluation.split,
+                metric_type=figure.metric,
+                metric_name=figure.name,
+                metric_value=figure.value,
+                metric_args=figure.arguments,
+            )
+            for evaluation in evaluations.values()
+            for figure in evaluation.figures
+        ]
+        or None,
+    )
+    text = "\n\n".join(f"## {title}\n\n{body}" if title else body for title, body in sections.items() if body)
+    card = ModelCard.from_template(data, template_str=texts.TEMPLATE, model_name=inputs["name"], sections=text)
+    return f"{str(card).rstrip()}\n"
+
+
+def _training(inputs: Mapping[str, Any], training: Mapping[str, Any] | None) -> str:
+    parts = []
+    if training is not None:
+        script = {"pretraining": "examples/pretrain.py", "finetuning": "examples/finetune.py"}[training["task"]]
+        parts.append(
+            f"Trained on {training['dataset']} for {training['steps']:,} updates of {training['total_batch_size']}"
+            f" images by `{script}` of transformers-nim {training['versions']['transformers_nim']}; all arguments are"
+            " in `all_results.json`."
+        )
+    if inputs.get("training_data"):
+        parts.append(f"Training data: {inputs['training_data']}")
+    return "\n\n".join(parts)
+
+
+def _command(plan: Mapping[str, Any]) -> str:
+    one = next(iter(row for row in plan["plans"] if row["name"] == plan["shown"]), plan["plans"][0])
+    return f"```bash\n{one['command']}\n```"
+
+
+def _cost(config: Mapping[str, Any], kind: str, plans: Sequence[Mapping[str, Any]]) -> str:
+    parameters = f"{count_parameters(config) / 1e6:.3g} M parameters."
+    draws = config.get("num_samples", 1)
+    passes = {
+        "defended": f"A prediction takes {draws} noise draw{'s' * (draws != 1)}, each a forward pass through the"
+        f" denoiser (encoder and decoder) and one through the classifier: {2 * draws} forward passes. A certificate"
+        " takes as many draws as are asked for, n0 + n.",
+        "undefended": "A prediction takes 1 forward pass.",
+        "pretraining": "Denoising an image takes 1 forward pass through encoder and decoder.",
+        "masked": "Features of an image take 1 forward pass through the encoder.",
+    }[kind]
+    parts = [f"{parameters} {passes}"]
+    for plan in plans:
+        rows = [[row["name"], f"{row['hours']:,.1f}", f"{row['gpu_hours']:,.0f}"] for row in plan["plans"]]
+        parts.append(
+            f"Expected for {plan['task']} ({plan['num_train_epochs']:g} epochs of {plan['num_images']:,} images,"
+            f" {plan['step_flops'] / 1e9:,.1f} GFLOPs per image and update), from counted FLOPs and the assumption"
+            f" that GPUs reach {plan['utilization']:.0%} of their peak; not measured on GPUs:"
+        )
+        parts.append(render_table(["GPUs", "hours", "GPU hours"], rows))
+    return "\n\n".join(parts)
+
+
+def _limits(
+    inputs: Mapping[str, Any], config: Mapping[str, Any], kind: str, evaluations: Mapping[str, Evaluation]
+) -> str:
+    against = list(texts.LIMITS[kind])
+    if kind == "defended" and config.get("norm_pix_loss") and config.get("patch_statistics") == "input":
+        against.append(texts.LEAKS)
+    parts = [*inputs.get("limits", []), *(limit for evaluation in evaluations.values() for limit in evaluation.limits)]
+    if not evaluations:
+        parts.append("Nothing is claimed: no model of this configuration has been trained or attacked yet.")
+    if kind == "defended":
+        parts.append("What the defense does not protect against:")
+    points = "\n".join(f"- {point}" for point in against)
+    return "\n\n".join([*parts, *([points] if points else [])])
+
+
+def _eval_results(evaluation: Evaluation, dataset: str) -> str:
+    """The Hub's file of results; the identifier of a task is that of the metric."""
+    entries = [
+        EvalResultEntry(
+            dataset_id=dataset,
+            task_id=figure.metric,
+            value=figure.value,
+            notes=f"{figure.name}; " + ", ".join(f"{name}={value}" for name, value in figure.arguments.items()),
+        )
+        for figure in evaluation.figures
+    ]
+    return yaml_dump(eval_result_entries_to_yaml(entries), sort_keys=False)

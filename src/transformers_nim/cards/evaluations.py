@@ -1,0 +1,231 @@
+# Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
+"""What a card says of a result file: each kind of file has a reader here."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .tables import attack_table, certificate_table, percent, render_table
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number that was measured, for the metadata of a card.
+
+    Attributes:
+        metric: Name of the metric, such as `"accuracy"`.
+        name: What was measured, in words.
+        value: The number; a share in [0, 1].
+        arguments: How it was measured: `norm`, `eps_255`, `steps`, `num_draws` (of EOT), `restarts`, `sigma`, the
+            interval `low` to `high`, whatever applies. eps and sigma are in units of 0..255 pixels.
+    """
+
+    metric: str
+    name: str
+    value: float
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a card says of one result file.
+
+    Attributes:
+        title: Heading.
+        dataset: Name of the data.
+        split: Its split, if that is known.
+        text: Protocol and table, in Markdown.
+        figures: Its numbers, for the metadata.
+        limits: What the numbers do not say, in sentences.
+        is_attack: Whether the model was attacked or certified, so that the numbers tell about robustness.
+    """
+
+    title: str
+    dataset: str
+    split: str | None
+    text: str
+    figures: list[Figure] = field(default_factory=list)
+    limits: list[str] = field(default_factory=list)
+    is_attack: bool = True
+
+
+# What figures of training mean, by the beginning of their names.
+_LEGENDS = {
+    "psnr": "`psnr` is the peak signal-to-noise ratio of denoised images in dB, `psnr_noisy` that of the noisy images"
+    " they were made of; sigma is the scale of the noise in units of 0..255 pixels.",
+    "accuracy": "Accuracies are shares of right predictions, from one noise draw per image, with a 95 % interval from"
+    " `low` to `high`. sigma is the scale of the noise that was added to the images, in units of 0..255 pixels; `off`"
+    " is without noise, and without the defense if there is one.",
+}
+_UNATTACKED = (
+    "The figures of training were measured without an attack. They say nothing about robustness, which has to be"
+    " measured by attacking the model."
+)
+_NO_CLASSIFIER = (
+    "No classifier, and nothing is known of its robustness: that of a classifier made of it has to be measured by"
+    " attacking it."
+)
+
+
+def read_training(results: Mapping[str, Any]) -> Evaluation:
+    """Of `all_results.json`, which the training scripts write."""
+    metrics, split = results["metrics"], results["validation_split"]
+    measured = f"Measured on {results['num_eval_images']} {split} images of {results['dataset']}."
+    if results["best"] is not None and split.startswith("test"):
+        measured += " The model in `best/` was chosen by them, so its figures are no test."
+    legends = [text for start, text in _LEGENDS.items() if any(name.startswith(start) for name in metrics)]
+    table = render_table(["figure", "value"], [[name, f"{value:.4g}"] for name, value in metrics.items()])
+    text = "\n\n".join([measured, table, *legends]) if metrics else "Nothing was measured."
+    figures = [
+        Figure(
+            "accuracy",
+            f"accuracy without attack, {name.removeprefix('accuracy_').replace('_', ' ')}",
+            value,
+            {"low": metrics[f"{name}_low"], "high": metrics[f"{name}_high"]},
+        )
+        for name, value in metrics.items()
+        if "accuracy" in name and not name.endswith(("_low", "_high"))
+    ]
+    limits = [_UNATTACKED if results["task"] == "finetuning" else _NO_CLASSIFIER]
+    return Evaluation("While training", results["dataset"], split, text, figures, limits, is_attack=False)
+
+
+def read_attacks(results: Mapping[str, Any]) -> Evaluation:
+    """Of the `results.json` of the quickstart."""
+    figures = [
+        Figure(
+            "accuracy",
+            f"accuracy, {row['model']}, {row['attack']}",
+            round(row["mean"] / 100, 6),
+            {
+                "sigma": row["sigma"],
+                "low": round(row["low"] / 100, 6),
+                "high": round(row["high"] / 100, 6),
+                **row["settings"],
+            },
+        )
+        for row in results["rows"]
+    ]
+    text = f"{results['protocol']}\n\n{attack_table(results['rows'])}"
+    return Evaluation("Under attack", results["dataset"], None, text, figures)
+
+
+def read_certificates(results: Mapping[str, Any]) -> Evaluation:
+    """Of the `results.json` of `examples/certify.py`."""
+    settings = results["settings"]
+    options = {name: settings[name] for name in ("n0", "n", "alpha", "sequential")}
+    figures = [
+        Figure(
+            "certified_accuracy",
+            f"certified accuracy, sigma {curve['sigma']:g}, radius {radius:g}",
+            curve["certified_accuracy"][index],
+            {
+                "norm": "L2",
+                "radius": radius,
+                "sigma": curve["sigma"],
+                "low": curve["certified_accuracy_low"][index],
+                "high": curve["certified_accuracy_high"][index],
+                **options,
+            },
+        )
+        for curve in results["curves"]
+        for index, radius in enumerate(curve["radii"])
+    ]
+    text = f"{results['protocol']}\n\n{certificate_table(results['curves'])}"
+    limits = [
+        "The certificates hold for the vote under noise, by `predict_smoothed` or `certify`, in the L2 norm and at the"
+        " radii of the table; single draws have none."
+    ]
+    return Evaluation("Certificates", settings["dataset"], settings["split"], text, figures, limits)
+
+
+def _interval(value: Any) -> str:
+    """A share as a report has it: a number, or a mean with its interval."""
+    if isinstance(value, Mapping):
+        return percent(value["mean"], value.get("low"), value.get("high"))
+    return percent(value)
+
+
+def _sigma(value: float | None) -> str:
+    return "off" if value is None else f"{value:g}"
+
+
+def _report_figures(results: Mapping[str, Any]) -> Iterator[Figure]:
+    settings = results["settings"]
+    cells = {cell["name"]: cell for cell in results["cells"]}
+    for row in results["rows"]:
+        # The defense as it is meant to be used; the table has the others.
+        if row["defense_sigma"] != settings["sigma"]:
+            continue
+        strength = {**settings["strength"], **cells.get(row["cell"], {}).get("options", {})}
+        how = {"norm": row["norm"], "eps_255": row["eps"], "sigma": row["defense_sigma"], "seed": settings["seed"]}
+        how |= {"attack_sigma": row["attack_sigma"], "num_images": row["num_images"]}
+        how |= {name: strength[name] for name in ("steps", "num_draws", "restarts") if row["eps"] and name in strength}
+        for name, value in row.items():
+            if name == "accuracy" or name.startswith(("worst_of", "majority_of")):
+                mean = value["mean"] if isinstance(value, Mapping) else value
+                bounds = {end: value[end] for end in ("low", "high") if isinstance(value, Mapping) and end in value}
+                yield Figure("accuracy", f"{name.replace('_', ' ')}, {row['cell']}", mean, {**how, **bounds})
+
+
+def read_robustness(results: Mapping[str, Any]) -> Evaluation:
+    """Of the `results.json` of `examples/evaluate_robustness.py`."""
+    settings, rows = results["settings"], results["rows"]
+    kinds = ["accuracy", *(name for name in rows[0] if name.startswith(("worst_of", "majority_of")))]
+    columns = ["attack", "eps", "sigma assumed", "sigma used", *(name.replace("_", " ") for name in kinds), "clean"]
+    lines = [
+        [
+            row["cell"],
+            f"{row['eps']:g}/255",
+            _sigma(row["attack_sigma"]),
+            _sigma(row["defense_sigma"]),
+            *(_interval(row[name]) for name in kinds),
+            _interval(row["clean"].get("accuracy", row["clean"])),
+        ]
+        for row in rows
+    ]
+    strength = settings["strength"]
+    protocol = (
+        f"Accuracy in percent on {rows[0]['num_images']} images of {settings['dataset']} ({settings['split']}) under"
+        f" {settings['norm']} perturbations, with 95 % intervals over images and noise draws that the attack never"
+        f" saw, beside the clean accuracy measured in the same way. Attacks: {strength['steps']} steps,"
+        f" {strength['num_draws']} noise draws per gradient, {strength['restarts']} restart(s), seed"
+        f" {settings['seed']}."
+    )
+    checks = [
+        f"- {'PASS' if check['passed'] else 'FAIL'} {check['name']}: {check['detail']}" for check in results["checks"]
+    ]
+    failed = [check["name"] for check in results["checks"] if not check["passed"]]
+    text = f"{protocol}\n\n{render_table(columns, lines)}\n\nSanity checks:\n\n" + "\n".join(checks)
+    limits = []
+    if failed:
+        limits.append(f"**Unreliable**: of the sanity checks of the attacks, these failed: {', '.join(failed)}.")
+    return Evaluation(
+        "Robustness", settings["dataset"], settings["split"], text, list(_report_figures(results)), limits
+    )
+
+
+# The fields by which a kind of result file is recognized, and its reader.
+READERS: list[tuple[set[str], Callable[[Mapping[str, Any]], Evaluation]]] = [
+    ({"task", "metrics", "validation_split"}, read_training),
+    ({"curves", "settings", "protocol"}, read_certificates),
+    ({"cells", "rows", "settings", "checks"}, read_robustness),
+    ({"rows", "protocol", "dataset"}, read_attacks),
+]
+
+
+def read_evaluation(results: Mapping[str, Any], name: str = "the result file") -> Evaluation:
+    """What a card says of a result file.
+
+    Args:
+        results: Its content.
+        name: Its name, for errors.
+
+    Raises:
+        ValueError: It is of no known kind.
+    """
+    for fields, read in READERS:
+        if fields <= results.keys():
+            return read(results)
+    known = "; ".join(", ".join(sorted(fields)) for fields, _ in READERS)
+    raise ValueError(f"{name} has the fields {sorted(results)}, which are of no known kind; known are {known}")

@@ -1,0 +1,193 @@
+# Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
+"""Publishing over HTTP, as a user does, and what is refused."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+
+from transformers_nim import publishing
+from transformers_nim.cards import write_card
+from transformers_nim.publishing import prepare
+
+
+SCRIPT = Path(__file__).parent.parent.parent / "examples" / "push_checkpoint.py"
+SIZES = Path(__file__).parent.parent.parent / "model_cards"
+REPO = "nim/nim-vit-tiny"
+RESULTS = {
+    "dataset": "digits",
+    "protocol": "Measured somehow.",
+    "rows": [
+        {"model": "De^3", "sigma": 50, "attack": "PGD", "mean": 41.5, "low": 33.0, "high": 50.0, "settings": {}},
+    ],
+}
+
+
+@pytest.fixture
+def folder(robust_path, tmp_path) -> Path:
+    folder = tmp_path / "outputs" / "tiny"
+    shutil.copytree(robust_path, folder)
+    (folder / "results.json").write_text(json.dumps(RESULTS))
+    write_card(folder, name="nim-vit-tiny", summary="A test's model.", results=["results.json"])
+    # What training leaves beside it.
+    (folder / "checkpoint-7").mkdir()
+    (folder / "checkpoint-7" / "optimizer.bin").write_bytes(b"x")
+    return folder
+
+
+def push(hub, tmp_path, *arguments):
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *map(str, arguments)],
+        env={**hub.environment(tmp_path), "OMP_NUM_THREADS": "1"},
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def published(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_without_push_nothing_is_sent(loopback_hub, folder, tmp_path):
+    done = push(loopback_hub, tmp_path, "outputs/tiny", "--repo_id", REPO, "--private")
+    assert done.returncode == 0, done.stderr
+    assert loopback_hub.requests == []
+    for text in (f"to: {REPO}, branch main (private if it is new)", "A test's model.", "accuracy, De^3, PGD: 0.415"):
+        assert text in done.stdout
+    for name, content in published(folder).items():
+        assert f"{len(content):,}  {name}" in done.stdout
+    assert "optimizer.bin" not in done.stdout
+    assert "nothing was sent; pass --push to send it" in done.stdout
+
+
+def test_push_and_compare(loopback_hub, folder, tmp_path):
+    done = push(loopback_hub, tmp_path, folder, "--repo_id", REPO, "--push")
+    assert done.returncode == 0, done.stderr
+    assert loopback_hub.files(REPO) == published(folder)
+    assert "published and compared: nim/nim-vit-tiny at " in done.stdout
+    fetched = [path for method, path, _ in loopback_hub.requests if method == "GET" and "/resolve/" in path]
+    assert len(fetched) == len(published(folder)), "everything is downloaded again"
+    assert loopback_hub.token not in done.stdout + done.stderr
+
+
+def test_with_code(loopback_hub, folder, tmp_path):
+    before = published(folder)
+    done = push(loopback_hub, tmp_path, folder, "--repo_id", REPO, "--push", "--with_code")
+    assert done.returncode == 0, done.stderr
+    assert published(folder) == before, "the folder stays as it is"
+    files = loopback_hub.files(REPO)
+    assert {"modeling_nim.py", "noise.py"} < files.keys()
+    assert "auto_map" in json.loads(files["config.json"])
+    assert "trust_remote_code" in files["README.md"].decode()
+    assert ModelCard(files["README.md"].decode()).data.eval_results
+
+
+def test_revision_is_a_branch(loopback_hub, folder, tmp_path):
+    done = push(loopback_hub, tmp_path, folder, "--repo_id", REPO, "--push", "--revision", "v1")
+    assert done.returncode == 0, done.stderr
+    assert loopback_hub.files(REPO) == {}
+    assert loopback_hub.files(REPO, revision="v1") == published(folder)
+
+
+def test_what_arrives_broken_is_told(loopback_hub, folder, tmp_path, monkeypatch):
+    loopback_hub.corrupt = "results.json"
+    done = push(loopback_hub, tmp_path, folder, "--repo_id", REPO, "--push")
+    assert done.returncode == 1
+    assert "differs from" in done.stderr
+    assert "in results.json; upload again" in done.stderr
+    assert "published" not in done.stdout
+
+
+def change_results(folder):
+    (folder / "results.json").write_text(json.dumps(RESULTS).replace("41.5", "61.5"))
+
+
+def change_card(folder):
+    card = folder / "README.md"
+    card.write_text(card.read_text().replace("41.5", "61.5"))
+
+
+def token_in(name):
+    return lambda folder: (folder / name).write_text('{"token": "hf_' + "aB3" * 10 + '"}')
+
+
+REFUSED = {
+    "card": (change_card, "-| De^3          | 61.5"),
+    "results": (change_results, "+| De^3          | 61.5"),
+    "no card": (lambda folder: (folder / "card.json").unlink(), "has no card.json"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors is missing"),
+    "no processor": (
+        lambda folder: (folder / "preprocessor_config.json").unlink(),
+        "preprocessor_config.json is missing",
+    ),
+    "no results": (lambda folder: (folder / "results.json").unlink(), "results.json is missing"),
+    "half of the weights": (
+        lambda folder: (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:5000]),
+        "model.safetensors cannot be read",
+    ),
+    "pickle": (lambda folder: (folder / "extra.pt").write_bytes(b"x"), "extra.pt: such files can execute code"),
+    "bin": (lambda folder: (folder / "pytorch_model.bin").write_bytes(b"x"), "pytorch_model.bin: such files"),
+    "pkl": (lambda folder: (folder / "a.pkl").write_bytes(b"x"), "a.pkl: such files"),
+    "token": (token_in("notes.json"), "notes.json, line 1: this looks like a token"),
+    "path": (
+        lambda folder: (folder / "log.jsonl").write_text('{"dir": "/home/me/data"}'),
+        "/home/me/data is an absolute",
+    ),
+    "windows path": (lambda folder: (folder / "a.txt").write_text("C:\\Users\\me"), "C:\\Users is an absolute path"),
+    "foreign code": (lambda folder: (folder / "modeling_x.py").write_text("1"), "modeling_x.py is no file of"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(folder, name):
+    change, expected = REFUSED[name]
+    change(folder)
+    problems = "\n".join(prepare(folder, REPO).problems)
+    assert expected in problems
+    assert "aB3aB3" not in problems, "tokens are not shown"
+    with pytest.raises(ValueError, match="not ready to be published"):
+        publishing.upload(prepare(folder, REPO))
+
+
+def test_own_token_is_found(folder):
+    (folder / "a.txt").write_text("x short-secret y")
+    assert not prepare(folder, REPO).problems
+    assert "a.txt, line 1" in prepare(folder, REPO, token="short-secret").problems[0]
+
+
+def test_refused_by_the_script(loopback_hub, folder, tmp_path):
+    change_results(folder)
+    done = push(loopback_hub, tmp_path, folder, "--repo_id", REPO, "--push")
+    assert done.returncode == 1
+    assert "+| De^3          | 61.5 [33.0, 50.0] |" in done.stderr
+    assert loopback_hub.requests == []
+
+
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in SIZES.glob("*/card.json")))
+def test_shipped_folders_can_be_published(name):
+    (missing, how) = prepare(SIZES / name, f"nim/{name}").problems
+    assert missing == "model.safetensors is missing"
+    assert "--without_weights" in how
+    for with_code in (False, True):
+        publication = prepare(SIZES / name, f"nim/{name}", with_code=with_code, without_weights=True)
+        assert publication.problems == []
+        assert ("modeling_nim.py" in publication.files) == with_code
+
+
+def test_wrong_arguments(tmp_path):
+    with pytest.raises(ValueError, match="is no folder"):
+        prepare(tmp_path / "none", REPO)
+    with pytest.raises(ValueError, match="is no name of a repository"):
+        prepare(tmp_path, "https://hub/nim")
+
+
+def test_hashes():
+    assert publishing._sha256(b"1") == hashlib.sha256(b"1").hexdigest()

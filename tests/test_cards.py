@@ -5,8 +5,10 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import fake_reports
 import pytest
 import yaml
 from conftest import tiny_config
@@ -320,46 +322,13 @@ CERTIFIED = {
     "settings": {"dataset": "pictures", "split": "test", "n0": 100, "n": 1000, "alpha": 0.001, "sequential": False},
     "curves": [CURVE],
 }
-ROW = {
-    "cell": "EOT-PGD",
-    "attack_sigma": 70.0,
-    "defense_sigma": 70.0,
-    "eps": 4.0,
-    "norm": "Linf",
-    "num_images": 64,
-    "accuracy": {"mean": 0.25, "low": 0.2, "high": 0.3},
-    "worst_of_10": {"mean": 0.125, "low": 0.1, "high": 0.15},
-    "majority_of_11": {"mean": 0.375, "low": 0.3, "high": 0.45},
-    "clean": {"accuracy": {"mean": 0.75, "low": 0.7, "high": 0.8}},
-}
-REPORT = {
-    "settings": {
-        "model": "m",
-        "norm": "Linf",
-        "eps": 4.0,
-        "sigma": 70.0,
-        "sigmas": [70.0, None],
-        "seed": 3,
-        "dataset": "pictures",
-        "split": "test",
-        "strength": {"steps": 20, "num_draws": 8, "restarts": 1},
-    },
-    "versions": {},
-    "cells": [{"name": "EOT-PGD", "options": {"steps": 100, "num_draws": 20, "restarts": 3}}],
-    "images": [],
-    "records": [],
-    "checks": [
-        {"name": "monotone", "passed": True, "detail": "yes"},
-        {"name": "large eps", "passed": False, "detail": "9 %"},
-    ],
-    "rows": [ROW, {**ROW, "defense_sigma": None}],
-}
 
 
 def test_certificates_and_robustness_plug_in(tmp_path):
     checkpoint(tmp_path)
     save(tmp_path, "certify.json", CERTIFIED)
-    save(tmp_path, "robustness.json", REPORT)
+    report = fake_reports.simulated()
+    save(tmp_path, "robustness.json", report.to_dict())
     inputs = {"results": ["certify.json", "robustness.json"], "hub_dataset": "me/pictures"}
     card = ModelCard.load(write_card(tmp_path, name="me/nim", summary="A model.", **inputs))
     found = {result.metric_name: result for result in card.data.eval_results}
@@ -380,40 +349,45 @@ def test_certificates_and_robustness_plug_in(tmp_path):
         "alpha": 0.001,
         "sequential": False,
     }
-    assert [result.metric_value for name, result in found.items() if "EOT-PGD" in name] == [0.25, 0.125, 0.375]
+    row = report.row("EOT-PGD", 50.0)
+    assert found["majority of 11, EOT-PGD"].metric_value == row.majority_of_11.mean
+    accuracy = found["accuracy, EOT-PGD"]
+    assert accuracy.metric_value == row.accuracy.mean
     # What the cell really did, not what the whole evaluation was asked for.
-    assert found["accuracy, EOT-PGD"].metric_args == {
+    assert accuracy.metric_args == {
         "norm": "Linf",
-        "eps_255": 4.0,
-        "sigma": 70.0,
-        "seed": 3,
-        "attack_sigma": 70.0,
-        "num_images": 64,
-        "steps": 100,
-        "num_draws": 20,
-        "restarts": 3,
-        "low": 0.2,
-        "high": 0.3,
+        "eps_255": 8.0,
+        "sigma": 50.0,
+        "seed": 0,
+        "attack_sigma": 50.0,
+        "num_images": 40,
+        "steps": 20,
+        "num_draws": 8,
+        "restarts": 1,
+        "low": row.accuracy.low,
+        "high": row.accuracy.high,
     }
+    strongest = report.strongest(50.0).row
+    assert found["worst of 10, strongest"].metric_value == strongest.worst_of_10.mean
+    assert "attack_sigma" not in found["worst of 10, strongest"].metric_args
     text = " ".join(card.text.split())
     assert "| radius 0.5 | 25.0 [15.0, 35.0] |" in text
-    assert "25.0 [20.0, 30.0] | 12.5 [10.0, 15.0] | 37.5 [30.0, 45.0] | 75.0 [70.0, 80.0] |" in text
-    assert "FAIL large eps: 9 %" in text
-    assert "**Unreliable**: of the sanity checks of the attacks, these failed: large eps." in text
+    assert " ".join(report.table().replace("### ", "#### ").split()) in text
+    assert "**Unreliable**: of the sanity checks of the attacks, these failed: monotone." in text
     entries = parse_eval_result_entries(yaml.safe_load((tmp_path / ".eval_results/robustness.yaml").read_text()))
-    assert [(e.dataset_id, e.task_id, e.value) for e in entries] == [
-        ("me/pictures", "accuracy", v) for v in (0.25, 0.125, 0.375)
-    ]
-    assert "eps_255=4.0" in entries[0].notes
-    assert "num_draws=20" in entries[0].notes
+    (entry,) = [entry for entry in entries if entry.notes.startswith("accuracy, EOT-PGD;")]
+    assert (entry.dataset_id, entry.task_id, entry.value) == ("me/pictures", "accuracy", row.accuracy.mean)
+    assert "eps_255=8.0" in entry.notes
+    assert "num_draws=8" in entry.notes
     assert (tmp_path / ".eval_results/certify.yaml").is_file()
     assert card_differences(tmp_path) == ""
 
 
 def test_failed_checks_are_told():
-    assert read_evaluation(REPORT).limits
-    passed = {**REPORT, "checks": REPORT["checks"][:1]}
-    assert read_evaluation(passed).limits == []
+    report = fake_reports.simulated()
+    assert read_evaluation(report.to_dict()).limits
+    passed = replace(report, checks=[check for check in report.checks if check["passed"] is not False])
+    assert read_evaluation(passed.to_dict()).limits == []
 
 
 def test_a_card_tells_of_the_code_beside_it(tmp_path):

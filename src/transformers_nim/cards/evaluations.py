@@ -1,11 +1,12 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
 """What a card says of a result file: each kind of file has a reader here."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .tables import attack_table, certificate_table, percent, render_table
+from ..robustness import Accuracy, RobustnessReport
+from .tables import attack_table, certificate_table, render_table
 
 
 @dataclass(frozen=True)
@@ -139,77 +140,40 @@ def read_certificates(results: Mapping[str, Any]) -> Evaluation:
     return Evaluation("Certificates", settings["dataset"], settings["split"], text, figures, limits)
 
 
-def _interval(value: Any) -> str:
-    """A share as a report has it: a number, or a mean with its interval."""
-    if isinstance(value, Mapping):
-        return percent(value["mean"], value.get("low"), value.get("high"))
-    return percent(value)
-
-
-def _sigma(value: float | None) -> str:
-    return "off" if value is None else f"{value:g}"
-
-
-def _report_figures(results: Mapping[str, Any]) -> Iterator[Figure]:
-    settings = results["settings"]
-    cells = {cell["name"]: cell for cell in results["cells"]}
-    for row in results["rows"]:
-        # The defense as it is meant to be used; the table has the others.
-        if row["defense_sigma"] != settings["sigma"]:
-            continue
-        strength = {**settings["strength"], **cells.get(row["cell"], {}).get("options", {})}
-        how = {"norm": row["norm"], "eps_255": row["eps"], "sigma": row["defense_sigma"], "seed": settings["seed"]}
-        how |= {"attack_sigma": row["attack_sigma"], "num_images": row["num_images"]}
-        how |= {name: strength[name] for name in ("steps", "num_draws", "restarts") if row["eps"] and name in strength}
-        for name, value in row.items():
-            if name == "accuracy" or name.startswith(("worst_of", "majority_of")):
-                mean = value["mean"] if isinstance(value, Mapping) else value
-                bounds = {end: value[end] for end in ("low", "high") if isinstance(value, Mapping) and end in value}
-                yield Figure("accuracy", f"{name.replace('_', ' ')}, {row['cell']}", mean, {**how, **bounds})
-
-
 def read_robustness(results: Mapping[str, Any]) -> Evaluation:
     """Of the `results.json` of `examples/evaluate_robustness.py`."""
-    settings, rows = results["settings"], results["rows"]
-    kinds = ["accuracy", *(name for name in rows[0] if name.startswith(("worst_of", "majority_of")))]
-    columns = ["attack", "eps", "sigma assumed", "sigma used", *(name.replace("_", " ") for name in kinds), "clean"]
-    lines = [
-        [
-            row["cell"],
-            f"{row['eps']:g}/255",
-            _sigma(row["attack_sigma"]),
-            _sigma(row["defense_sigma"]),
-            *(_interval(row[name]) for name in kinds),
-            _interval(row["clean"].get("accuracy", row["clean"])),
-        ]
-        for row in rows
-    ]
-    strength = settings["strength"]
-    protocol = (
-        f"Accuracy in percent on {rows[0]['num_images']} images of {settings['dataset']} ({settings['split']}) under"
-        f" {settings['norm']} perturbations, with 95 % intervals over images and noise draws that the attack never"
-        f" saw, beside the clean accuracy measured in the same way. Attacks: {strength['steps']} steps,"
-        f" {strength['num_draws']} noise draws per gradient, {strength['restarts']} restart(s), seed"
-        f" {settings['seed']}."
-    )
-    checks = [
-        f"- {'PASS' if check['passed'] else 'FAIL'} {check['name']}: {check['detail']}" for check in results["checks"]
-    ]
-    failed = [check["name"] for check in results["checks"] if not check["passed"]]
-    text = f"{protocol}\n\n{render_table(columns, lines)}\n\nSanity checks:\n\n" + "\n".join(checks)
+    report = RobustnessReport.from_dict(results)
+    settings = report.settings
+    sigma = settings["sigma"]
+    figures: list[Figure] = []
+    for row in [*report.rows, report.strongest(sigma).row]:
+        # The defense as it is meant to be used; the tables have the others.
+        if row.defense_sigma != sigma:
+            continue
+        is_single = row.cell in report.cell_names
+        options = report.cell(row.cell).options if is_single else {}
+        how = {"norm": row.norm, "eps_255": row.eps, "sigma": sigma, "seed": settings["seed"]}
+        how |= {name: options[name] for name in ("steps", "num_draws", "restarts") if name in options}
+        how |= {"attack_sigma": row.attack_sigma} if is_single else {}
+        for kind in ("accuracy", "worst_of_10", "majority_of_11"):
+            accuracy: Accuracy = getattr(row, kind)
+            bounds = {"low": accuracy.low, "high": accuracy.high, "num_images": row.num_images}
+            name = f"{kind.replace('_', ' ')}, {row.cell}"
+            figures.append(Figure("accuracy", name, accuracy.mean, {**how, **bounds}))
+    failed = [check["name"] for check in report.checks if check["passed"] is False]
     limits = []
     if failed:
         limits.append(f"**Unreliable**: of the sanity checks of the attacks, these failed: {', '.join(failed)}.")
-    return Evaluation(
-        "Robustness", settings["dataset"], settings["split"], text, list(_report_figures(results)), limits
-    )
+    # Its headings are below that of the evaluation.
+    text = report.table().replace("### ", "#### ")
+    return Evaluation("Robustness", settings["dataset"], settings["split"], text, figures, limits)
 
 
 # The fields by which a kind of result file is recognized, and its reader.
 READERS: list[tuple[set[str], Callable[[Mapping[str, Any]], Evaluation]]] = [
     ({"task", "metrics", "validation_split"}, read_training),
     ({"curves", "settings", "protocol"}, read_certificates),
-    ({"cells", "rows", "settings", "checks"}, read_robustness),
+    ({"cells", "records", "settings", "checks"}, read_robustness),
     ({"rows", "protocol", "dataset"}, read_attacks),
 ]
 

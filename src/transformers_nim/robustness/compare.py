@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..cards import render_table
+from ..text_table import render_table
 from .accuracy import mean_accuracy, paired_difference, unpaired_difference
 from .figures import Row
 from .report import RobustnessReport

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..cards import render_table
+from ..text_table import render_table
 from .accuracy import Accuracy
 from .figures import NUM_TRIES, NUM_VOTES, Row
 from .suite import CLEAN, HEADLINE, UNBOUNDED, Cell, sigma_key

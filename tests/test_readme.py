@@ -13,7 +13,7 @@ SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def test_there_are_snippets():
-    assert len(SNIPPETS) == 4
+    assert len(SNIPPETS) == 5
     assert all("import" in snippet for snippet in SNIPPETS)
 
 
@@ -21,7 +21,7 @@ def test_there_are_snippets():
 def test_snippet(snippet, tmp_path, monkeypatch, capsys):
     """In a folder where the quickstart has left a model (here a random one of the same shape)."""
     monkeypatch.chdir(tmp_path)
-    model = tiny_model(num_channels=1, image_size=8, patch_size=2)
+    model = tiny_model(num_channels=1, image_size=8, patch_size=2, num_labels=10)
     save_with_processor(model, tmp_path / "outputs" / "quickstart")
     exec(compile(snippet, "README.md", "exec"), {})
     if "print" in snippet:

@@ -288,3 +288,10 @@ def test_protocol_says_how():
     for part in (*attacks, *draws, report.images_hash, "seed 0", "float32"):
         assert part in report.protocol()
     assert "prediction: 1, as equal images" in simulated(sigma=None, sigmas=()).protocol()
+
+
+def test_the_matrix_says_how_far_its_intervals_reach():
+    report = simulated()
+    rows = [report.strongest(sigma, comparable=True).row.accuracy for sigma in report.sigmas]
+    ends = [abs(end - one.mean) for one in rows for end in (one.low, one.high)]
+    assert f"reach at most {100 * max(ends):.1f} points" in " ".join(report.table().split())

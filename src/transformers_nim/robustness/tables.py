@@ -135,10 +135,11 @@ def _matrix(report: "RobustnessReport") -> list[str]:
     everything = [report.strongest(one) for one in sigmas]
     shown = [f"{100 * one.row.accuracy.mean:.1f} ({len(one.candidates)})" for one in everything]
     rows.append(["strongest of all (their number)", *shown])
-    widest = max((one.row.accuracy.high - one.row.accuracy.low) / 2 for one in comparable.values())
+    accuracies = [one.row.accuracy for one in comparable.values()]
+    widest = max(max(one.high - one.mean, one.mean - one.low) for one in accuracies)
     note = (
         f"One-shot accuracies in % at eps {eps:g}/255; columns are the sigma of the defense, and the intervals of the"
-        f" strongest are at most {100 * widest:.1f} points to either side."
+        f" strongest reach at most {100 * widest:.1f} points to either side."
     )
     if len({len(one.candidates) for one in everything}) > 1:
         note += " Compare columns by the last row but one: in the last, some meet more attacks than others."

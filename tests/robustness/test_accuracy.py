@@ -147,3 +147,13 @@ def test_paired_intervals_cover_the_truth():
         difference = paired_difference(a, b, num_resamples=300)
         covered += difference.low <= 0.1 <= difference.high
     assert covered >= 136
+
+
+def test_unpaired_intervals_combine_the_ends_that_face_each_other():
+    """All of 20 right against all of 30 wrong: both intervals are Wilson's and lie on one side."""
+    difference = unpaired_difference(np.ones((20, 2), bool), np.zeros((30, 1), bool))
+    (low, _), (_, high) = wilson_interval(1.0, 20), wilson_interval(0.0, 30)
+    assert (difference.mean, difference.high) == (1, 1)
+    assert difference.low == pytest.approx(1 - np.hypot(1 - low, high))
+    opposite = unpaired_difference(np.zeros((30, 1), bool), np.ones((20, 2), bool))
+    assert (opposite.low, opposite.high) == pytest.approx((-1, -difference.low))

@@ -158,6 +158,7 @@ def test_recommended_sigma():
     # Equal robust accuracies: the clean one decides. 5 images more than sigma 25: 0.05 +- 0.043.
     free = report.recommend_sigma()
     assert (free.sigma, free.indistinguishable) == (50.0, (75.0,))
+    assert trade_off({25.0: (80, 50), 50.0: (90, 50)}).recommend_sigma().sigma == 50.0
     assert report.recommend_sigma(0.98).sigma is None
     with pytest.raises(ValueError, match=r"at least 0.99: the highest is 0.98, of sigma off"):
         report.recommend_sigma(0.99)

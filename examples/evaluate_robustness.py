@@ -16,6 +16,7 @@ NIMForRobustImageClassification has no sigma.
 """
 
 import argparse
+import hashlib
 import importlib.util
 import json
 import math
@@ -137,6 +138,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
             attack_options(name)
         except ValueError as error:
             parser.error(str(error))
+        if name in ("transfer", "autoattack"):
+            parser.error(f"--attacks {name}: it is run by {'--surrogates' if name == 'transfer' else '--suite full'}")
+        if name.startswith("torchattacks_") and args.norm != "Linf":
+            parser.error(f"--attacks {name} knows the norm Linf alone, not {args.norm}")
+    if FROM_CONFIG in args.sigmas:
+        parser.error(f"--sigmas takes numbers and off, got {FROM_CONFIG}, which is for --sigma")
     return args
 
 
@@ -168,7 +175,9 @@ def main_sigma(args: argparse.Namespace, model: Any) -> float | None:
     return None if value is None else float(value)
 
 
-def left_out(args: argparse.Namespace, cells: Sequence[Cell], planned: Sequence[Cell]) -> list[str]:
+def left_out(
+    args: argparse.Namespace, cells: Sequence[Cell], planned: Sequence[Cell], images: EvaluationSet
+) -> list[str]:
     """Rows of the protocol that were not run, and why."""
     sentences = [
         f"{cell.name}: no gradient flows from the logits to the pixels" for cell in planned if cell not in cells
@@ -182,6 +191,10 @@ def left_out(args: argparse.Namespace, cells: Sequence[Cell], planned: Sequence[
         sentences.append(f"AutoAttack on fixed noise, as a cross-check: {why}")
     if args.suite == "quick":
         sentences.append("the whole grid of sigma and eps, three restarts and 100 steps: --suite full")
+    if images.undecodable:
+        sentences.append(
+            f"{len(images.undecodable)} images that cannot be decoded: rows {list(images.undecodable[:10])}"
+        )
     return sentences
 
 
@@ -242,6 +255,15 @@ def main(argv: list[str] | None = None) -> RobustnessReport | str | None:
     for pair in args.surrogates:
         name, path = pair.split("=", 1)
         other, other_processor = load_classifier(path, device, **source)
+        if name in surrogates:
+            raise ValueError(f"--surrogates names {name} twice")
+        if other.config.num_labels != model.config.num_labels or (
+            other.config.label2id != model.config.label2id and not args.labels_by_index
+        ):
+            raise ValueError(
+                f"the classes of the surrogate {name} are not those of the model; if they are, in the same order, pass"
+                " --labels_by_index"
+            )
         surrogate_hashes[name] = model_hash(other)
         surrogates[name] = classifier_maker(other, other_processor, args.seed)(None, "full", False)
     data = load_image_data(
@@ -276,20 +298,30 @@ def main(argv: list[str] | None = None) -> RobustnessReport | str | None:
         return cells
 
     output_dir, cut = Path(args.output_dir), []
+    asked = {"strength": asdict(strength), "minutes": args.budget_minutes}
     if is_main and args.budget_minutes is not None and not (args.resume and (output_dir / PLAN).exists()):
         accelerator.print("timing the model, to see what fits into the time")
         seconds = seconds_per_pass(make_classifier, first, sigma, strength.num_draws, args.rows_per_pass)
         fitted, cut = fit(strength, make_cells, seconds, accelerator.num_processes, args.budget_minutes)
         output_dir.mkdir(parents=True, exist_ok=True)
-        if not (output_dir / PLAN).exists():
-            replace_file(output_dir / PLAN, json.dumps({"strength": asdict(fitted), "cut": cut}, indent=2) + "\n")
+        plan = {"asked": asked, "strength": asdict(fitted), "cut": cut}
+        replace_file(output_dir / PLAN, json.dumps(plan, indent=2) + "\n")
     accelerator.wait_for_everyone()
     if args.budget_minutes is not None:
         # Timing differs from start to start: a run that goes on keeps its plan.
         plan = json.loads((output_dir / PLAN).read_text())
+        if plan["asked"] != asked:
+            raise ValueError(
+                f"{output_dir / PLAN} was made for {plan['asked']}, and this run asks for {asked}; resume with the"
+                " options of then, or choose another --output_dir"
+            )
         strength, cut = Strength(**plan["strength"]), plan["cut"]
     images = replace(images, images=images.images[: strength.num_images])
     planned = make_cells(strength)
+    identities = json.dumps([asdict(image) for image in images.images])
+    images_hash = hashlib.sha256(identities.encode()).hexdigest()[:16]
+    adapter = make_classifier(sigma, "full", False)
+    normalization = {"mean": list(adapter.image_mean), "std": list(adapter.image_std)}
     names = ("dataset_config_name", "split", "labels_by_index", "suite", "norm", "eps", "seed", "rows_per_pass")
     settings = {name: getattr(args, name) for name in names} | {
         "model": args.model_name_or_path,
@@ -301,6 +333,10 @@ def main(argv: list[str] | None = None) -> RobustnessReport | str | None:
         "sigma": sigma,
         "sigmas": list(dict.fromkeys([sigma, *sigmas])),
         "surrogates": surrogate_hashes,
+        "images": images_hash,
+        "image_processor": normalization,
+        "torch": torch.__version__,
+        "transformers_nim": transformers_nim.__version__,
         "strength": asdict(strength),
         "dtype": "float32",
     }
@@ -312,6 +348,7 @@ def main(argv: list[str] | None = None) -> RobustnessReport | str | None:
         make_classifier, images, planned, strength, output_dir, args.seed, surrogates, keep_images=[HEADLINE],
         batch_size=args.per_device_eval_batch_size, device=device, process_index=accelerator.process_index,
         num_processes=accelerator.num_processes, wait=accelerator.wait_for_everyone,
+        rows_per_pass=args.rows_per_pass,
     )  # fmt: skip
     pending = runner.pending_cost()
     accelerator.print(
@@ -338,19 +375,17 @@ def main(argv: list[str] | None = None) -> RobustnessReport | str | None:
             images,
             versions=versions(),
             wall_time=time.perf_counter() - started,
-            left_out=left_out(args, cells, planned),
+            left_out=left_out(args, cells, planned, images),
             cut=cut,
             classes=[str(model.config.id2label[index]) for index in range(model.config.num_labels)],
         )
         report.save(output_dir)
         plot_tradeoff(report, output_dir / "tradeoff.png")
         plot_eps_curve(report, output_dir / "eps_curve.png")
-        samples = make_samples(report, images, model, make_classifier(sigma, "full", False), output_dir)
+        samples = make_samples(report, images, model, adapter, output_dir)
         if samples:
             plot_examples(samples, output_dir / "examples.png", report.classes)
         print(f"\n{report.table(args.min_clean_accuracy)}\n")
-        if images.undecodable:
-            print(f"{len(images.undecodable)} images could not be decoded: rows {list(images.undecodable[:10])}")
         print(f"results.json, tradeoff.png, eps_curve.png, examples.png: {output_dir}")
     accelerator.wait_for_everyone()
     accelerator.end_training()

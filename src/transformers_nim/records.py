@@ -41,7 +41,7 @@ def start_records(folder: str | Path, settings: Mapping[str, Any], keys: Sequenc
         old = json.loads(path.read_text())
         changed = [name for name in old | settings if old.get(name) != settings.get(name)]
         if changed:
-            shown = ", ".join(f"{name} was {old.get(name)!r} and is {settings.get(name)!r}" for name in changed)
+            shown = ", ".join(_change(name, old.get(name), settings.get(name)) for name in changed)
             raise ValueError(f"cannot go on with the run in {folder}: {shown}. Change it back, or pass another folder")
     else:
         replace_file(path, json.dumps(settings, indent=2) + "\n")
@@ -50,6 +50,15 @@ def start_records(folder: str | Path, settings: Mapping[str, Any], keys: Sequenc
     # A process that is killed here leaves records twice, which are read once.
     for part in folder.glob("records-*.jsonl"):
         part.unlink()
+
+
+def _change(name: str, old: Any, new: Any) -> str:
+    if isinstance(old, dict) and isinstance(new, dict):
+        return ", ".join(
+            _change(f"{name}.{key}", old.get(key), new.get(key)) for key in old | new if old.get(key) != new.get(key)
+        )
+    was, now = repr(old), repr(new)
+    return f"{name} differs" if len(was) + len(now) > 200 else f"{name} was {was} and is {now}"
 
 
 def append_record(folder: str | Path, process_index: int, record: Mapping[str, Any]) -> None:

@@ -1,11 +1,15 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
 """Whole evaluations of models of which it is known how robust they are."""
 
+from dataclasses import asdict
+
+import fake_reports
 import pytest
 import torch
 from attacks.toys import Linear, Masked, NormBall
 
 from transformers_nim.records import start_records
+from transformers_nim.robustness import RobustnessReport
 from transformers_nim.robustness.checks import make_report, run_checks
 from transformers_nim.robustness.inputs import EvaluationSet
 from transformers_nim.robustness.runner import KEYS, Runner
@@ -18,7 +22,13 @@ STRENGTH = Strength(NUM, 12, 11, steps=20, num_draws=2, restarts=1, num_queries=
 
 
 def evaluate(classifier, pixels, labels, folder, num_labels=3, eps=8.0):
-    settings = {"sigma": None, "eps": eps, "norm": "Linf", "sigmas": [None], "seed": 0}
+    settings = {
+        **fake_reports.settings(),
+        "sigma": None,
+        "sigmas": [None],
+        "eps": eps,
+        "strength": asdict(STRENGTH),
+    }
     cells = make_suite(
         "quick", STRENGTH, eps=eps, sigma=None, eps_grid=[eps / 2], num_labels=num_labels, has_patches=False,
         image_shape=SHAPE,
@@ -88,7 +98,7 @@ def test_an_undefended_model_falls_and_passes_every_check(tmp_path, linear):
     assert not failed(report)
     judged = [check for check in report.checks if check["passed"]]
     assert len(judged) >= 10
-    assert any("defense to switch off" in check["detail"] for check in report.checks)
+    assert any("figures are of no defense" in check["detail"] for check in report.checks)
 
 
 def test_a_model_that_is_robust_by_construction_is_reported_as_such(tmp_path):
@@ -139,3 +149,85 @@ def test_checks_are_not_judged_without_their_cells(tmp_path, linear):
     assert ("white-box attacks beat transfer and query attacks", None) in checks
     assert ("gradients are there and not zero", None) in checks
     assert ("accuracy falls to about 0 at a large eps, or without bound", None) in checks
+
+
+GOOD = {
+    "clean": 0.9, "uniform noise": 0.9, FGSM: 0.6, "PGD-10, one draw": 0.55, HEADLINE: 0.4, "EOT-APGD-CE": 0.4,
+    "EOT-APGD-DLR": 0.4, "EOT-PGD, noise known": 0.3, "clean, noise known": 0.9, "BPDA": 0.6, "patch statistics": 0.8,
+    "vote": 0.4, "low frequency": 0.6, "EOT-PGD, sigma off": 0.6, "EOT-PGD, eps 4": 0.7, SQUARE: 0.7,
+    "transfer from other": 0.7, "EOT-PGD, few steps": 0.5, "EOT-PGD, eps 32 (check)": 0.0, "EOT-PGD, unbounded": 0.0,
+    "EOT-PGD, sigma off, large eps": 0.0,
+}  # fmt: skip
+PROBES = [{"has_gradient": True, "norm": 2.0, "differences": [2.01, 1.5]}] * 10
+
+
+def verdicts(shares, probes=PROBES, losses=(0.1, 2.0), off=0.0):
+    """Checks of a made-up evaluation in which each attack leaves a given share of a hundred images."""
+    strength = Strength(100, 100, 11, steps=20, num_draws=2, restarts=1, num_queries=300)
+    cells = make_suite("quick", strength, eps=8, sigma=50.0, sigmas=[None], eps_grid=[4], sources=["other"])
+    records = []
+    for cell in cells:
+        for row in range(100):
+            right = {"50": row < 100 * {**GOOD, **shares}[cell.name], "off": row < 100 * off}
+            if cell.name == "clean":
+                right["off"] = row < 90
+            elif cell.name == "EOT-PGD, sigma off, large eps":
+                right["off"] = right["50"]
+            keys = ["off" if sigma is None else "50" for sigma in cell.defense_sigmas]
+            records.append({
+                "cell": cell.name, "row": row, "skipped": False, "distance": 0.0, "loss": list(losses), "seconds": 0.0,
+                "predictions": {key: [0 if right[key] else 1] * (11 if key == "50" else 1) for key in keys},
+                "scores": {key: [0.0, 0.0] for key in keys},
+            })  # fmt: skip
+    images = [{"row": row, "image": str(row), "label": 0} for row in range(100)]
+    report = RobustnessReport(fake_reports.settings(), [asdict(cell) for cell in cells], images, records)
+    checks = run_checks(report, probes)
+    return {check["name"] for check in checks if check["passed"] is False}, checks
+
+
+def test_a_good_evaluation_passes_and_everything_is_judged():
+    bad, checks = verdicts({})
+    assert not bad
+    assert [check for check in checks if check["passed"] is None] == []
+
+
+@pytest.mark.parametrize(
+    ("shares", "name"),
+    [
+        ({"EOT-PGD, eps 32 (check)": 0.1, "EOT-PGD, unbounded": 0.1}, "accuracy falls to about 0 at a large eps"),
+        ({"EOT-PGD, eps 4": 0.3}, "a larger eps leaves no more"),
+        ({"EOT-PGD, few steps": 0.2}, "more steps leave no more"),
+        ({FGSM: 0.2}, "iterative attacks beat"),
+        ({"PGD-10, one draw": 0.2}, "iterative attacks beat"),
+        ({"uniform noise": 0.2}, "iterative attacks beat"),
+        ({SQUARE: 0.2}, "white-box attacks beat"),
+        ({"transfer from other": 0.2}, "white-box attacks beat"),
+        ({"BPDA": 0.2}, "exact gradients beat"),
+        ({"EOT-PGD, sigma off": 0.2}, "exact gradients beat"),
+        ({"EOT-PGD, noise known": 0.7}, "an attacker who knows the noise"),
+    ],
+)
+def test_each_check_can_fail(shares, name):
+    (found,) = verdicts(shares)[0]
+    assert found.startswith(name)
+
+
+def test_kinder_noise_is_not_taken_for_a_weak_attack():
+    assert not verdicts({"EOT-PGD, noise known": 0.45, "clean, noise known": 1.0})[0]
+
+
+def test_the_undefended_classifier_has_to_fall():
+    assert not verdicts({}, off=0.5)[0], "it falls at the large eps: it resists by itself"
+    assert verdicts({"EOT-PGD, sigma off, large eps": 0.5}, off=0.5)[0] == {
+        "with the defense off, accuracy falls to about 0"
+    }
+
+
+def test_gradients_and_losses_are_judged():
+    wrong = {"has_gradient": True, "norm": 2.0, "differences": [1.0, -2.0]}
+    assert verdicts({}, probes=[*PROBES[:8], wrong, wrong])[0] == {
+        "gradients agree with finite differences, at fixed noise"
+    }
+    zero = {"has_gradient": True, "norm": 0.0, "differences": []}
+    assert "gradients are there and not zero" in verdicts({}, probes=[*PROBES[:8], zero, zero])[0]
+    assert verdicts({}, losses=(1.0, 0.9))[0] == {"the attack raises the loss"}

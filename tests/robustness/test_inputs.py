@@ -57,7 +57,15 @@ def test_images_are_those_of_the_data_set_with_the_models_labels(data, model):
         expected = processor(random_picture(image.row), return_tensors="pt")["pixel_values"][0] * std + mean
         assert torch.allclose(pixels, expected, atol=1e-6)
         assert pixels.min() >= 0 and pixels.max() <= 1  # noqa: PT018
-        assert image.image == hashlib.sha256(pixels.numpy().tobytes()).hexdigest()[:16]
+        levels = (pixels * 255).round().to(torch.uint8).numpy().tobytes()
+        assert image.image == hashlib.sha256(b"(3, 32, 32)" + levels).hexdigest()[:16]
+
+
+def test_a_picture_is_recognized_after_another_normalization(data, model):
+    usual = EvaluationSet.from_data(data, model, NIMImageProcessor.from_config(model.config), 7)
+    other = tiny_model(image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.3, 0.1])
+    again = EvaluationSet.from_data(data, other, NIMImageProcessor.from_config(other.config), 7)
+    assert [image.image for image in usual.images] == [image.image for image in again.images]
 
 
 def test_fewer_images_are_the_first_of_more(data, model):
@@ -91,6 +99,15 @@ def test_class_numbers():
         class_numbers(Data, NIMConfig(num_labels=3))
     with pytest.raises(ValueError, match="2 classes, the model 1"):
         class_numbers(Data, NIMConfig(num_labels=1), by_index=True)
+
+
+def test_numbers_of_classes_are_not_their_order():
+    class Data:
+        label_names = ("0", "2", "5")
+
+    assert class_numbers(Data, NIMConfig(num_labels=6), by_index=True) == [0, 2, 5]
+    with pytest.raises(ValueError, match="has a class 5, the model 5 classes"):
+        class_numbers(Data, NIMConfig(num_labels=5), by_index=True)
 
 
 def test_any_classifier_is_loaded_with_its_processor(tmp_path, model):

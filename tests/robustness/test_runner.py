@@ -12,7 +12,7 @@ from transformers_nim.attacks.randomness import draw_logits
 from transformers_nim.records import read_records, start_records
 from transformers_nim.robustness.inputs import EvaluationSet
 from transformers_nim.robustness.runner import KEYS, PROBE, Runner, kept_path, total_cost
-from transformers_nim.robustness.suite import CLEAN, HEADLINE, Cell, Strength, make_suite
+from transformers_nim.robustness.suite import CLEAN, HEADLINE, Cell, Strength, make_suite, sigma_key
 
 
 STRENGTH = Strength(6, 4, 12, steps=4, num_draws=3, restarts=1, num_queries=12)
@@ -85,7 +85,7 @@ def test_answers_are_under_every_sigma_of_the_cell(records):
             predictions = records[cell.name, row]["predictions"]
             # One answer where there is nothing random, and as many as were asked for otherwise.
             counts = {"30": 1 if cell.fixed_noise else 12, "off": 1, "0": 1}
-            keys = {"30"} if len(cell.defense_sigmas) == 1 else {"30", "off", "0"}
+            keys = {sigma_key(sigma) for sigma in cell.defense_sigmas}
             assert {key: len(classes) for key, classes in predictions.items()} == {key: counts[key] for key in keys}
 
 
@@ -252,3 +252,112 @@ def test_the_attack_on_a_linear_model_is_optimal(tmp_path):
     assert [records[row]["predictions"]["off"] for row in range(6)] == [[1]] * 3 + [[0]] * 3
     for row in range(3):
         assert records[row]["scores"]["off"][1] == pytest.approx(0.1 * eps * slope, rel=0.02)
+
+
+def test_every_cell_attacks_what_it_says(tmp_path):
+    """Sigma, gradient and noise of the attack are the cell's; the finished image meets exact answers."""
+    for number, cell in enumerate(cells()[1:]):
+        asked = []
+
+        def spy(sigma, gradient="full", fixed_noise=False, asked=asked):
+            asked.append((sigma, gradient, fixed_noise))
+            return make_classifier(sigma, gradient, fixed_noise)
+
+        folder = tmp_path / str(number)
+        start_records(folder, {}, KEYS, resume=False)
+        runner = Runner(spy, make_images(), [cells()[0], cell], STRENGTH, folder)
+        for position in range(4):
+            runner._append(runner.probe(position))
+        runner._run_cell(cells()[0], set(), {})
+        clean = {record["row"]: record for record in read_records(folder, KEYS) if record["cell"] == CLEAN}
+        asked.clear()
+        runner._attack(cell, [0], clean, 1.0)
+        attacked, *classified = asked
+        assert attacked == (cell.attack_sigma, cell.gradient, cell.fixed_noise)
+        assert classified == [(sigma, "full", cell.fixed_noise) for sigma in cell.defense_sigmas]
+
+
+def test_probes_see_noise_that_never_changes(tmp_path):
+    asked = []
+
+    def spy(sigma, gradient="full", fixed_noise=False):
+        asked.append((sigma, gradient, fixed_noise))
+        return make_classifier(sigma, gradient, fixed_noise)
+
+    Runner(spy, make_images(), cells(), STRENGTH, tmp_path).probe(0)
+    assert asked == [(30.0, "full", True)]
+
+
+class ByDraw:
+    """Right in the first three draws and wrong in all that follow."""
+
+    def __init__(self, label):
+        self.label, self.asked = label, 0
+
+    def draw_logits(self, pixels, num_draws, generators):
+        right = (torch.arange(num_draws) + self.asked < 3).float()
+        self.asked += num_draws
+        logits = torch.zeros(len(pixels), num_draws, 3)
+        logits[:, :, self.label], logits[:, :, (self.label + 1) % 3] = right, 1 - right
+        return logits
+
+
+@pytest.mark.parametrize("rows_per_pass", [64, 4, 1])
+def test_draws_that_choose_are_not_those_that_count(tmp_path, rows_per_pass):
+    images = make_images()
+    label = images.images[0].label
+    runner = Runner(lambda *_: ByDraw(label), images, cells(), STRENGTH, tmp_path, rows_per_pass=rows_per_pass)
+    answers, _ = runner.classify(images.read(0), 0, (30.0,))
+    assert answers["scores"]["30"] == [0.0, -1.0]
+    assert answers["predictions"]["30"] == [(label + 1) % 3] * 12
+
+
+def test_noise_of_the_evaluation_is_the_images_and_the_same_in_every_cell(tmp_path):
+    pixels = torch.rand(1, *SHAPE, generator=torch.Generator().manual_seed(0)).repeat(2, 1, 1, 1)
+    images = EvaluationSet.from_tensors(pixels, LINEAR(pixels).argmax(dim=1))
+    nothing = [Cell(name, "clean", "none", 0.0, 2, 30.0, (30.0,)) for name in (CLEAN, "again")]
+    found = run(tmp_path, images, nothing)
+    assert found[CLEAN, 0]["scores"] != found[CLEAN, 1]["scores"]
+    for row in (0, 1):
+        assert found["again", row]["scores"] == found[CLEAN, row]["scores"]
+
+
+def test_every_cell_has_random_numbers_of_its_own(tmp_path):
+    noises = [Cell(name, "baseline", "uniform_noise", 8.0, 2, None, (None,)) for name in ("one", "two")]
+    found = run(tmp_path, suite=[Cell(CLEAN, "clean", "none", 0.0, 6, None, (None,)), *noises])
+    assert found["one", 0]["distance"] != found["two", 0]["distance"]
+
+
+def test_an_image_is_attacked_while_one_sigma_of_the_cell_gets_it_right(tmp_path):
+    class Wrong:
+        is_deterministic = True
+
+        def __call__(self, pixels):
+            return -LINEAR(pixels)
+
+    def make(sigma, gradient="full", fixed_noise=False):
+        return make_classifier(sigma, gradient, fixed_noise) if sigma else Wrong()
+
+    both = [Cell(name, "grid", "fgsm", 8.0, 6, 30.0, sigmas) for name, sigmas in
+            (("both", (30.0, None)), ("off alone", (None,)))]  # fmt: skip
+    suite = [Cell(CLEAN, "clean", "none", 0.0, 6, 30.0, (30.0, None)), *both]
+    start_records(tmp_path, {}, KEYS, resume=False)
+    Runner(make, make_images(), suite, STRENGTH, tmp_path).run()
+    found = read(tmp_path)
+    labels = {image.row: image.label for image in make_images().images}
+    for row, label in labels.items():
+        off = label not in found[CLEAN, row]["predictions"]["off"]
+        on = label not in found[CLEAN, row]["predictions"]["30"]
+        assert found["off alone", row]["skipped"] is off
+        assert found["both", row]["skipped"] is (on and off)
+    assert any(found["off alone", row]["skipped"] and not found["both", row]["skipped"] for row in labels)
+
+
+def test_there_is_work_for_every_process(tmp_path):
+    start_records(tmp_path, {}, KEYS, resume=False)
+    costs = [
+        Runner(make_classifier, make_images(), cells(), STRENGTH, tmp_path, process_index=index, num_processes=3)
+        .pending_cost()
+        for index in range(3)
+    ]  # fmt: skip
+    assert min(costs) > 0.5 * max(costs)

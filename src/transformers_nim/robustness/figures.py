@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .accuracy import Accuracy, mean_accuracy, wilson_interval
-from .suite import CLEAN, HEADLINE, Cell, sigma_key
+from .suite import CLEAN, CLEAN_NOISE_KNOWN, HEADLINE, Cell, sigma_key
 
 
 if TYPE_CHECKING:
@@ -86,11 +86,12 @@ def make_row(report: "RobustnessReport", cell: Cell, sigma: float | None, predic
     num_images, num_draws = predictions.shape
     labels = report.labels(num_images)
     figures = measure(predictions, labels)
-    clean = report.predictions(CLEAN, sigma)
-    if cell.name == CLEAN:
+    twin = CLEAN_NOISE_KNOWN if cell.fixed_noise and CLEAN_NOISE_KNOWN in report.cell_names else CLEAN
+    clean = report.predictions(twin, sigma)
+    if cell.name == twin:
         clean_figures = figures
     elif num_images == len(clean):
-        base = report.row(CLEAN, sigma)
+        base = report.row(twin, sigma)
         clean_figures = (base.accuracy, base.worst_of_10, base.majority_of_11)
     else:
         clean_figures = measure(clean[:num_images], labels)

@@ -120,7 +120,9 @@ class EvaluationSet:
 
 
 def _hash(pixels: torch.Tensor) -> str:
-    return hashlib.sha256(pixels.cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
+    # In 256 levels, so that pictures are recognized after another model's normalization, too.
+    levels = (pixels.cpu() * 255).round().to(torch.uint8)
+    return hashlib.sha256(f"{tuple(levels.shape)}".encode() + levels.numpy().tobytes()).hexdigest()[:16]
 
 
 def load_classifier(name_or_path: str, device: torch.device, **source: Any) -> tuple[PreTrainedModel, Any]:
@@ -192,6 +194,12 @@ def class_numbers(data: ImageData, config: Any, by_index: bool = False) -> list[
     unknown = [name for name in names if name not in known]
     if not unknown and not by_index:
         return [known[name] for name in names]
+    if by_index and names and all(name.isdigit() for name in names):
+        # A column of numbers: its classes are not those that happen to be there, in their order.
+        numbers = [int(name) for name in names]
+        if max(numbers) >= config.num_labels:
+            raise ValueError(f"the data has a class {max(numbers)}, the model {config.num_labels} classes from 0")
+        return numbers
     if by_index and len(names) > config.num_labels:
         raise ValueError(f"the data has {len(names)} classes, the model {config.num_labels}")
     is_unnamed = all(name == f"LABEL_{index}" for name, index in known.items())

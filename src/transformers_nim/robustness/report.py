@@ -12,7 +12,7 @@ import numpy as np
 
 from ..records import replace_file
 from .figures import ATTACK_GROUPS, NUM_VOTES, Row, Strongest, find_strongest, make_row
-from .suite import CLEAN, FEW_STEPS, UNBOUNDED, Cell, sigma_key
+from .suite import CLEAN, FEW_STEPS, OFF_LARGE, UNBOUNDED, Cell, sigma_key
 from .tables import describe, render
 from .trade_off import SigmaChoice, TradeOff, choose_sigma, find_knee
 
@@ -34,7 +34,7 @@ class RobustnessReport:
         records: What became of one image in one cell: `predictions` under fresh noise and `scores` that the attacker
             may see, by name of the sigma with which the image was classified, and the `distance` it was moved.
         versions: Versions of the packages.
-        wall_time: Seconds that the evaluation took.
+        wall_time: Seconds that the evaluation took; after a resumption, its last session.
         left_out: Sentences: rows of the protocol that were not measured, and why.
         cut: Sentences: what was made smaller to fit a time budget.
         checks: Sanity checks with `name`, `passed` (`None` where it does not apply) and `detail`.
@@ -281,17 +281,19 @@ class RobustnessReport:
 
         The large eps of the checks, which is measured on fewer images, is the last; the unbounded one is left out.
         """
-        return sorted(
-            (
-                self.row(cell.name, sigma)
-                for cell in self._cells.values()
-                if (cell.attack, cell.gradient, cell.fixed_noise, cell.source) == ("eot_pgd", "full", False, None)
+        found: dict[float, Row] = {}
+        for cell in self._cells.values():
+            if (
+                (cell.attack, cell.gradient, cell.fixed_noise, cell.source) == ("eot_pgd", "full", False, None)
                 and cell.attack_sigma == sigma
                 and sigma in cell.defense_sigmas
-                and cell.name not in (FEW_STEPS, UNBOUNDED)
-            ),
-            key=lambda row: row.eps,
-        )
+                and cell.name not in (FEW_STEPS, UNBOUNDED, OFF_LARGE)
+                # An attack by name has options of its own; that of a check has fewer images than that of a grid.
+                and "default options" not in cell.name
+                and (cell.eps not in found or cell.num_images > found[cell.eps].num_images)
+            ):
+                found[cell.eps] = self.row(cell.name, sigma)
+        return [found[eps] for eps in sorted(found)]
 
     def trade_off(self) -> list[TradeOff]:
         """For every sigma of the defense its accuracy without an attack, and at the main eps under the strongest."""

@@ -20,6 +20,7 @@ from ..attacks.geometry import perturbation_norm
 from ..attacks.losses import Objective, adversarial_loss
 from ..attacks.randomness import Classifier, derive_seed, draw_logits, forked_rng
 from ..attacks.registry import make_attack
+from ..attacks.restarts import effective_draws
 from ..records import append_record, read_records
 from .inputs import EvaluationSet, MakeClassifier
 from .suite import CLEAN, Cell, Strength, sigma_key
@@ -46,6 +47,7 @@ class Runner:
         sources: Other models by name, for transfer attacks.
         keep_images: How many adversarial images of the main attack are kept, to be looked at.
         batch_size: Images that are attacked together, and lost together if the process is killed.
+        rows_per_pass: Noisy images per pass when a finished image is classified.
         device: Where the model is.
         process_index: Number of this process.
         num_processes: How many there are.
@@ -63,6 +65,7 @@ class Runner:
     keep_images: Sequence[str] = ()
     num_kept: int = 6
     batch_size: int = 8
+    rows_per_pass: int = 64
     device: torch.device | str = "cpu"
     process_index: int = 0
     num_processes: int = 1
@@ -120,8 +123,9 @@ class Runner:
         return [n for n in range(cell.num_images) if (cell.name, self._row(n)) not in done]
 
     def _share(self, positions: Sequence[int]) -> list[Sequence[int]]:
-        """Batches of this process."""
-        batches = [positions[n : n + self.batch_size] for n in range(0, len(positions), self.batch_size)]
+        """Batches of this process; small enough that there is one for every process."""
+        size = max(1, min(self.batch_size, -(-len(positions) // self.num_processes)))
+        batches = [positions[n : n + size] for n in range(0, len(positions), size)]
         return batches[self.process_index :: self.num_processes]
 
     def _append(self, record: Mapping[str, Any]) -> None:
@@ -233,20 +237,24 @@ class Runner:
             cross entropy at the first sigma.
         """
         label = torch.tensor([self.images.images[position].label], device=self.device)
-        chosen, total = self.strength.num_draws, self.strength.num_draws + self.strength.num_evaluations
         answers: dict[str, dict[str, list]] = {"predictions": {}, "scores": {}}
         first_loss = None
         for sigma in sigmas:
             seed = derive_seed(self.seed, "evaluation", self._row(position), sigma_key(sigma))
             classifier = self.make_classifier(sigma, "full", fixed_noise)
+            # One draw is all there is where equal images are answered equally.
+            chosen = effective_draws(classifier, self.strength.num_draws)
+            total = effective_draws(classifier, chosen + self.strength.num_evaluations)
             generators = [torch.Generator(self.device).manual_seed(seed)]
             with forked_rng(pixels.device):
                 # For classifiers whose noise comes from the global state.
                 torch.manual_seed(seed)
-                logits = draw_logits(classifier, pixels[None], total, generators)
-            attackers, counted = logits, logits
-            if logits.shape[1] > 1:
-                attackers, counted = logits[:, :chosen], logits[:, chosen:]
+                parts = [
+                    draw_logits(classifier, pixels[None], min(self.rows_per_pass, total - done), generators)
+                    for done in range(0, total, self.rows_per_pass)
+                ]
+            logits = torch.cat(parts, dim=1)
+            attackers, counted = (logits, logits) if total == 1 else (logits[:, :chosen], logits[:, chosen:])
             wrong = (attackers.argmax(dim=-1) != label).double().mean()
             margin = adversarial_loss("margin", attackers, label)
             answers["predictions"][sigma_key(sigma)] = counted[0].argmax(dim=-1).tolist()

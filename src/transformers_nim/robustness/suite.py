@@ -19,9 +19,11 @@ HEADLINE = "EOT-PGD"
 BPDA = "BPDA"
 FGSM = "FGSM"
 FEW_STEPS = "EOT-PGD, few steps"
+OFF_LARGE = "EOT-PGD, sigma off, large eps"
 UNBOUNDED = "EOT-PGD, unbounded"
 SQUARE = "Square"
 NOISE_KNOWN = "EOT-PGD, noise known"
+CLEAN_NOISE_KNOWN = "clean, noise known"
 
 
 @dataclass(frozen=True)
@@ -160,8 +162,8 @@ def make_suite(
     if suite not in STRENGTHS:
         raise ValueError(f"suite must be one of {list(STRENGTHS)}, got {suite!r}")
     for radius in (eps, *eps_grid):
-        if not radius > 0:
-            raise ValueError(f"eps must be positive (in units of 0..255 pixels), got {radius!r}")
+        if not 0 < radius < math.inf:
+            raise ValueError(f"eps must be positive and finite (in units of 0..255 pixels), got {radius!r}")
     everywhere = tuple(dict.fromkeys([sigma, *sigmas]))
     n, checks = strength.num_images, min(strength.num_images, strength.num_check_images)
     iterative = {"steps": strength.steps, "num_draws": strength.num_draws, "restarts": strength.restarts}
@@ -196,8 +198,14 @@ def make_suite(
     if sigma:
         known: dict[str, Any] = {"fixed_noise": True, "defense_sigmas": here}
         cells.append(pgd(NOISE_KNOWN, "white-box", **known))
+        # Its clean twin: one draw of the noise may be kinder to some images than another.
+        cells.append(cell(CLEAN_NOISE_KNOWN, "clean", "none", eps=0.0, **known))
         if autoattack:
-            cells.append(cell("AutoAttack, noise known", "cross-check", "autoattack", num_images=checks, **known))
+            # Targeted attacks need classes to choose from.
+            parts = {} if num_labels >= 4 else {"parts": ("apgd-ce", "square")}
+            cells.append(
+                cell("AutoAttack, noise known", "cross-check", "autoattack", parts, num_images=checks, **known)
+            )
     if sigma is not None:
         cells.append(pgd(BPDA, "approximate", gradient="bpda", defense_sigmas=here))
         if has_patches:
@@ -230,6 +238,13 @@ def make_suite(
         pgd(large_eps_name(eps, norm), "check", eps=large_eps(eps, norm), num_images=checks, defense_sigmas=here),
         pgd(UNBOUNDED, "check", eps=whole, num_images=checks, defense_sigmas=here),
     ]
+    if sigma is not None:
+        off = {"attack_sigma": None, "defense_sigmas": (None,)}
+        cells.append(pgd(OFF_LARGE, "check", eps=large_eps(eps, norm), num_images=checks, **off))
+    names = [made.name for made in cells]
+    if len(set(names)) < len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise ValueError(f"{twice} would be run twice; name every attack, eps and surrogate once")
     return cells
 
 

@@ -197,9 +197,9 @@ def make_suite(
         cells.append(cell("EOT-APGD-DLR", "white-box", "eot_apgd_dlr", iterative))
     if sigma:
         known: dict[str, Any] = {"fixed_noise": True, "defense_sigmas": here}
-        cells.append(pgd(NOISE_KNOWN, "white-box", **known))
-        # Its clean twin: one draw of the noise may be kinder to some images than another.
+        # The clean twin of the next: one draw of the noise may be kinder to some images than another.
         cells.append(cell(CLEAN_NOISE_KNOWN, "clean", "none", eps=0.0, **known))
+        cells.append(pgd(NOISE_KNOWN, "white-box", **known))
         if autoattack:
             # Targeted attacks need classes to choose from.
             parts = {} if num_labels >= 4 else {"parts": ("apgd-ce", "square")}

@@ -2,6 +2,7 @@
 """Classifiers of other kinds behind the denoiser."""
 
 import json
+import logging
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from conftest import random_picture, save_with_processor, tiny_config, tiny_model
 from other_classifiers import KINDS, LABELS, LARGER, MEAN, NAMES, SAME_SIZE, STD, other_classifier
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
     AutoModel,
@@ -26,9 +27,16 @@ from transformers import (
     pipeline,
 )
 
-from transformers_nim import NIMConfig, NIMForImageClassification, NIMForPreTraining, NIMForRobustImageClassification
+from transformers_nim import (
+    NIMConfig,
+    NIMForImageClassification,
+    NIMForPreTraining,
+    NIMForRobustImageClassification,
+    classifiers_nim,
+    conversion,
+)
 from transformers_nim.attacks import PixelClassifier
-from transformers_nim.classifiers_nim import measure_image_processor, to_classifier_input
+from transformers_nim.classifiers_nim import load_classifier, measure_image_processor, to_classifier_input
 from transformers_nim.training.optimization import parameter_groups
 
 
@@ -583,3 +591,62 @@ def test_nim_classifiers_stay_as_they_are(denoiser):
     with pytest.raises(ValueError, match="whose classifier_model it is"):
         NIMForRobustImageClassification.from_denoiser(denoiser, other)
     assert isinstance(other.classifier_model, ViTForImageClassification)
+
+
+def test_lost_statistics_of_batch_normalization_are_noticed(tmp_path):
+    classifier, processor = other_classifier("resnet")
+    classifier.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    lost = {name: tensor for name, tensor in weights.items() if "running_var" not in name}
+    save_file(lost, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"has no weights for .*running_var"):
+        load_classifier(tmp_path)
+
+
+def test_nothing_is_certified_while_a_part_is_in_train_mode(denoiser):
+    classifier, processor = other_classifier("resnet")
+    model = NIMForRobustImageClassification.from_denoiser(denoiser, classifier, processor)
+    pixel_values = torch.zeros(1, 3, *model.config.image_shape)
+    assert len(model.certify(pixel_values, 25, n0=5, n=10)) == 1
+    model.classifier_model.train()
+    with pytest.raises(ValueError, match="train mode"):
+        model.certify(pixel_values, 25, n0=5, n=10)
+
+
+def test_the_image_processor_is_that_of_the_classifiers_commit(denoiser, monkeypatch):
+    classifier, processor = other_classifier("convnext")
+    classifier.config.name_or_path, classifier.config._commit_hash = "name/classifier", "abc123"
+    asked = []
+
+    def from_pretrained(name, **kwargs):
+        asked.append((name, kwargs))
+        return processor
+
+    monkeypatch.setattr(classifiers_nim.AutoImageProcessor, "from_pretrained", from_pretrained)
+    NIMForRobustImageClassification.from_denoiser(denoiser, classifier)
+    assert asked == [("name/classifier", {"revision": "abc123", "trust_remote_code": False})]
+
+
+def test_another_way_of_resizing_is_told(denoiser, caplog, monkeypatch):
+    # transformers' loggers do not reach the root by themselves.
+    monkeypatch.setattr(logging.getLogger(classifiers_nim.logger.name.split(".")[0]), "propagate", True)
+    processor = ViTImageProcessor(image_mean=MEAN, image_std=STD, size={"height": 32, "width": 32}, resample=0)
+    given = measure_image_processor(processor, denoiser.config)
+    assert given["resample"] == "bicubic"
+    assert "denoised ones will be by bicubic" in caplog.text
+
+
+def test_command_line(denoiser, tmp_path):
+    classifier, processor = other_classifier("vit")
+    for part, folder in ((classifier, "vit"), (processor, "vit"), (denoiser, "nim")):
+        part.save_pretrained(tmp_path / folder)
+    arguments = ["--classifier", str(tmp_path / "vit"), "--output_dir", str(tmp_path / "de3")]
+    conversion.main(["--denoiser", str(tmp_path / "nim"), *arguments])
+    model = NIMForRobustImageClassification.from_pretrained(tmp_path / "de3")
+    pixel_values = torch.randn(2, 3, *model.config.image_shape)
+    with torch.no_grad():
+        expected = by_hand(denoiser, classifier, processor, pixel_values)
+        assert torch.allclose(model(pixel_values, sigma=0).logits, expected, atol=1e-5)
+    with pytest.raises(SystemExit):
+        conversion.main(arguments)

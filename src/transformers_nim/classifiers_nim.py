@@ -30,7 +30,7 @@ logger = logging.get_logger(__name__)
 # What the outer config says, or what says nothing about the model itself.
 _NOT_OF_THE_CLASSIFIER = {"auto_map", "dtype", "id2label", "label2id", "label_names", "num_classes", "torch_dtype"}
 _NOT_OF_THE_CLASSIFIER |= {"_name_or_path", "problem_type", "transformers_version"}
-_RESAMPLE = {2: "bilinear", "bilinear": "bilinear"}
+_RESAMPLE = {None: "bicubic", 2: "bilinear", 3: "bicubic", "bilinear": "bilinear", "bicubic": "bicubic"}
 # Float32 rounding must not push white pixels out of the range where clamping has a gradient.
 _PIXEL_TOLERANCE = 1e-5
 
@@ -167,7 +167,11 @@ def load_classifier(classifier: nn.Module | str | os.PathLike) -> PreTrainedMode
         loaded, info = AutoModelForImageClassification.from_pretrained(
             name, trust_remote_code=False, output_loading_info=True
         )
-        new = sorted(set(info["missing_keys"]) & dict(loaded.named_parameters()).keys())
+        # Other buffers are made from the config; these hold what was learned.
+        learned = dict(loaded.named_parameters()).keys() | {
+            key for key in loaded.state_dict() if key.endswith((".running_mean", ".running_var"))
+        }
+        new = sorted(set(info["missing_keys"]) & learned)
         if new:
             raise ValueError(f"{name} is no trained image classifier: it has no weights for {new[:3]}")
         return loaded
@@ -204,7 +208,12 @@ def describe_classifier(model: PreTrainedModel, image_processor: Any, config: NI
         raise ValueError(f"the denoiser's images have {config.num_channels} channels, the classifier's {channels}")
     if image_processor is None and model.config.name_or_path:
         try:
-            image_processor = AutoImageProcessor.from_pretrained(model.config.name_or_path, trust_remote_code=False)
+            # That of the same commit, if the model came from one.
+            image_processor = AutoImageProcessor.from_pretrained(
+                model.config.name_or_path,
+                revision=getattr(model.config, "_commit_hash", None) or "main",
+                trust_remote_code=False,
+            )
         except (OSError, ValueError) as error:
             logger.info(f"{model.config.name_or_path} has no image processor: {error}")
     if image_processor is not None:
@@ -291,9 +300,16 @@ def measure_image_processor(image_processor: Callable[..., Any], config: NIMConf
         "image_mean": mean.tolist(),
         "image_std": std.tolist(),
         "size": [int(edge) for edge in sizes.pop()],
-        "resample": _RESAMPLE.get(resample, "bicubic"),
+        "resample": _resample(resample),
         "bgr": bgr,
     }
+
+
+def _resample(theirs: Any) -> str:
+    """How denoised images are resized, by what Pillow or timm calls it."""
+    if theirs not in _RESAMPLE:
+        logger.warning(f"the classifier's images are resized by {theirs!r}; denoised ones will be by bicubic")
+    return _RESAMPLE.get(theirs, "bicubic")
 
 
 def _input_from_config(theirs: Any, config: NIMConfig) -> dict[str, Any]:
@@ -309,7 +325,7 @@ def _input_from_config(theirs: Any, config: NIMConfig) -> dict[str, Any]:
         )
     size = (getattr(theirs, "model_args", None) or {}).get("img_size") or getattr(theirs, "image_size", None)
     size = size or timm.get("input_size", [None, *config.image_shape])[1:]
-    resample = _RESAMPLE.get(timm.get("interpolation", "bicubic"), "bicubic")
+    resample = _resample(timm.get("interpolation"))
     size = [size, size] if isinstance(size, int) else list(size)
     return {"image_mean": list(mean), "image_std": list(std), "size": size, "resample": resample, "bgr": False}
 

@@ -10,6 +10,11 @@ transformers' masked autoencoders, to start NIM pretraining from (see `conversio
 
     python -m transformers_nim.conversion --vit_mae facebook/vit-mae-base --output_dir nim-from-mae
 
+A denoiser and an image classifier that somebody else has trained, in one De^3 model:
+
+    python -m transformers_nim.conversion --denoiser nim-vit-base --classifier google/vit-base-patch16-224 \
+        --output_dir nim-vit-base-de3
+
 And models of this package back to the authors' code (see `conversion_to_authors`):
 
     python -m transformers_nim.conversion --to_authors nim-vit-base-de3 --output_dir authors
@@ -245,9 +250,18 @@ def main(argv: list[str] | None = None) -> None:
         "--vit_mae", metavar="NAME_OR_PATH", help="a ViTMAEForPreTraining of transformers, on the Hub or in a folder"
     )
     start.add_argument(
+        "--denoiser", metavar="NAME_OR_PATH", help="a NIMForPreTraining, to be put in front of --classifier"
+    )
+    start.add_argument(
         "--to_authors",
         metavar="NAME_OR_PATH",
         help="a model of this package, to be written as pretraining.pth and (of a classifier) finetuned.pth",
+    )
+    parser.add_argument(
+        "--classifier",
+        metavar="NAME_OR_PATH",
+        help="with --denoiser: any image classifier of transformers (ViT, a timm model, ConvNeXt, ...); makes a De^3"
+        " model",
     )
     authors = parser.add_argument_group("with --pretraining")
     authors.add_argument("--finetuned", metavar="B.pt", help="the authors' fine-tuned classifier; makes a De^3 model")
@@ -258,11 +272,16 @@ def main(argv: list[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     if args.pretraining is None:
-        other = "to_authors" if args.vit_mae is None else "vit_mae"
+        other = next(name for name in ("to_authors", "vit_mae", "denoiser") if getattr(args, name) is not None)
         for name in ("finetuned", "num_attention_heads", "decoder_num_attention_heads", "no_norm_pix_loss"):
             if getattr(args, name):
                 parser.error(f"argument --{name}: not allowed with --{other}, which says everything by itself")
+    if (args.denoiser is None) != (args.classifier is None):
+        parser.error("--denoiser and --classifier belong together: one is put in front of the other")
     try:
+        if args.denoiser is not None:
+            _save(NIMForRobustImageClassification.from_denoiser(args.denoiser, args.classifier), args.output_dir)
+            return
         if args.to_authors is not None:
             save_authors_checkpoint(args.to_authors, args.output_dir)
             return

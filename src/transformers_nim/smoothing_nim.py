@@ -72,7 +72,6 @@ class SmoothingMixin:
     """Methods of a classifier that denoises: [`certify`] and [`predict_smoothed`]."""
 
     config: Any
-    training: bool
 
     def classify_noisy(
         self, noisy_pixel_values: torch.Tensor, sigma: torch.Tensor, *args: Any, **kwargs: Any
@@ -188,7 +187,8 @@ class SmoothingMixin:
     ) -> tuple[float, list[CountVotes]]:
         """Sigma, and for each image the function that counts votes."""
         value = certifiable_sigma(self.config, sigma)
-        if self.training:
+        # A part of it is enough: batch normalization in train mode mixes the draws.
+        if any(module.training for module in self.modules()):  # type: ignore[attr-defined]
             raise ValueError("nothing can be certified in train mode, where dropout applies; call model.eval()")
         check_image_shape(self.config, pixel_values, interpolate_pos_encoding)
         batch_size = MAX_BATCH_SIZE if max_batch_size is None else max_batch_size

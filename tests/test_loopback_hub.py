@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import tiny_config
+from other_classifiers import MEAN, other_classifier
 
+from transformers_nim import NIMForPreTraining
 from transformers_nim.cards import write_card
 from transformers_nim.metrics import metric_path
 
@@ -235,6 +238,41 @@ def test_card_and_pinned_pipeline(loopback_hub, folder, tmp_path):
     tags, kind, sigma = run(push_card_and_pin, loopback_hub.environment(tmp_path), REPO, first)
     assert tags == ["transformers-nim", "nim", "changed"]
     assert (kind, sigma) == ("NIMImageClassificationPipeline", 70)
+
+
+def defend_a_published_classifier(denoiser, classifier, repo):
+    import torch
+    from transformers import AutoModelForImageClassification, pipeline
+
+    from transformers_nim import NIMForRobustImageClassification, NIMImageProcessor
+
+    model = NIMForRobustImageClassification.from_denoiser(denoiser, classifier, num_samples=2)
+    model.push_to_hub(repo)
+    NIMImageProcessor.from_config(model.config).push_to_hub(repo)
+    loaded = AutoModelForImageClassification.from_pretrained(repo)
+    same = loaded.state_dict().keys() == model.state_dict().keys() and all(
+        torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in model.state_dict().items()
+    )
+    pipe = pipeline("image-classification", model=repo, sigma=10, seed=0)
+    return same, type(loaded.classifier_model).__name__, pipe.model.config.num_samples
+
+
+def test_a_classifier_of_the_hub_behind_a_denoiser_of_the_hub(loopback_hub, tmp_path):
+    classifier, processor = other_classifier("convnext")
+    for part, name in (
+        (NIMForPreTraining(tiny_config()), "denoiser"),
+        (classifier, "convnext"),
+        (processor, "convnext"),
+    ):
+        part.save_pretrained(tmp_path / name)
+    for name in ("denoiser", "convnext"):
+        loopback_hub.add(f"nim/{name}", contents(tmp_path / name))
+    environment = loopback_hub.environment(tmp_path)
+    answer = run(defend_a_published_classifier, environment, "nim/denoiser", "nim/convnext", "nim/defended")
+    assert answer == [True, "ConvNextForImageClassification", 2]
+    given = json.loads(loopback_hub.files("nim/defended")["config.json"])["classifier_input"]
+    # Of its own image processor, which was on the Hub beside it.
+    assert (given["size"], given["image_mean"]) == ([48, 48], pytest.approx(MEAN, abs=1e-6))
 
 
 def load_metrics():

@@ -408,3 +408,41 @@ def test_cost_counts_the_draws(tmp_path):
     checkpoint(tmp_path, num_samples=8)
     assert "8 noise draws" in (text := write_card(tmp_path, name="x", summary="A model.").read_text())
     assert "16 forward passes" in text
+
+
+CONVNEXT = {
+    "classifier_config": {
+        "model_type": "convnext",
+        "architectures": ["ConvNextForImageClassification"],
+        "depths": [1, 1],
+        "hidden_sizes": [8, 16],
+        "num_stages": 2,
+    },
+    "classifier_input": {
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+        "size": [32, 32],
+        "resample": "bilinear",
+        "bgr": False,
+    },
+}
+
+
+def test_a_classifier_from_elsewhere_needs_a_license(tmp_path):
+    checkpoint(tmp_path, **CONVNEXT)
+    with pytest.raises(ValueError, match=r"made elsewhere \(convnext\).*write_card\(folder, license=\.\.\.\)"):
+        write_card(tmp_path, name="x", summary="A model.")
+    card = ModelCard.load(write_card(tmp_path, license="mit", base_model="them/convnext"))
+    assert (card.data.license, card.data.base_model) == ("mit", "them/convnext")
+    parts = {part.split("\n")[0]: " ".join(part.split()) for part in card.text.split("\n## ")}
+    assert "The classifier behind it is a `convnext` that was made elsewhere." in parts["Use"]
+    assert "is given as `mit`. Made from: `them/convnext`." in parts["Use"]
+    assert "one through the classifier (convnext): 2 forward passes" in parts["Cost"]
+
+
+def test_a_license_of_ones_own(tmp_path):
+    checkpoint(tmp_path)
+    card = ModelCard.load(write_card(tmp_path, name="x", summary="A model."))
+    assert (card.data.license, card.data.base_model) == ("apache-2.0", None)
+    assert "made elsewhere" not in card.text
+    assert ModelCard.load(write_card(tmp_path, license="cc-by-nc-4.0")).data.license == "cc-by-nc-4.0"

@@ -20,7 +20,19 @@ from .tables import render_table
 
 
 INPUTS = "card.json"
-_FIELDS = {"name", "summary", "results", "plans", "training_data", "hub_dataset", "limits", "model"}
+LICENSE = "apache-2.0"
+_FIELDS = {
+    "name",
+    "summary",
+    "results",
+    "plans",
+    "training_data",
+    "hub_dataset",
+    "limits",
+    "model",
+    "license",
+    "base_model",
+}
 
 
 def read_inputs(folder: str | Path) -> dict[str, Any]:
@@ -69,6 +81,13 @@ def card_files(folder: str | Path, with_code: bool | None = None) -> dict[str, s
     evaluations = {name: read_evaluation(content, f"{folder / name}") for name, content in results.items()}
     plans = [_read(folder, name) for name in inputs.get("plans", [])]
     training = next((content for content in results.values() if "task" in content), None)
+    if config.get("classifier_config") and not inputs.get("license"):
+        # Whoever made that classifier chose its license, and it need not be ours.
+        raise ValueError(
+            f"{folder} holds a classifier that was made elsewhere ({config['classifier_config'].get('model_type')}):"
+            f" {INPUTS} must have the license of the whole: transformers_nim.cards.write_card(folder, license=...),"
+            ' with an identifier of the Hub such as "apache-2.0", "mit" or "other"'
+        )
     kind = _kind(config, training)
     files["README.md"] = _card(inputs, config, kind, evaluations, plans, training, with_code)
     if inputs.get("hub_dataset"):
@@ -86,8 +105,10 @@ def write_card(folder: str | Path, **inputs: Any) -> Path:
         inputs: Fields of `card.json`, in place of those that it has: `name`; `summary`, a sentence that says what the
             model is; `results`, names of result files in the folder; `plans`, names of files that
             `examples/plan_run.py --output_file` has written; `training_data`, in words; `hub_dataset`, where the data
-            of the results are on the Hub; `limits`, further sentences; and `model`, for a folder whose configs are
-            generated and that has no weights yet: `{"size": ..., "architecture": ..., "overrides": {...}}`.
+            of the results are on the Hub; `limits`, further sentences; `license`, an identifier of the Hub, which must
+            be given if the classifier is not one of this package (otherwise `"apache-2.0"` by default); `base_model`,
+            names on the Hub of what it was made from; and `model`, for a folder whose configs are generated and that
+            has no weights yet: `{"size": ..., "architecture": ..., "overrides": {...}}`.
 
     Returns:
         Path of the card.
@@ -182,6 +203,9 @@ def _card(
     defense = config.get("defense_sigma") or {}
     sigma = f"{defense['value']:g}" if defense.get("type") == "constant" else '"config"'
     usage = [texts.USAGE[kind].format(name=inputs["name"], sigma=sigma)]
+    foreign = config.get("classifier_config")
+    if foreign:
+        usage.append(texts.FOREIGN.format(kind=foreign["model_type"], license=inputs["license"]) + _origin(inputs))
     usage += [texts.USAGE_WITH_CODE.format(version=__version__)] if with_code else []
     measured = "\n\n".join(f"### {evaluation.title}\n\n{evaluation.text}" for evaluation in evaluations.values())
     sections = {
@@ -199,7 +223,8 @@ def _card(
     is_attacked = any(evaluation.is_attack for evaluation in evaluations.values())
     data = ModelCardData(
         model_name=inputs["name"],
-        license="apache-2.0",
+        license=inputs.get("license") or LICENSE,
+        base_model=inputs.get("base_model"),
         library_name="transformers",
         pipeline_tag="image-classification" if is_classifier else "image-feature-extraction",
         tags=["transformers-nim", *(["adversarial-robustness"] if is_attacked else []), "nim"],
@@ -225,6 +250,12 @@ def _card(
     return f"{str(card).rstrip()}\n"
 
 
+def _origin(inputs: Mapping[str, Any]) -> str:
+    bases = inputs.get("base_model") or []
+    names = ", ".join(f"`{name}`" for name in ([bases] if isinstance(bases, str) else bases))
+    return f" Made from: {names}." if names else ""
+
+
 def _training(inputs: Mapping[str, Any], training: Mapping[str, Any] | None) -> str:
     parts = []
     if training is not None:
@@ -247,9 +278,11 @@ def _command(plan: Mapping[str, Any]) -> str:
 def _cost(config: Mapping[str, Any], kind: str, plans: Sequence[Mapping[str, Any]]) -> str:
     parameters = f"{count_parameters(config) / 1e6:.3g} M parameters."
     draws = config.get("num_samples", 1)
+    foreign = config.get("classifier_config")
+    classifier = f"the classifier ({foreign['model_type']})" if foreign else "the classifier"
     passes = {
         "defended": f"A prediction takes {draws} noise draw{'s' * (draws != 1)}, each a forward pass through the"
-        f" denoiser (encoder and decoder) and one through the classifier: {2 * draws} forward passes. A certificate"
+        f" denoiser (encoder and decoder) and one through {classifier}: {2 * draws} forward passes. A certificate"
         " takes as many draws as are asked for, n0 + n.",
         "undefended": "A prediction takes 1 forward pass.",
         "pretraining": "Denoising an image takes 1 forward pass through encoder and decoder.",

@@ -59,6 +59,10 @@ pipe = pipeline("image-classification", model="{name}", sigma={sigma})
 without adding noise, `None` switches the defense off.""",
 }
 
+FOREIGN = """\
+Only the denoiser is a NIM model. The classifier behind it is a `{kind}` that was made elsewhere. The license of the
+whole folder, this classifier included, is given as `{license}`."""
+
 USAGE_WITH_CODE = """\
 The folder carries the code of transformers-nim {version}, for those who have not installed it: transformers executes
 it if you pass `trust_remote_code=True` in place of the import. Read the Python files first, and pin a `revision`."""

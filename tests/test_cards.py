@@ -329,7 +329,10 @@ def test_certificates_and_robustness_plug_in(tmp_path):
     save(tmp_path, "certify.json", CERTIFIED)
     report = fake_reports.simulated()
     save(tmp_path, "robustness.json", report.to_dict())
-    inputs = {"results": ["certify.json", "robustness.json"], "hub_dataset": "me/pictures"}
+    inputs = {
+        "results": ["certify.json", "robustness.json"],
+        "hub_dataset": {"certify.json": "me/pictures", "robustness.json": "me/digits"},
+    }
     card = ModelCard.load(write_card(tmp_path, name="me/nim", summary="A model.", **inputs))
     found = {result.metric_name: result for result in card.data.eval_results}
     radius = found["certified accuracy, sigma 63.75, radius 0.5"]
@@ -376,11 +379,72 @@ def test_certificates_and_robustness_plug_in(tmp_path):
     assert "**Unreliable**: of the sanity checks of the attacks, these failed: monotone." in text
     entries = parse_eval_result_entries(yaml.safe_load((tmp_path / ".eval_results/robustness.yaml").read_text()))
     (entry,) = [entry for entry in entries if entry.notes.startswith("accuracy, EOT-PGD;")]
-    assert (entry.dataset_id, entry.task_id, entry.value) == ("me/pictures", "accuracy", row.accuracy.mean)
+    assert (entry.dataset_id, entry.task_id, entry.value) == ("me/digits", "accuracy", row.accuracy.mean)
     assert "eps_255=8.0" in entry.notes
     assert "num_draws=8" in entry.notes
     assert (tmp_path / ".eval_results/certify.yaml").is_file()
+    assert {entry.dataset_id for entry in entries} == {"me/digits"}
+    assert card.data.datasets is None, "data of measurements are not those of training"
     assert card_differences(tmp_path) == ""
+
+
+def test_metadata_leaves_checks_out():
+    report = fake_reports.simulated(sigmas=[None, 25.0], eps_grid=(4.0, 16.0))
+    found = {figure.name: figure for figure in read_evaluation(report.to_dict()).figures}
+    attacks = ["uniform noise", "FGSM", "PGD-10, one draw", "EOT-APGD-CE", "EOT-APGD-DLR", "EOT-PGD, noise known"]
+    attacks += ["BPDA", "patch statistics", "vote", "low frequency", "Square", "EOT-PGD, eps 4", "EOT-PGD, eps 16"]
+    expected = {f"accuracy, {name}": (name, "accuracy") for name in ["clean", *attacks]}
+    for name in ("EOT-PGD", "strongest"):
+        for kind in ("accuracy", "worst_of_10", "majority_of_11"):
+            expected[f"{kind.replace('_', ' ')}, {name}"] = (name, kind)
+    assert found.keys() == expected.keys()
+    for figure, (name, kind) in expected.items():
+        row = report.strongest(50.0).row if name == "strongest" else report.row(name, 50.0)
+        assert found[figure].value == getattr(row, kind).mean
+    assert found["accuracy, clean"].arguments["eps_255"] == 0
+    assert "attack_sigma" not in found["accuracy, clean"].arguments
+    assert found["accuracy, EOT-PGD, eps 4"].arguments["eps_255"] == 4
+    # They were measured, and stay in the tables.
+    assert {"EOT-PGD, unbounded", "EOT-PGD, sigma 25", "clean, noise known"} <= set(report.cell_names)
+
+
+def test_one_data_set_on_the_hub_for_results_of_one(tmp_path):
+    checkpoint(tmp_path)
+    names = ["results.json", "later/results.json"]
+    (tmp_path / "later").mkdir()
+    save(tmp_path, names[0], RESULTS)
+    save(tmp_path, names[1], {**RESULTS, "rows": [{**RESULTS["rows"][0], "mean": 12.5}]})
+    inputs = {"name": "x", "summary": "A model.", "results": names}
+    card = ModelCard.load(write_card(tmp_path, **inputs, hub_dataset="me/digits", training_dataset="me/learned"))
+    assert card.data.datasets == ["me/learned"]
+    assert {result.dataset_type for result in card.data.eval_results} == {"me/digits"}
+    for file, value in (("results.yaml", 0.415), ("later-results.yaml", 0.125)):
+        (entry,) = parse_eval_result_entries(yaml.safe_load((tmp_path / ".eval_results" / file).read_text()))
+        assert (entry.dataset_id, entry.value) == ("me/digits", value)
+    # One of the two is of other data.
+    save(tmp_path, names[1], {**RESULTS, "dataset": "letters"})
+    with pytest.raises(ValueError, match=r"'results.json': 'digits', 'later/results.json': 'letters'"):
+        card_files(tmp_path)
+    card = ModelCard.load(write_card(tmp_path, hub_dataset={"later/results.json": "me/letters"}))
+    assert {(result.dataset_name, result.dataset_type) for result in card.data.eval_results} == {
+        ("digits", "digits"),
+        ("letters", "me/letters"),
+    }
+    assert set(card_files(tmp_path)) == {"README.md", ".eval_results/later-results.yaml"}
+    with pytest.raises(
+        ValueError, match=r"hub_dataset has \['other.json'\].*\['results.json', 'later/results.json'\]"
+    ):
+        write_card(tmp_path, hub_dataset={"other.json": "me/letters"})
+
+
+def test_result_files_that_would_overwrite_each_other(tmp_path):
+    checkpoint(tmp_path)
+    names = ["a/b.json", "a-b.json"]
+    (tmp_path / "a").mkdir()
+    for name in names:
+        save(tmp_path, name, RESULTS)
+    with pytest.raises(ValueError, match=r"would be written to \.eval_results/a-b\.yaml, a-b\.json is one"):
+        write_card(tmp_path, name="x", summary="A model.", results=names, hub_dataset="me/digits")
 
 
 def test_failed_checks_are_told():

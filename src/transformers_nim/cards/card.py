@@ -27,6 +27,7 @@ _FIELDS = {
     "results",
     "plans",
     "training_data",
+    "training_dataset",
     "hub_dataset",
     "limits",
     "model",
@@ -89,11 +90,15 @@ def card_files(folder: str | Path, with_code: bool | None = None) -> dict[str, s
             ' with an identifier of the Hub such as "apache-2.0", "mit" or "other"'
         )
     kind = _kind(config, training)
-    files["README.md"] = _card(inputs, config, kind, evaluations, plans, training, with_code)
-    if inputs.get("hub_dataset"):
-        for name, evaluation in evaluations.items():
-            if evaluation.figures:
-                files[f".eval_results/{Path(name).stem}.yaml"] = _eval_results(evaluation, inputs["hub_dataset"])
+    hub_datasets = _hub_datasets(inputs, evaluations)
+    files["README.md"] = _card(inputs, config, kind, evaluations, plans, training, hub_datasets, with_code)
+    for name, dataset in hub_datasets.items():
+        if evaluations[name].figures:
+            # Two files may have one name in two folders.
+            path = f".eval_results/{'-'.join(Path(name).with_suffix('').parts)}.yaml"
+            if path in files:
+                raise ValueError(f"two result files of {folder} would be written to {path}, {name} is one; rename it")
+            files[path] = _eval_results(evaluations[name], dataset)
     return files
 
 
@@ -104,11 +109,13 @@ def write_card(folder: str | Path, **inputs: Any) -> Path:
         folder: A checkpoint.
         inputs: Fields of `card.json`, in place of those that it has: `name`; `summary`, a sentence that says what the
             model is; `results`, names of result files in the folder; `plans`, names of files that
-            `examples/plan_run.py --output_file` has written; `training_data`, in words; `hub_dataset`, where the data
-            of the results are on the Hub; `limits`, further sentences; `license`, an identifier of the Hub, which must
-            be given if the classifier is not one of this package (otherwise `"apache-2.0"` by default); `base_model`,
-            names on the Hub of what it was made from; and `model`, for a folder whose configs are generated and that
-            has no weights yet: `{"size": ..., "architecture": ..., "overrides": {...}}`.
+            `examples/plan_run.py --output_file` has written; `training_data`, in words; `training_dataset`, where
+            these data are on the Hub; `hub_dataset`, where the data of the results are on the Hub: a mapping from
+            result files to names, or one name if all results are of the same data; `limits`, further sentences;
+            `license`, an identifier of the Hub, which must be given if the classifier is not one of this package
+            (otherwise `"apache-2.0"` by default); `base_model`, names on the Hub of what it was made from; and
+            `model`, for a folder whose configs are generated and that has no weights yet: `{"size": ...,
+            "architecture": ..., "overrides": {...}}`.
 
     Returns:
         Path of the card.
@@ -198,6 +205,7 @@ def _card(
     evaluations: Mapping[str, Evaluation],
     plans: Sequence[Mapping[str, Any]],
     training: Mapping[str, Any] | None,
+    hub_datasets: Mapping[str, str],
     with_code: bool,
 ) -> str:
     defense = config.get("defense_sigma") or {}
@@ -228,11 +236,12 @@ def _card(
         library_name="transformers",
         pipeline_tag="image-classification" if is_classifier else "image-feature-extraction",
         tags=["transformers-nim", *(["adversarial-robustness"] if is_attacked else []), "nim"],
-        datasets=[inputs["hub_dataset"]] if inputs.get("hub_dataset") else None,
+        # Readers take these for what the model has learned from.
+        datasets=[inputs["training_dataset"]] if inputs.get("training_dataset") else None,
         eval_results=[
             EvalResult(
                 task_type="image-classification",
-                dataset_type=inputs.get("hub_dataset") or evaluation.dataset,
+                dataset_type=hub_datasets.get(name) or evaluation.dataset,
                 dataset_name=evaluation.dataset,
                 dataset_split=evaluation.split,
                 metric_type=figure.metric,
@@ -240,7 +249,7 @@ def _card(
                 metric_value=figure.value,
                 metric_args=figure.arguments,
             )
-            for evaluation in evaluations.values()
+            for name, evaluation in evaluations.items()
             for figure in evaluation.figures
         ]
         or None,
@@ -254,6 +263,25 @@ def _origin(inputs: Mapping[str, Any]) -> str:
     bases = inputs.get("base_model") or []
     names = ", ".join(f"`{name}`" for name in ([bases] if isinstance(bases, str) else bases))
     return f" Made from: {names}." if names else ""
+
+
+def _hub_datasets(inputs: Mapping[str, Any], evaluations: Mapping[str, Evaluation]) -> dict[str, str]:
+    """By result file, the name on the Hub of the data that it was measured on, where it is given."""
+    given = inputs.get("hub_dataset") or {}
+    if isinstance(given, str):
+        names = {name: evaluation.dataset for name, evaluation in evaluations.items()}
+        if len(set(names.values())) > 1:
+            raise ValueError(
+                f"hub_dataset is {given!r} for all results, but they are of different data: {names}; pass a mapping"
+                " from result files to names on the Hub, without those whose data are not there"
+            )
+        return dict.fromkeys(evaluations, given)
+    unknown = sorted(given.keys() - evaluations.keys())
+    if unknown:
+        raise ValueError(
+            f"hub_dataset has {unknown}, which are not among the results {list(evaluations)}; remove them"
+        )
+    return dict(given)
 
 
 def _training(inputs: Mapping[str, Any], training: Mapping[str, Any] | None) -> str:

@@ -128,7 +128,7 @@ TRAINED = {
         "accuracy_sigma_2.5_low": 0.58,
         "accuracy_sigma_2.5_high": 0.67,
     },
-    "arguments": {"output_dir": "somebody"},
+    "arguments": {"output_dir": "somebody", "train_on": "clean", "adversarial_steps": 0},
     "versions": {"transformers_nim": "1.2.3"},
 }
 PRETRAINED = {
@@ -247,6 +247,7 @@ def test_shipped_folders_are_as_generated(folder, tmp_path, capsys):
     assert there == made
     card = ModelCard.load(folder / "README.md")
     assert "There are no weights here yet" in card.text
+    assert "## Use\n\nOnce the weights are there, this works:\n\n```python" in card.text
     assert "examples/pretrain.py" in card.text
     assert not card.data.eval_results
     assert card.data.model_name == folder.name
@@ -510,3 +511,78 @@ def test_a_license_of_ones_own(tmp_path):
     assert (card.data.license, card.data.base_model) == ("apache-2.0", None)
     assert "made elsewhere" not in card.text
     assert ModelCard.load(write_card(tmp_path, license="cc-by-nc-4.0")).data.license == "cc-by-nc-4.0"
+
+
+def sections_of(path) -> dict[str, str]:
+    """Sections of a card by heading, with spaces in place of line breaks."""
+    return {part.split("\n")[0]: " ".join(part.split()) for part in ModelCard.load(path).text.split("\n## ")}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "limit", "intended"),
+    [
+        (
+            {"train_on": "clean", "adversarial_steps": 0},
+            "- No defense: small perturbations change its answers.",
+            "A baseline for research on adversarial defenses: it has none itself.",
+        ),
+        (
+            {"train_on": "noisy", "adversarial_steps": 0},
+            "- No denoiser, and no noise when it predicts: training on noisy images makes a classifier used to noise.",
+            "trained on noisy images, without a denoiser.",
+        ),
+        (
+            {"train_on": "clean", "adversarial_steps": 7, "adversarial_eps": 4.0},
+            "training on attacked images (PGD of 7 steps, Linf, eps 4/255).",
+            "trained on attacked images, without a denoiser.",
+        ),
+        (
+            {"train_on": "noisy", "adversarial_steps": 7, "adversarial_eps": 4.0},
+            "training on attacked images (PGD of 7 steps, Linf, eps 4/255, on images with noise).",
+            "trained on attacked images, without a denoiser.",
+        ),
+        (
+            {},
+            "- No denoiser. Unless its training has hardened it, small perturbations change its answers.",
+            "a classifier without a denoiser.",
+        ),
+    ],
+)
+def test_undefended_models_by_what_they_were_trained_on(tmp_path, arguments, limit, intended):
+    results = {**TRAINED, "arguments": arguments}
+    sections = sections_of(write_training_card(tmp_path, "x", results, "A model."))
+    assert limit in sections["Limits"]
+    assert intended in sections["Intended use"]
+    others = ("No defense:", "no noise when", "attacked images", "Unless its training")
+    assert sum(other in sections["Limits"] for other in others) == 1
+    assert sections["Cost"].endswith("A prediction takes 1 forward pass.")
+
+
+def test_a_defense_that_is_off_is_said_to_be(tmp_path):
+    checkpoint(tmp_path, defense_sigma=None, num_samples=4)
+    sections = sections_of(write_card(tmp_path, name="x", summary="A model."))
+    assert "A prediction takes 1 forward pass, through the classifier, until a `sigma` is given." in sections["Cost"]
+    assert "(4, if no other `num_samples` is given)" in sections["Cost"]
+    assert 'model="x")' in sections["Use"]
+    assert "the defense is off, and the bare classifier answers, until one is given" in sections["Use"]
+    checkpoint(tmp_path, defense_sigma=0, num_samples=4)
+    sections = sections_of(write_card(tmp_path))
+    assert sections["Cost"].endswith(": 2 forward passes. No noise is drawn.")
+    checkpoint(tmp_path, defense_sigma={"type": "uniform", "low": 5, "high": 30})
+    sections = sections_of(write_card(tmp_path))
+    assert "takes 1 noise draw, that is a forward pass through the denoiser" in sections["Cost"]
+    assert 'model="x", sigma="config")' in sections["Use"]
+    assert "defense is off" not in sections["Use"]
+
+
+def test_a_card_speaks_of_measured_perturbations_only_if_some_were(tmp_path):
+    checkpoint(tmp_path)
+    sections = sections_of(write_card(tmp_path, name="x", summary="A model."))
+    assert "How well it withstands them has not been measured yet." in sections["Intended use"]
+    assert "listed under Evaluation" not in sections["Intended use"]
+    # It may well have been trained.
+    assert "Nothing is claimed: nothing was measured." in sections["Limits"]
+    save(tmp_path, "results.json", RESULTS)
+    sections = sections_of(write_card(tmp_path, results=["results.json"]))
+    assert "within the kinds and sizes of perturbations that are listed under Evaluation." in sections["Intended use"]
+    assert "not been measured" not in sections["Intended use"]

@@ -189,6 +189,21 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value, default=lambda x: dict(x) if isinstance(x, Mapping) else vars(x)))
 
 
+def _style(training: Mapping[str, Any] | None) -> str:
+    """What a classifier without a defense was trained on, which decides what can be said of it."""
+    arguments = training["arguments"] if training else {}
+    if arguments.get("adversarial_steps"):
+        return "adversarial"
+    return {"clean": "plain", "noisy": "noisy"}.get(arguments.get("train_on"), "unknown")
+
+
+def _attack(training: Mapping[str, Any]) -> str:
+    """The attack of adversarial training, in words."""
+    arguments = training["arguments"]
+    noisy = ", on images with noise" if arguments.get("train_on") == "noisy" else ""
+    return f"PGD of {arguments['adversarial_steps']} steps, Linf, eps {arguments['adversarial_eps']:g}/255{noisy}"
+
+
 def _kind(config: Mapping[str, Any], training: Mapping[str, Any] | None) -> str:
     architecture = (config.get("architectures") or ["NIMForPreTraining"])[0]
     if architecture == "NIMForRobustImageClassification":
@@ -208,9 +223,15 @@ def _card(
     hub_datasets: Mapping[str, str],
     with_code: bool,
 ) -> str:
-    defense = config.get("defense_sigma") or {}
-    sigma = f"{defense['value']:g}" if defense.get("type") == "constant" else '"config"'
-    usage = [texts.USAGE[kind].format(name=inputs["name"], sigma=sigma)]
+    is_attacked = any(evaluation.is_attack for evaluation in evaluations.values())
+    intended = texts.INTENDED[_style(training) if kind == "undefended" else kind]
+    defense = NIMConfig.from_dict(dict(config)).defense_sigma
+    sigma = "" if defense is None else ', sigma="config"'
+    if defense is not None and defense["type"] == "constant":
+        sigma = f", sigma={defense['value']:g}"
+    usage = [texts.USAGE_WITHOUT_WEIGHTS] if "model" in inputs else []
+    usage.append(texts.USAGE[kind].format(name=inputs["name"], sigma=sigma))
+    usage += [texts.USAGE_OFF] if kind == "defended" and defense is None else []
     foreign = config.get("classifier_config")
     if foreign:
         usage.append(texts.FOREIGN.format(kind=foreign["model_type"], license=inputs["license"]) + _origin(inputs))
@@ -220,15 +241,14 @@ def _card(
         "": inputs["summary"],
         "Weights": "\n\n".join([texts.NO_WEIGHTS, *(_command(plan) for plan in plans)]) if "model" in inputs else "",
         "Use": "\n\n".join(usage),
-        "Intended use": texts.INTENDED[kind],
+        "Intended use": intended.format(within=texts.WITHIN[is_attacked]),
         "Evaluation": measured or "\n\n".join(["Nothing was measured.", texts.PROTOCOL.get(kind, "")]).strip(),
         "Training": _training(inputs, training),
         "Cost": _cost(config, kind, plans),
-        "Limits": _limits(inputs, config, kind, evaluations),
+        "Limits": _limits(inputs, config, kind, evaluations, training),
         "Citation": texts.CITATION,
     }
     is_classifier = kind in ("defended", "undefended")
-    is_attacked = any(evaluation.is_attack for evaluation in evaluations.values())
     data = ModelCardData(
         model_name=inputs["name"],
         license=inputs.get("license") or LICENSE,
@@ -305,13 +325,8 @@ def _command(plan: Mapping[str, Any]) -> str:
 
 def _cost(config: Mapping[str, Any], kind: str, plans: Sequence[Mapping[str, Any]]) -> str:
     parameters = f"{count_parameters(config) / 1e6:.3g} M parameters."
-    draws = config.get("num_samples", 1)
-    foreign = config.get("classifier_config")
-    classifier = f"the classifier ({foreign['model_type']})" if foreign else "the classifier"
     passes = {
-        "defended": f"A prediction takes {draws} noise draw{'s' * (draws != 1)}, each a forward pass through the"
-        f" denoiser (encoder and decoder) and one through {classifier}: {2 * draws} forward passes. A certificate"
-        " takes as many draws as are asked for, n0 + n.",
+        "defended": _defended_cost(config),
         "undefended": "A prediction takes 1 forward pass.",
         "pretraining": "Denoising an image takes 1 forward pass through encoder and decoder.",
         "masked": "Features of an image take 1 forward pass through the encoder.",
@@ -328,15 +343,45 @@ def _cost(config: Mapping[str, Any], kind: str, plans: Sequence[Mapping[str, Any
     return "\n\n".join(parts)
 
 
+def _defended_cost(config: Mapping[str, Any]) -> str:
+    """Forward passes of a prediction, in words."""
+    draws, sigma = config.get("num_samples", 1), NIMConfig.from_dict(dict(config)).defense_sigma
+    foreign = config.get("classifier_config")
+    classifier = f"the classifier ({foreign['model_type']})" if foreign else "the classifier"
+    both = f"a forward pass through the denoiser (encoder and decoder) and one through {classifier}"
+    if sigma is None:
+        return (
+            f"A prediction takes 1 forward pass, through {classifier}, until a `sigma` is given. It then takes, for"
+            f" each noise draw ({draws}, if no other `num_samples` is given), a forward pass through the denoiser"
+            " (encoder and decoder) and one through the classifier."
+        )
+    if sigma == {"type": "constant", "value": 0}:
+        # Without noise all draws would be equal, and the model makes but one.
+        return f"A prediction takes {both}: 2 forward passes. No noise is drawn."
+    drawn = "1 noise draw, that is" if draws == 1 else f"{draws} noise draws, each"
+    return (
+        f"A prediction takes {drawn} {both}: {2 * draws} forward passes. A certificate takes as many draws as are"
+        " asked for, n0 + n."
+    )
+
+
 def _limits(
-    inputs: Mapping[str, Any], config: Mapping[str, Any], kind: str, evaluations: Mapping[str, Evaluation]
+    inputs: Mapping[str, Any],
+    config: Mapping[str, Any],
+    kind: str,
+    evaluations: Mapping[str, Evaluation],
+    training: Mapping[str, Any] | None,
 ) -> str:
-    against = list(texts.LIMITS[kind])
+    style = _style(training) if kind == "undefended" else kind
+    against = list(texts.LIMITS[style])
+    if style == "adversarial" and training is not None:
+        against = [limit.format(attack=_attack(training)) for limit in against]
     if kind == "defended" and config.get("norm_pix_loss") and config.get("patch_statistics") == "input":
         against.append(texts.LEAKS)
     parts = [*inputs.get("limits", []), *(limit for evaluation in evaluations.values() for limit in evaluation.limits)]
     if not evaluations:
-        parts.append("Nothing is claimed: no model of this configuration has been trained or attacked yet.")
+        untrained = "no model of this configuration has been trained or attacked yet."
+        parts.append(f"Nothing is claimed: {untrained if 'model' in inputs else 'nothing was measured.'}")
     if kind == "defended":
         parts.append("What the defense does not protect against:")
     points = "\n".join(f"- {point}" for point in against)

@@ -586,3 +586,92 @@ def test_a_card_speaks_of_measured_perturbations_only_if_some_were(tmp_path):
     sections = sections_of(write_card(tmp_path, results=["results.json"]))
     assert "within the kinds and sizes of perturbations that are listed under Evaluation." in sections["Intended use"]
     assert "not been measured" not in sections["Intended use"]
+
+
+def _without(content, way):
+    content = copy.deepcopy(content)
+    inside = content
+    for key in way[:-1]:
+        inside = inside[key]
+    del inside[way[-1]]
+    return content
+
+
+def test_incomplete_results_are_named(tmp_path):
+    """Every field that a card needs is either not needed or missed by name; nothing else is raised."""
+    report = fake_reports.simulated(sigmas=(None,), eps_grid=()).to_dict()
+    ways = {
+        "trained": (
+            TRAINED,
+            ["dataset", "steps", "total_batch_size", "num_eval_images", "best", "arguments", "versions"],
+        ),
+        "attacked": (RESULTS, [("rows", 0, key) for key in RESULTS["rows"][0]]),
+        "certified": (
+            CERTIFIED,
+            [
+                *(("curves", 0, key) for key in CURVE if key != "sigma_01"),
+                *(("settings", key) for key in CERTIFIED["settings"]),
+            ],
+        ),
+        "evaluated": (
+            report,
+            [("settings", key) for key in ("dataset", "eps", "sigma", "split", "seed")]
+            + [("cells", 0, "name"), ("records", 0, "row"), ("records", 0, "predictions"), ("images", 0, "label")],
+        ),
+    }
+    for name, (content, missing) in ways.items():
+        folder = checkpoint(tmp_path / name, "NIMForImageClassification")
+        save(folder, "found.json", content)
+        write_card(folder, name="x", summary="A model.", results=["found.json"])
+        for way in missing:
+            way = (way,) if isinstance(way, str) else way
+            save(folder, "found.json", _without(content, way))
+            with pytest.raises(ValueError, match=rf"found\.json.*'{way[-1]}'"):
+                card_files(folder)
+
+
+def test_a_missing_field_is_named_with_the_way_to_it(tmp_path):
+    results = {**TRAINED, "versions": {"torch": "2"}}
+    with pytest.raises(
+        ValueError, match=r"all_results\.json: versions has no field 'transformers_nim', only \['torch'\]"
+    ):
+        write_training_card(tmp_path, "x", results, "A model.")
+    with pytest.raises(ValueError, match=r"all_results\.json: task must be one of .*, got 'sleeping'"):
+        write_training_card(tmp_path, "x", {**TRAINED, "task": "sleeping"}, "A model.")
+
+
+def test_files_of_the_wrong_kind(tmp_path):
+    checkpoint(tmp_path)
+    for content, message in (
+        (["x"], r"card\.json must hold a mapping of fields, but holds a list: \['x'\]"),
+        ({"name": "x", "summary": "A model.", "results": "results.json"}, r"card\.json: results must be a list of"),
+    ):
+        save(tmp_path, "card.json", content)
+        with pytest.raises(ValueError, match=message):
+            card_files(tmp_path)
+    with pytest.raises(SystemExit):
+        main([str(tmp_path)])
+    (tmp_path / "card.json").write_text("{")
+    with pytest.raises(ValueError, match=r"card\.json is no JSON: "):
+        write_card(tmp_path, name="x")
+    (tmp_path / "card.json").unlink()
+    save(tmp_path, "results.json", 3)
+    with pytest.raises(ValueError, match=r"results\.json must hold a mapping of fields, but holds a int: 3"):
+        write_card(tmp_path, name="x", summary="A model.", results=["results.json"])
+    save(tmp_path, "results.json", {**RESULTS, "rows": [3]})
+    with pytest.raises(ValueError, match=r"results\.json cannot be read, a field is of the wrong kind"):
+        card_files(tmp_path)
+
+
+def test_an_incomplete_plan_is_named(tmp_path):
+    folder = next(path for path in MODEL_CARDS if path.name == "nim-vit-tiny")
+    plan = json.loads((folder / "plan.json").read_text())
+    shutil.copy(folder / "card.json", tmp_path)
+    shown = next(index for index, one in enumerate(plan["plans"]) if one["name"] == plan["shown"])
+    for way in (("plans", shown, "command"), ("shown",), ("utilization",), ("plans", 0, "hours"), ("task",)):
+        save(tmp_path, "plan.json", _without(plan, way))
+        with pytest.raises(ValueError, match=rf"plan\.json.* has no field '{way[-1]}'"):
+            card_files(tmp_path)
+    save(tmp_path, "plan.json", {**plan, "plans": []})
+    with pytest.raises(ValueError, match=r"plan\.json has no plans"):
+        card_files(tmp_path)

@@ -15,7 +15,8 @@ from ..configuration_nim import NIMConfig
 from ..image_processing_nim import NIMImageProcessor
 from ..remote_code import config_with_code, image_processor_with_code, to_json
 from . import texts
-from .evaluations import Evaluation, read_evaluation
+from .content import read_content
+from .evaluations import SCRIPTS, Evaluation, read_evaluation
 from .tables import render_table
 
 
@@ -40,17 +41,21 @@ def read_inputs(folder: str | Path) -> dict[str, Any]:
     """The content of a folder's `card.json`.
 
     Raises:
-        ValueError: There is none, or it has unknown fields.
+        ValueError: There is none, or it is no mapping of the fields that [`write_card`] takes.
     """
     path = Path(folder) / INPUTS
     if not path.is_file():
         raise ValueError(
             f"{folder} has no {INPUTS}, from which its card is made; transformers_nim.cards.write_card writes it"
         )
-    inputs = json.loads(path.read_text(encoding="utf-8"))
+    inputs = read_content(path)
     unknown = sorted(inputs.keys() - _FIELDS)
     if unknown or not {"name", "summary"} <= inputs.keys():
         raise ValueError(f"{path} must have name and summary, and may have {sorted(_FIELDS)}; unknown: {unknown}")
+    for name in ("results", "plans", "limits"):
+        value = inputs.get(name, [])
+        if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+            raise ValueError(f"{path}: {name} must be a list of strings, got {value!r}")
     return inputs
 
 
@@ -66,7 +71,7 @@ def card_files(folder: str | Path, with_code: bool | None = None) -> dict[str, s
         `model`, `config.json` and `preprocessor_config.json`.
 
     Raises:
-        ValueError: `card.json` or a file that it names is missing or of no known kind.
+        ValueError: `card.json` or a file that it names is missing, incomplete or of no known kind.
     """
     folder = Path(folder)
     inputs = read_inputs(folder)
@@ -77,10 +82,13 @@ def card_files(folder: str | Path, with_code: bool | None = None) -> dict[str, s
         files = _model_files(inputs["model"], with_code)
         config = json.loads(files["config.json"])
     else:
-        config = _read(folder, "config.json")
+        config = _plain(_read(folder, "config.json"))
     results = {name: _read(folder, name) for name in inputs.get("results", [])}
     evaluations = {name: read_evaluation(content, f"{folder / name}") for name, content in results.items()}
     plans = [_read(folder, name) for name in inputs.get("plans", [])]
+    for name, plan in zip(inputs.get("plans", []), plans):
+        if not plan["plans"]:
+            raise ValueError(f"{folder / name} has no plans; examples/plan_run.py --output_file writes them")
     training = next((content for content in results.values() if "task" in content), None)
     if config.get("classifier_config") and not inputs.get("license"):
         # Whoever made that classifier chose its license, and it need not be ours.
@@ -125,7 +133,7 @@ def write_card(folder: str | Path, **inputs: Any) -> Path:
     """
     folder = Path(folder)
     if inputs:
-        old = json.loads((folder / INPUTS).read_text(encoding="utf-8")) if (folder / INPUTS).is_file() else {}
+        old = read_content(folder / INPUTS) if (folder / INPUTS).is_file() else {}
         (folder / INPUTS).write_text(json.dumps({**old, **inputs}, indent=2) + "\n", encoding="utf-8")
     for name, text in card_files(folder).items():
         (folder / name).parent.mkdir(exist_ok=True)
@@ -166,7 +174,7 @@ def _read(folder: Path, name: str) -> dict[str, Any]:
     path = folder / name
     if not path.is_file():
         raise ValueError(f"{path} is missing, and the card of {folder} is made from it")
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_content(path)
 
 
 def _model_files(model: Mapping[str, Any], with_code: bool) -> dict[str, str]:
@@ -194,7 +202,7 @@ def _style(training: Mapping[str, Any] | None) -> str:
     arguments = training["arguments"] if training else {}
     if arguments.get("adversarial_steps"):
         return "adversarial"
-    return {"clean": "plain", "noisy": "noisy"}.get(arguments.get("train_on"), "unknown")
+    return {"clean": "plain", "noisy": "noisy"}.get(str(arguments.get("train_on")), "unknown")
 
 
 def _attack(training: Mapping[str, Any]) -> str:
@@ -307,7 +315,7 @@ def _hub_datasets(inputs: Mapping[str, Any], evaluations: Mapping[str, Evaluatio
 def _training(inputs: Mapping[str, Any], training: Mapping[str, Any] | None) -> str:
     parts = []
     if training is not None:
-        script = {"pretraining": "examples/pretrain.py", "finetuning": "examples/finetune.py"}[training["task"]]
+        script = SCRIPTS[training["task"]]
         parts.append(
             f"Trained on {training['dataset']} for {training['steps']:,} updates of {training['total_batch_size']}"
             f" images by `{script}` of transformers-nim {training['versions']['transformers_nim']}; all arguments are"

@@ -1,6 +1,7 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
 """What a card says of a result file: each kind of file has a reader here."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from ..robustness import Accuracy, RobustnessReport
 from ..robustness.figures import ATTACK_GROUPS, STRONGEST
 from ..robustness.suite import CLEAN, HEADLINE, Cell
+from .content import Content
 from .tables import attack_table, certificate_table, render_table
 
 
@@ -70,8 +72,14 @@ _NO_CLASSIFIER = (
 )
 
 
+# What has written a result file of training, by task.
+SCRIPTS = {"pretraining": "examples/pretrain.py", "finetuning": "examples/finetune.py"}
+
+
 def read_training(results: Mapping[str, Any]) -> Evaluation:
     """Of `all_results.json`, which the training scripts write."""
+    if results["task"] not in SCRIPTS:
+        raise ValueError(f"task must be one of {sorted(SCRIPTS)}, got {results['task']!r}")
     metrics, split = results["metrics"], results["validation_split"]
     measured = f"Measured on {results['num_eval_images']} {split} images of {results['dataset']}."
     if results["best"] is not None and split.startswith("test"):
@@ -104,7 +112,8 @@ def read_attacks(results: Mapping[str, Any]) -> Evaluation:
                 "sigma": row["sigma"],
                 "low": round(row["low"] / 100, 6),
                 "high": round(row["high"] / 100, 6),
-                **row["settings"],
+                # As plain dictionaries, which YAML can hold.
+                **json.loads(json.dumps(row["settings"])),
             },
         )
         for row in results["rows"]
@@ -201,10 +210,20 @@ def read_evaluation(results: Mapping[str, Any], name: str = "the result file") -
         name: Its name, for errors.
 
     Raises:
-        ValueError: It is of no known kind.
+        ValueError: It is of no known kind, or not complete.
     """
     for fields, read in READERS:
         if fields <= results.keys():
-            return read(results)
+            try:
+                return read(Content(results, name))
+            except KeyError as error:
+                # Reports of robustness are read elsewhere.
+                raise ValueError(f"{name} has no field {error}; write the file anew") from error
+            except (AttributeError, IndexError, TypeError) as error:
+                raise ValueError(f"{name} cannot be read, a field is of the wrong kind: {error}") from error
+            except ValueError as error:
+                if str(error).startswith(name):
+                    raise
+                raise ValueError(f"{name}: {error}") from error
     known = "; ".join(", ".join(sorted(fields)) for fields, _ in READERS)
     raise ValueError(f"{name} has the fields {sorted(results)}, which are of no known kind; known are {known}")

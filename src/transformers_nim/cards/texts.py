@@ -107,8 +107,8 @@ LIMITS = {
     ],
     "unknown": ["No denoiser. Unless its training has hardened it, small perturbations change its answers."],
     "defended": [
-        "Perturbations that are larger than those of an evaluation, or bounded by other norms.",
-        "Attackers with more steps, restarts or noise draws than an evaluation tries: an accuracy under attack is an"
+        "Perturbations that are larger than those of its evaluation, or bounded by other norms.",
+        "Attackers with more steps, restarts or noise draws than its evaluation tries: an accuracy under attack is an"
         " upper bound.",
         "Resubmission: noise is drawn anew for every prediction, so whoever may try the same image often needs one"
         " lucky draw. A fixed `seed` makes predictions repeatable and the noise known to an attacker.",

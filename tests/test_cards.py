@@ -128,7 +128,7 @@ TRAINED = {
         "accuracy_sigma_2.5_low": 0.58,
         "accuracy_sigma_2.5_high": 0.67,
     },
-    "arguments": {"output_dir": "somebody"},
+    "arguments": {"output_dir": "somebody", "train_on": "clean", "adversarial_steps": 0},
     "versions": {"transformers_nim": "1.2.3"},
 }
 PRETRAINED = {
@@ -247,6 +247,7 @@ def test_shipped_folders_are_as_generated(folder, tmp_path, capsys):
     assert there == made
     card = ModelCard.load(folder / "README.md")
     assert "There are no weights here yet" in card.text
+    assert "## Use\n\nOnce the weights are there, this works:\n\n```python" in card.text
     assert "examples/pretrain.py" in card.text
     assert not card.data.eval_results
     assert card.data.model_name == folder.name
@@ -329,7 +330,10 @@ def test_certificates_and_robustness_plug_in(tmp_path):
     save(tmp_path, "certify.json", CERTIFIED)
     report = fake_reports.simulated()
     save(tmp_path, "robustness.json", report.to_dict())
-    inputs = {"results": ["certify.json", "robustness.json"], "hub_dataset": "me/pictures"}
+    inputs = {
+        "results": ["certify.json", "robustness.json"],
+        "hub_dataset": {"certify.json": "me/pictures", "robustness.json": "me/digits"},
+    }
     card = ModelCard.load(write_card(tmp_path, name="me/nim", summary="A model.", **inputs))
     found = {result.metric_name: result for result in card.data.eval_results}
     radius = found["certified accuracy, sigma 63.75, radius 0.5"]
@@ -376,11 +380,72 @@ def test_certificates_and_robustness_plug_in(tmp_path):
     assert "**Unreliable**: of the sanity checks of the attacks, these failed: monotone." in text
     entries = parse_eval_result_entries(yaml.safe_load((tmp_path / ".eval_results/robustness.yaml").read_text()))
     (entry,) = [entry for entry in entries if entry.notes.startswith("accuracy, EOT-PGD;")]
-    assert (entry.dataset_id, entry.task_id, entry.value) == ("me/pictures", "accuracy", row.accuracy.mean)
+    assert (entry.dataset_id, entry.task_id, entry.value) == ("me/digits", "accuracy", row.accuracy.mean)
     assert "eps_255=8.0" in entry.notes
     assert "num_draws=8" in entry.notes
     assert (tmp_path / ".eval_results/certify.yaml").is_file()
+    assert {entry.dataset_id for entry in entries} == {"me/digits"}
+    assert card.data.datasets is None, "data of measurements are not those of training"
     assert card_differences(tmp_path) == ""
+
+
+def test_metadata_leaves_checks_out():
+    report = fake_reports.simulated(sigmas=[None, 25.0], eps_grid=(4.0, 16.0))
+    found = {figure.name: figure for figure in read_evaluation(report.to_dict()).figures}
+    attacks = ["uniform noise", "FGSM", "PGD-10, one draw", "EOT-APGD-CE", "EOT-APGD-DLR", "EOT-PGD, noise known"]
+    attacks += ["BPDA", "patch statistics", "vote", "low frequency", "Square", "EOT-PGD, eps 4", "EOT-PGD, eps 16"]
+    expected = {f"accuracy, {name}": (name, "accuracy") for name in ["clean", *attacks]}
+    for name in ("EOT-PGD", "strongest"):
+        for kind in ("accuracy", "worst_of_10", "majority_of_11"):
+            expected[f"{kind.replace('_', ' ')}, {name}"] = (name, kind)
+    assert found.keys() == expected.keys()
+    for figure, (name, kind) in expected.items():
+        row = report.strongest(50.0).row if name == "strongest" else report.row(name, 50.0)
+        assert found[figure].value == getattr(row, kind).mean
+    assert found["accuracy, clean"].arguments["eps_255"] == 0
+    assert "attack_sigma" not in found["accuracy, clean"].arguments
+    assert found["accuracy, EOT-PGD, eps 4"].arguments["eps_255"] == 4
+    # They were measured, and stay in the tables.
+    assert {"EOT-PGD, unbounded", "EOT-PGD, sigma 25", "clean, noise known"} <= set(report.cell_names)
+
+
+def test_one_data_set_on_the_hub_for_results_of_one(tmp_path):
+    checkpoint(tmp_path)
+    names = ["results.json", "later/results.json"]
+    (tmp_path / "later").mkdir()
+    save(tmp_path, names[0], RESULTS)
+    save(tmp_path, names[1], {**RESULTS, "rows": [{**RESULTS["rows"][0], "mean": 12.5}]})
+    inputs = {"name": "x", "summary": "A model.", "results": names}
+    card = ModelCard.load(write_card(tmp_path, **inputs, hub_dataset="me/digits", training_dataset="me/learned"))
+    assert card.data.datasets == ["me/learned"]
+    assert {result.dataset_type for result in card.data.eval_results} == {"me/digits"}
+    for file, value in (("results.yaml", 0.415), ("later-results.yaml", 0.125)):
+        (entry,) = parse_eval_result_entries(yaml.safe_load((tmp_path / ".eval_results" / file).read_text()))
+        assert (entry.dataset_id, entry.value) == ("me/digits", value)
+    # One of the two is of other data.
+    save(tmp_path, names[1], {**RESULTS, "dataset": "letters"})
+    with pytest.raises(ValueError, match=r"'results.json': 'digits', 'later/results.json': 'letters'"):
+        card_files(tmp_path)
+    card = ModelCard.load(write_card(tmp_path, hub_dataset={"later/results.json": "me/letters"}))
+    assert {(result.dataset_name, result.dataset_type) for result in card.data.eval_results} == {
+        ("digits", "digits"),
+        ("letters", "me/letters"),
+    }
+    assert set(card_files(tmp_path)) == {"README.md", ".eval_results/later-results.yaml"}
+    with pytest.raises(
+        ValueError, match=r"hub_dataset has \['other.json'\].*\['results.json', 'later/results.json'\]"
+    ):
+        write_card(tmp_path, hub_dataset={"other.json": "me/letters"})
+
+
+def test_result_files_that_would_overwrite_each_other(tmp_path):
+    checkpoint(tmp_path)
+    names = ["a/b.json", "a-b.json"]
+    (tmp_path / "a").mkdir()
+    for name in names:
+        save(tmp_path, name, RESULTS)
+    with pytest.raises(ValueError, match=r"would be written to \.eval_results/a-b\.yaml, a-b\.json is one"):
+        write_card(tmp_path, name="x", summary="A model.", results=names, hub_dataset="me/digits")
 
 
 def test_failed_checks_are_told():
@@ -408,3 +473,205 @@ def test_cost_counts_the_draws(tmp_path):
     checkpoint(tmp_path, num_samples=8)
     assert "8 noise draws" in (text := write_card(tmp_path, name="x", summary="A model.").read_text())
     assert "16 forward passes" in text
+
+
+CONVNEXT = {
+    "classifier_config": {
+        "model_type": "convnext",
+        "architectures": ["ConvNextForImageClassification"],
+        "depths": [1, 1],
+        "hidden_sizes": [8, 16],
+        "num_stages": 2,
+    },
+    "classifier_input": {
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+        "size": [32, 32],
+        "resample": "bilinear",
+        "bgr": False,
+    },
+}
+
+
+def test_a_classifier_from_elsewhere_needs_a_license(tmp_path):
+    checkpoint(tmp_path, **CONVNEXT)
+    with pytest.raises(ValueError, match=r"made elsewhere \(convnext\).*write_card\(folder, license=\.\.\.\)"):
+        write_card(tmp_path, name="x", summary="A model.")
+    card = ModelCard.load(write_card(tmp_path, license="mit", base_model="them/convnext"))
+    assert (card.data.license, card.data.base_model) == ("mit", "them/convnext")
+    parts = {part.split("\n")[0]: " ".join(part.split()) for part in card.text.split("\n## ")}
+    assert "The classifier behind it is a `convnext` that was made elsewhere." in parts["Use"]
+    assert "is given as `mit`. Made from: `them/convnext`." in parts["Use"]
+    assert "one through the classifier (convnext): 2 forward passes" in parts["Cost"]
+
+
+def test_a_license_of_ones_own(tmp_path):
+    checkpoint(tmp_path)
+    card = ModelCard.load(write_card(tmp_path, name="x", summary="A model."))
+    assert (card.data.license, card.data.base_model) == ("apache-2.0", None)
+    assert "made elsewhere" not in card.text
+    assert ModelCard.load(write_card(tmp_path, license="cc-by-nc-4.0")).data.license == "cc-by-nc-4.0"
+
+
+def sections_of(path) -> dict[str, str]:
+    """Sections of a card by heading, with spaces in place of line breaks."""
+    return {part.split("\n")[0]: " ".join(part.split()) for part in ModelCard.load(path).text.split("\n## ")}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "limit", "intended"),
+    [
+        (
+            {"train_on": "clean", "adversarial_steps": 0},
+            "- No defense: small perturbations change its answers.",
+            "A baseline for research on adversarial defenses: it has none itself.",
+        ),
+        (
+            {"train_on": "noisy", "adversarial_steps": 0},
+            "- No denoiser, and no noise when it predicts: training on noisy images makes a classifier used to noise.",
+            "trained on noisy images, without a denoiser.",
+        ),
+        (
+            {"train_on": "clean", "adversarial_steps": 7, "adversarial_eps": 4.0},
+            "training on attacked images (PGD of 7 steps, Linf, eps 4/255).",
+            "trained on attacked images, without a denoiser.",
+        ),
+        (
+            {"train_on": "noisy", "adversarial_steps": 7, "adversarial_eps": 4.0},
+            "training on attacked images (PGD of 7 steps, Linf, eps 4/255, on images with noise).",
+            "trained on attacked images, without a denoiser.",
+        ),
+        (
+            {},
+            "- No denoiser. Unless its training has hardened it, small perturbations change its answers.",
+            "a classifier without a denoiser.",
+        ),
+    ],
+)
+def test_undefended_models_by_what_they_were_trained_on(tmp_path, arguments, limit, intended):
+    results = {**TRAINED, "arguments": arguments}
+    sections = sections_of(write_training_card(tmp_path, "x", results, "A model."))
+    assert limit in sections["Limits"]
+    assert intended in sections["Intended use"]
+    others = ("No defense:", "no noise when", "attacked images", "Unless its training")
+    assert sum(other in sections["Limits"] for other in others) == 1
+    assert sections["Cost"].endswith("A prediction takes 1 forward pass.")
+
+
+def test_a_defense_that_is_off_is_said_to_be(tmp_path):
+    checkpoint(tmp_path, defense_sigma=None, num_samples=4)
+    sections = sections_of(write_card(tmp_path, name="x", summary="A model."))
+    assert "A prediction takes 1 forward pass, through the classifier, until a `sigma` is given." in sections["Cost"]
+    assert "(4, if no other `num_samples` is given)" in sections["Cost"]
+    assert 'model="x")' in sections["Use"]
+    assert "the defense is off, and the bare classifier answers, until one is given" in sections["Use"]
+    checkpoint(tmp_path, defense_sigma=0, num_samples=4)
+    sections = sections_of(write_card(tmp_path))
+    assert sections["Cost"].endswith(": 2 forward passes. No noise is drawn.")
+    checkpoint(tmp_path, defense_sigma={"type": "uniform", "low": 5, "high": 30})
+    sections = sections_of(write_card(tmp_path))
+    assert "takes 1 noise draw, that is a forward pass through the denoiser" in sections["Cost"]
+    assert 'model="x", sigma="config")' in sections["Use"]
+    assert "defense is off" not in sections["Use"]
+
+
+def test_a_card_speaks_of_measured_perturbations_only_if_some_were(tmp_path):
+    checkpoint(tmp_path)
+    sections = sections_of(write_card(tmp_path, name="x", summary="A model."))
+    assert "How well it withstands them has not been measured yet." in sections["Intended use"]
+    assert "listed under Evaluation" not in sections["Intended use"]
+    # It may well have been trained.
+    assert "Nothing is claimed: nothing was measured." in sections["Limits"]
+    save(tmp_path, "results.json", RESULTS)
+    sections = sections_of(write_card(tmp_path, results=["results.json"]))
+    assert "within the kinds and sizes of perturbations that are listed under Evaluation." in sections["Intended use"]
+    assert "not been measured" not in sections["Intended use"]
+
+
+def _without(content, way):
+    content = copy.deepcopy(content)
+    inside = content
+    for key in way[:-1]:
+        inside = inside[key]
+    del inside[way[-1]]
+    return content
+
+
+def test_incomplete_results_are_named(tmp_path):
+    """Every field that a card needs is either not needed or missed by name; nothing else is raised."""
+    report = fake_reports.simulated(sigmas=(None,), eps_grid=()).to_dict()
+    ways = {
+        "trained": (
+            TRAINED,
+            ["dataset", "steps", "total_batch_size", "num_eval_images", "best", "arguments", "versions"],
+        ),
+        "attacked": (RESULTS, [("rows", 0, key) for key in RESULTS["rows"][0]]),
+        "certified": (
+            CERTIFIED,
+            [
+                *(("curves", 0, key) for key in CURVE if key != "sigma_01"),
+                *(("settings", key) for key in CERTIFIED["settings"]),
+            ],
+        ),
+        "evaluated": (
+            report,
+            [("settings", key) for key in ("dataset", "eps", "sigma", "split", "seed")]
+            + [("cells", 0, "name"), ("records", 0, "row"), ("records", 0, "predictions"), ("images", 0, "label")],
+        ),
+    }
+    for name, (content, missing) in ways.items():
+        folder = checkpoint(tmp_path / name, "NIMForImageClassification")
+        save(folder, "found.json", content)
+        write_card(folder, name="x", summary="A model.", results=["found.json"])
+        for way in missing:
+            way = (way,) if isinstance(way, str) else way
+            save(folder, "found.json", _without(content, way))
+            with pytest.raises(ValueError, match=rf"found\.json.*'{way[-1]}'"):
+                card_files(folder)
+
+
+def test_a_missing_field_is_named_with_the_way_to_it(tmp_path):
+    results = {**TRAINED, "versions": {"torch": "2"}}
+    with pytest.raises(
+        ValueError, match=r"all_results\.json: versions has no field 'transformers_nim', only \['torch'\]"
+    ):
+        write_training_card(tmp_path, "x", results, "A model.")
+    with pytest.raises(ValueError, match=r"all_results\.json: task must be one of .*, got 'sleeping'"):
+        write_training_card(tmp_path, "x", {**TRAINED, "task": "sleeping"}, "A model.")
+
+
+def test_files_of_the_wrong_kind(tmp_path):
+    checkpoint(tmp_path)
+    for content, message in (
+        (["x"], r"card\.json must hold a mapping of fields, but holds a list: \['x'\]"),
+        ({"name": "x", "summary": "A model.", "results": "results.json"}, r"card\.json: results must be a list of"),
+    ):
+        save(tmp_path, "card.json", content)
+        with pytest.raises(ValueError, match=message):
+            card_files(tmp_path)
+    with pytest.raises(SystemExit):
+        main([str(tmp_path)])
+    (tmp_path / "card.json").write_text("{")
+    with pytest.raises(ValueError, match=r"card\.json is no JSON: "):
+        write_card(tmp_path, name="x")
+    (tmp_path / "card.json").unlink()
+    save(tmp_path, "results.json", 3)
+    with pytest.raises(ValueError, match=r"results\.json must hold a mapping of fields, but holds a int: 3"):
+        write_card(tmp_path, name="x", summary="A model.", results=["results.json"])
+    save(tmp_path, "results.json", {**RESULTS, "rows": [3]})
+    with pytest.raises(ValueError, match=r"results\.json cannot be read, a field is of the wrong kind"):
+        card_files(tmp_path)
+
+
+def test_an_incomplete_plan_is_named(tmp_path):
+    folder = next(path for path in MODEL_CARDS if path.name == "nim-vit-tiny")
+    plan = json.loads((folder / "plan.json").read_text())
+    shutil.copy(folder / "card.json", tmp_path)
+    shown = next(index for index, one in enumerate(plan["plans"]) if one["name"] == plan["shown"])
+    for way in (("plans", shown, "command"), ("shown",), ("utilization",), ("plans", 0, "hours"), ("task",)):
+        save(tmp_path, "plan.json", _without(plan, way))
+        with pytest.raises(ValueError, match=rf"plan\.json.* has no field '{way[-1]}'"):
+            card_files(tmp_path)
+    save(tmp_path, "plan.json", {**plan, "plans": []})
+    with pytest.raises(ValueError, match=r"plan\.json has no plans"):
+        card_files(tmp_path)

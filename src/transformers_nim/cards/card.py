@@ -15,29 +15,47 @@ from ..configuration_nim import NIMConfig
 from ..image_processing_nim import NIMImageProcessor
 from ..remote_code import config_with_code, image_processor_with_code, to_json
 from . import texts
-from .evaluations import Evaluation, read_evaluation
+from .content import read_content
+from .evaluations import SCRIPTS, Evaluation, read_evaluation
 from .tables import render_table
 
 
 INPUTS = "card.json"
-_FIELDS = {"name", "summary", "results", "plans", "training_data", "hub_dataset", "limits", "model"}
+LICENSE = "apache-2.0"
+_FIELDS = {
+    "name",
+    "summary",
+    "results",
+    "plans",
+    "training_data",
+    "training_dataset",
+    "hub_dataset",
+    "limits",
+    "model",
+    "license",
+    "base_model",
+}
 
 
 def read_inputs(folder: str | Path) -> dict[str, Any]:
     """The content of a folder's `card.json`.
 
     Raises:
-        ValueError: There is none, or it has unknown fields.
+        ValueError: There is none, or it is no mapping of the fields that [`write_card`] takes.
     """
     path = Path(folder) / INPUTS
     if not path.is_file():
         raise ValueError(
             f"{folder} has no {INPUTS}, from which its card is made; transformers_nim.cards.write_card writes it"
         )
-    inputs = json.loads(path.read_text(encoding="utf-8"))
+    inputs = read_content(path)
     unknown = sorted(inputs.keys() - _FIELDS)
     if unknown or not {"name", "summary"} <= inputs.keys():
         raise ValueError(f"{path} must have name and summary, and may have {sorted(_FIELDS)}; unknown: {unknown}")
+    for name in ("results", "plans", "limits"):
+        value = inputs.get(name, [])
+        if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+            raise ValueError(f"{path}: {name} must be a list of strings, got {value!r}")
     return inputs
 
 
@@ -53,7 +71,7 @@ def card_files(folder: str | Path, with_code: bool | None = None) -> dict[str, s
         `model`, `config.json` and `preprocessor_config.json`.
 
     Raises:
-        ValueError: `card.json` or a file that it names is missing or of no known kind.
+        ValueError: `card.json` or a file that it names is missing, incomplete or of no known kind.
     """
     folder = Path(folder)
     inputs = read_inputs(folder)
@@ -64,17 +82,31 @@ def card_files(folder: str | Path, with_code: bool | None = None) -> dict[str, s
         files = _model_files(inputs["model"], with_code)
         config = json.loads(files["config.json"])
     else:
-        config = _read(folder, "config.json")
+        config = _plain(_read(folder, "config.json"))
     results = {name: _read(folder, name) for name in inputs.get("results", [])}
     evaluations = {name: read_evaluation(content, f"{folder / name}") for name, content in results.items()}
     plans = [_read(folder, name) for name in inputs.get("plans", [])]
+    for name, plan in zip(inputs.get("plans", []), plans):
+        if not plan["plans"]:
+            raise ValueError(f"{folder / name} has no plans; examples/plan_run.py --output_file writes them")
     training = next((content for content in results.values() if "task" in content), None)
+    if config.get("classifier_config") and not inputs.get("license"):
+        # Whoever made that classifier chose its license, and it need not be ours.
+        raise ValueError(
+            f"{folder} holds a classifier that was made elsewhere ({config['classifier_config'].get('model_type')}):"
+            f" {INPUTS} must have the license of the whole: transformers_nim.cards.write_card(folder, license=...),"
+            ' with an identifier of the Hub such as "apache-2.0", "mit" or "other"'
+        )
     kind = _kind(config, training)
-    files["README.md"] = _card(inputs, config, kind, evaluations, plans, training, with_code)
-    if inputs.get("hub_dataset"):
-        for name, evaluation in evaluations.items():
-            if evaluation.figures:
-                files[f".eval_results/{Path(name).stem}.yaml"] = _eval_results(evaluation, inputs["hub_dataset"])
+    hub_datasets = _hub_datasets(inputs, evaluations)
+    files["README.md"] = _card(inputs, config, kind, evaluations, plans, training, hub_datasets, with_code)
+    for name, dataset in hub_datasets.items():
+        if evaluations[name].figures:
+            # Two files may have one name in two folders.
+            path = f".eval_results/{'-'.join(Path(name).with_suffix('').parts)}.yaml"
+            if path in files:
+                raise ValueError(f"two result files of {folder} would be written to {path}, {name} is one; rename it")
+            files[path] = _eval_results(evaluations[name], dataset)
     return files
 
 
@@ -85,9 +117,13 @@ def write_card(folder: str | Path, **inputs: Any) -> Path:
         folder: A checkpoint.
         inputs: Fields of `card.json`, in place of those that it has: `name`; `summary`, a sentence that says what the
             model is; `results`, names of result files in the folder; `plans`, names of files that
-            `examples/plan_run.py --output_file` has written; `training_data`, in words; `hub_dataset`, where the data
-            of the results are on the Hub; `limits`, further sentences; and `model`, for a folder whose configs are
-            generated and that has no weights yet: `{"size": ..., "architecture": ..., "overrides": {...}}`.
+            `examples/plan_run.py --output_file` has written; `training_data`, in words; `training_dataset`, where
+            these data are on the Hub; `hub_dataset`, where the data of the results are on the Hub: a mapping from
+            result files to names, or one name if all results are of the same data; `limits`, further sentences;
+            `license`, an identifier of the Hub, which must be given if the classifier is not one of this package
+            (otherwise `"apache-2.0"` by default); `base_model`, names on the Hub of what it was made from; and
+            `model`, for a folder whose configs are generated and that has no weights yet: `{"size": ...,
+            "architecture": ..., "overrides": {...}}`.
 
     Returns:
         Path of the card.
@@ -97,7 +133,7 @@ def write_card(folder: str | Path, **inputs: Any) -> Path:
     """
     folder = Path(folder)
     if inputs:
-        old = json.loads((folder / INPUTS).read_text(encoding="utf-8")) if (folder / INPUTS).is_file() else {}
+        old = read_content(folder / INPUTS) if (folder / INPUTS).is_file() else {}
         (folder / INPUTS).write_text(json.dumps({**old, **inputs}, indent=2) + "\n", encoding="utf-8")
     for name, text in card_files(folder).items():
         (folder / name).parent.mkdir(exist_ok=True)
@@ -138,7 +174,7 @@ def _read(folder: Path, name: str) -> dict[str, Any]:
     path = folder / name
     if not path.is_file():
         raise ValueError(f"{path} is missing, and the card of {folder} is made from it")
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_content(path)
 
 
 def _model_files(model: Mapping[str, Any], with_code: bool) -> dict[str, str]:
@@ -161,6 +197,21 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value, default=lambda x: dict(x) if isinstance(x, Mapping) else vars(x)))
 
 
+def _style(training: Mapping[str, Any] | None) -> str:
+    """What a classifier without a defense was trained on, which decides what can be said of it."""
+    arguments = training["arguments"] if training else {}
+    if arguments.get("adversarial_steps"):
+        return "adversarial"
+    return {"clean": "plain", "noisy": "noisy"}.get(str(arguments.get("train_on")), "unknown")
+
+
+def _attack(training: Mapping[str, Any]) -> str:
+    """The attack of adversarial training, in words."""
+    arguments = training["arguments"]
+    noisy = ", on images with noise" if arguments.get("train_on") == "noisy" else ""
+    return f"PGD of {arguments['adversarial_steps']} steps, Linf, eps {arguments['adversarial_eps']:g}/255{noisy}"
+
+
 def _kind(config: Mapping[str, Any], training: Mapping[str, Any] | None) -> str:
     architecture = (config.get("architectures") or ["NIMForPreTraining"])[0]
     if architecture == "NIMForRobustImageClassification":
@@ -177,37 +228,48 @@ def _card(
     evaluations: Mapping[str, Evaluation],
     plans: Sequence[Mapping[str, Any]],
     training: Mapping[str, Any] | None,
+    hub_datasets: Mapping[str, str],
     with_code: bool,
 ) -> str:
-    defense = config.get("defense_sigma") or {}
-    sigma = f"{defense['value']:g}" if defense.get("type") == "constant" else '"config"'
-    usage = [texts.USAGE[kind].format(name=inputs["name"], sigma=sigma)]
+    is_attacked = any(evaluation.is_attack for evaluation in evaluations.values())
+    intended = texts.INTENDED[_style(training) if kind == "undefended" else kind]
+    defense = NIMConfig.from_dict(dict(config)).defense_sigma
+    sigma = "" if defense is None else ', sigma="config"'
+    if defense is not None and defense["type"] == "constant":
+        sigma = f", sigma={defense['value']:g}"
+    usage = [texts.USAGE_WITHOUT_WEIGHTS] if "model" in inputs else []
+    usage.append(texts.USAGE[kind].format(name=inputs["name"], sigma=sigma))
+    usage += [texts.USAGE_OFF] if kind == "defended" and defense is None else []
+    foreign = config.get("classifier_config")
+    if foreign:
+        usage.append(texts.FOREIGN.format(kind=foreign["model_type"], license=inputs["license"]) + _origin(inputs))
     usage += [texts.USAGE_WITH_CODE.format(version=__version__)] if with_code else []
     measured = "\n\n".join(f"### {evaluation.title}\n\n{evaluation.text}" for evaluation in evaluations.values())
     sections = {
         "": inputs["summary"],
         "Weights": "\n\n".join([texts.NO_WEIGHTS, *(_command(plan) for plan in plans)]) if "model" in inputs else "",
         "Use": "\n\n".join(usage),
-        "Intended use": texts.INTENDED[kind],
+        "Intended use": intended.format(within=texts.WITHIN[is_attacked]),
         "Evaluation": measured or "\n\n".join(["Nothing was measured.", texts.PROTOCOL.get(kind, "")]).strip(),
         "Training": _training(inputs, training),
         "Cost": _cost(config, kind, plans),
-        "Limits": _limits(inputs, config, kind, evaluations),
+        "Limits": _limits(inputs, config, kind, evaluations, training),
         "Citation": texts.CITATION,
     }
     is_classifier = kind in ("defended", "undefended")
-    is_attacked = any(evaluation.is_attack for evaluation in evaluations.values())
     data = ModelCardData(
         model_name=inputs["name"],
-        license="apache-2.0",
+        license=inputs.get("license") or LICENSE,
+        base_model=inputs.get("base_model"),
         library_name="transformers",
         pipeline_tag="image-classification" if is_classifier else "image-feature-extraction",
         tags=["transformers-nim", *(["adversarial-robustness"] if is_attacked else []), "nim"],
-        datasets=[inputs["hub_dataset"]] if inputs.get("hub_dataset") else None,
+        # Readers take these for what the model has learned from.
+        datasets=[inputs["training_dataset"]] if inputs.get("training_dataset") else None,
         eval_results=[
             EvalResult(
                 task_type="image-classification",
-                dataset_type=inputs.get("hub_dataset") or evaluation.dataset,
+                dataset_type=hub_datasets.get(name) or evaluation.dataset,
                 dataset_name=evaluation.dataset,
                 dataset_split=evaluation.split,
                 metric_type=figure.metric,
@@ -215,7 +277,7 @@ def _card(
                 metric_value=figure.value,
                 metric_args=figure.arguments,
             )
-            for evaluation in evaluations.values()
+            for name, evaluation in evaluations.items()
             for figure in evaluation.figures
         ]
         or None,
@@ -225,10 +287,35 @@ def _card(
     return f"{str(card).rstrip()}\n"
 
 
+def _origin(inputs: Mapping[str, Any]) -> str:
+    bases = inputs.get("base_model") or []
+    names = ", ".join(f"`{name}`" for name in ([bases] if isinstance(bases, str) else bases))
+    return f" Made from: {names}." if names else ""
+
+
+def _hub_datasets(inputs: Mapping[str, Any], evaluations: Mapping[str, Evaluation]) -> dict[str, str]:
+    """By result file, the name on the Hub of the data that it was measured on, where it is given."""
+    given = inputs.get("hub_dataset") or {}
+    if isinstance(given, str):
+        names = {name: evaluation.dataset for name, evaluation in evaluations.items()}
+        if len(set(names.values())) > 1:
+            raise ValueError(
+                f"hub_dataset is {given!r} for all results, but they are of different data: {names}; pass a mapping"
+                " from result files to names on the Hub, without those whose data are not there"
+            )
+        return dict.fromkeys(evaluations, given)
+    unknown = sorted(given.keys() - evaluations.keys())
+    if unknown:
+        raise ValueError(
+            f"hub_dataset has {unknown}, which are not among the results {list(evaluations)}; remove them"
+        )
+    return dict(given)
+
+
 def _training(inputs: Mapping[str, Any], training: Mapping[str, Any] | None) -> str:
     parts = []
     if training is not None:
-        script = {"pretraining": "examples/pretrain.py", "finetuning": "examples/finetune.py"}[training["task"]]
+        script = SCRIPTS[training["task"]]
         parts.append(
             f"Trained on {training['dataset']} for {training['steps']:,} updates of {training['total_batch_size']}"
             f" images by `{script}` of transformers-nim {training['versions']['transformers_nim']}; all arguments are"
@@ -246,11 +333,8 @@ def _command(plan: Mapping[str, Any]) -> str:
 
 def _cost(config: Mapping[str, Any], kind: str, plans: Sequence[Mapping[str, Any]]) -> str:
     parameters = f"{count_parameters(config) / 1e6:.3g} M parameters."
-    draws = config.get("num_samples", 1)
     passes = {
-        "defended": f"A prediction takes {draws} noise draw{'s' * (draws != 1)}, each a forward pass through the"
-        f" denoiser (encoder and decoder) and one through the classifier: {2 * draws} forward passes. A certificate"
-        " takes as many draws as are asked for, n0 + n.",
+        "defended": _defended_cost(config),
         "undefended": "A prediction takes 1 forward pass.",
         "pretraining": "Denoising an image takes 1 forward pass through encoder and decoder.",
         "masked": "Features of an image take 1 forward pass through the encoder.",
@@ -267,15 +351,45 @@ def _cost(config: Mapping[str, Any], kind: str, plans: Sequence[Mapping[str, Any
     return "\n\n".join(parts)
 
 
+def _defended_cost(config: Mapping[str, Any]) -> str:
+    """Forward passes of a prediction, in words."""
+    draws, sigma = config.get("num_samples", 1), NIMConfig.from_dict(dict(config)).defense_sigma
+    foreign = config.get("classifier_config")
+    classifier = f"the classifier ({foreign['model_type']})" if foreign else "the classifier"
+    both = f"a forward pass through the denoiser (encoder and decoder) and one through {classifier}"
+    if sigma is None:
+        return (
+            f"A prediction takes 1 forward pass, through {classifier}, until a `sigma` is given. It then takes, for"
+            f" each noise draw ({draws}, if no other `num_samples` is given), a forward pass through the denoiser"
+            " (encoder and decoder) and one through the classifier."
+        )
+    if sigma == {"type": "constant", "value": 0}:
+        # Without noise all draws would be equal, and the model makes but one.
+        return f"A prediction takes {both}: 2 forward passes. No noise is drawn."
+    drawn = "1 noise draw, that is" if draws == 1 else f"{draws} noise draws, each"
+    return (
+        f"A prediction takes {drawn} {both}: {2 * draws} forward passes. A certificate takes as many draws as are"
+        " asked for, n0 + n."
+    )
+
+
 def _limits(
-    inputs: Mapping[str, Any], config: Mapping[str, Any], kind: str, evaluations: Mapping[str, Evaluation]
+    inputs: Mapping[str, Any],
+    config: Mapping[str, Any],
+    kind: str,
+    evaluations: Mapping[str, Evaluation],
+    training: Mapping[str, Any] | None,
 ) -> str:
-    against = list(texts.LIMITS[kind])
+    style = _style(training) if kind == "undefended" else kind
+    against = list(texts.LIMITS[style])
+    if style == "adversarial" and training is not None:
+        against = [limit.format(attack=_attack(training)) for limit in against]
     if kind == "defended" and config.get("norm_pix_loss") and config.get("patch_statistics") == "input":
         against.append(texts.LEAKS)
     parts = [*inputs.get("limits", []), *(limit for evaluation in evaluations.values() for limit in evaluation.limits)]
     if not evaluations:
-        parts.append("Nothing is claimed: no model of this configuration has been trained or attacked yet.")
+        untrained = "no model of this configuration has been trained or attacked yet."
+        parts.append(f"Nothing is claimed: {untrained if 'model' in inputs else 'nothing was measured.'}")
     if kind == "defended":
         parts.append("What the defense does not protect against:")
     points = "\n".join(f"- {point}" for point in against)

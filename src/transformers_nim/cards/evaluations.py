@@ -1,11 +1,15 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
 """What a card says of a result file: each kind of file has a reader here."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..robustness import Accuracy, RobustnessReport
+from ..robustness.figures import ATTACK_GROUPS, STRONGEST
+from ..robustness.suite import CLEAN, HEADLINE, Cell
+from .content import Content
 from .tables import attack_table, certificate_table, render_table
 
 
@@ -68,8 +72,14 @@ _NO_CLASSIFIER = (
 )
 
 
+# What has written a result file of training, by task.
+SCRIPTS = {"pretraining": "examples/pretrain.py", "finetuning": "examples/finetune.py"}
+
+
 def read_training(results: Mapping[str, Any]) -> Evaluation:
     """Of `all_results.json`, which the training scripts write."""
+    if results["task"] not in SCRIPTS:
+        raise ValueError(f"task must be one of {sorted(SCRIPTS)}, got {results['task']!r}")
     metrics, split = results["metrics"], results["validation_split"]
     measured = f"Measured on {results['num_eval_images']} {split} images of {results['dataset']}."
     if results["best"] is not None and split.startswith("test"):
@@ -102,7 +112,8 @@ def read_attacks(results: Mapping[str, Any]) -> Evaluation:
                 "sigma": row["sigma"],
                 "low": round(row["low"] / 100, 6),
                 "high": round(row["high"] / 100, 6),
-                **row["settings"],
+                # As plain dictionaries, which YAML can hold.
+                **json.loads(json.dumps(row["settings"])),
             },
         )
         for row in results["rows"]
@@ -140,22 +151,35 @@ def read_certificates(results: Mapping[str, Any]) -> Evaluation:
     return Evaluation("Certificates", settings["dataset"], settings["split"], text, figures, limits)
 
 
+_ALL_KINDS = ("accuracy", "worst_of_10", "majority_of_11")
+
+
+def _is_for_metadata(cell: Cell, eps: float, sigma: float | None) -> bool:
+    """Whether a cell tells of the model: checks tell of the attacks, and clean twins serve as their comparison."""
+    if cell.group == "clean":
+        return cell.name == CLEAN
+    if cell.group == "grid":
+        # Attackers who assume another sigma are in the matrix.
+        return cell.eps != eps and cell.attack_sigma == sigma
+    return cell.group in ATTACK_GROUPS and cell.eps == eps
+
+
 def read_robustness(results: Mapping[str, Any]) -> Evaluation:
     """Of the `results.json` of `examples/evaluate_robustness.py`."""
     report = RobustnessReport.from_dict(results)
     settings = report.settings
     sigma = settings["sigma"]
     figures: list[Figure] = []
-    for row in [*report.rows, report.strongest(sigma).row]:
-        # The defense as it is meant to be used; the tables have the others.
-        if row.defense_sigma != sigma:
+    # The defense as it is meant to be used; the tables have the others.
+    for row in [*(row for row in report.rows if row.defense_sigma == sigma), report.strongest(sigma).row]:
+        cell = report.cell(row.cell) if row.cell in report.cell_names else None
+        if cell is not None and not _is_for_metadata(cell, settings["eps"], sigma):
             continue
-        is_single = row.cell in report.cell_names
-        options = report.cell(row.cell).options if is_single else {}
         how = {"norm": row.norm, "eps_255": row.eps, "sigma": sigma, "seed": settings["seed"]}
-        how |= {name: options[name] for name in ("steps", "num_draws", "restarts") if name in options}
-        how |= {"attack_sigma": row.attack_sigma} if is_single else {}
-        for kind in ("accuracy", "worst_of_10", "majority_of_11"):
+        if cell is not None:
+            how |= {name: cell.options[name] for name in ("steps", "num_draws", "restarts") if name in cell.options}
+            how |= {"attack_sigma": cell.attack_sigma} if cell.eps else {}
+        for kind in _ALL_KINDS if row.cell in (HEADLINE, STRONGEST) else _ALL_KINDS[:1]:
             accuracy: Accuracy = getattr(row, kind)
             bounds = {"low": accuracy.low, "high": accuracy.high, "num_images": row.num_images}
             name = f"{kind.replace('_', ' ')}, {row.cell}"
@@ -186,10 +210,20 @@ def read_evaluation(results: Mapping[str, Any], name: str = "the result file") -
         name: Its name, for errors.
 
     Raises:
-        ValueError: It is of no known kind.
+        ValueError: It is of no known kind, or not complete.
     """
     for fields, read in READERS:
         if fields <= results.keys():
-            return read(results)
+            try:
+                return read(Content(results, name))
+            except KeyError as error:
+                # Reports of robustness are read elsewhere.
+                raise ValueError(f"{name} has no field {error}; write the file anew") from error
+            except (AttributeError, IndexError, TypeError) as error:
+                raise ValueError(f"{name} cannot be read, a field is of the wrong kind: {error}") from error
+            except ValueError as error:
+                if str(error).startswith(name):
+                    raise
+                raise ValueError(f"{name}: {error}") from error
     known = "; ".join(", ".join(sorted(fields)) for fields, _ in READERS)
     raise ValueError(f"{name} has the fields {sorted(results)}, which are of no known kind; known are {known}")

@@ -26,7 +26,7 @@ implementation.
 }
 ```"""
 
-# By the kind of model; `{name}` is its name and `{sigma}` that of its defense.
+# By the kind of model; `{name}` is its name and `{sigma}` the argument that gives the sigma of its defense.
 USAGE = {
     "pretraining": """```python
 from transformers_nim import NIMForPreTraining, NIMForRobustImageClassification
@@ -52,12 +52,22 @@ import transformers_nim  # makes transformers know this model
 from transformers import pipeline
 
 # The path of this folder, or its name on the Hub.
-pipe = pipeline("image-classification", model="{name}", sigma={sigma})
+pipe = pipeline("image-classification", model="{name}"{sigma})
 ```
 
 `sigma` is the scale of the noise that the defense adds before it denoises, in units of 0..255 pixels. 0 denoises
 without adding noise, `None` switches the defense off.""",
 }
+
+USAGE_OFF = """\
+The configuration of this model has no `sigma`: the defense is off, and the bare classifier answers, until one is given
+(`pipe(image, sigma=...)`)."""
+
+USAGE_WITHOUT_WEIGHTS = "Once the weights are there, this works:"
+
+FOREIGN = """\
+Only the denoiser is a NIM model. The classifier behind it is a `{kind}` that was made elsewhere. The license of the
+whole folder, this classifier included, is given as `{license}`."""
 
 USAGE_WITH_CODE = """\
 The folder carries the code of transformers-nim {version}, for those who have not installed it: transformers executes
@@ -68,20 +78,38 @@ INTENDED = {
     " classifier, and the start of its fine-tuning. It classifies nothing by itself.",
     "masked": "A baseline for research: the encoder of a classifier that is to be compared with one that was"
     " pretrained to denoise. Its decoder is no denoiser.",
-    "undefended": "A baseline for research on adversarial defenses: it has none itself.",
+    "plain": "A baseline for research on adversarial defenses: it has none itself.",
+    "noisy": "A baseline for research on adversarial defenses: a classifier that was trained on noisy images, without"
+    " a denoiser.",
+    "adversarial": "A baseline for research on adversarial defenses: a classifier that was trained on attacked images,"
+    " without a denoiser.",
+    "unknown": "A baseline for research on adversarial defenses: a classifier without a denoiser.",
     "defended": "Research on adversarial robustness: classification of images that somebody may have perturbed"
-    " slightly, within the kinds and sizes of perturbations that are listed under Evaluation. It is no sole safeguard"
-    " where wrong answers harm somebody.",
+    " slightly{within}. It is no sole safeguard where wrong answers harm somebody.",
+}
+# Of the last, by whether attacks or certificates were measured.
+WITHIN = {
+    True: ", within the kinds and sizes of perturbations that are listed under Evaluation",
+    False: ". How well it withstands them has not been measured yet",
 }
 
 LIMITS = {
     "pretraining": [],
     "masked": [],
-    "undefended": ["No defense: small perturbations change its answers."],
+    "plain": ["No defense: small perturbations change its answers."],
+    "noisy": [
+        "No denoiser, and no noise when it predicts: training on noisy images makes a classifier used to noise. How"
+        " far it withstands perturbations that are made on purpose, only attacks on it can tell.",
+    ],
+    "adversarial": [
+        "No denoiser: whatever it withstands it owes to its training on attacked images ({attack}). How much that is,"
+        " only attacks on it can tell. It was not trained on larger perturbations, nor on other norms.",
+    ],
+    "unknown": ["No denoiser. Unless its training has hardened it, small perturbations change its answers."],
     "defended": [
-        "Perturbations that are larger than those it was measured with, or bounded by other norms.",
-        "Attackers with more steps, restarts or noise draws than were tried: an accuracy under attack is an upper"
-        " bound.",
+        "Perturbations that are larger than those of its evaluation, or bounded by other norms.",
+        "Attackers with more steps, restarts or noise draws than its evaluation tries: an accuracy under attack is an"
+        " upper bound.",
         "Resubmission: noise is drawn anew for every prediction, so whoever may try the same image often needs one"
         " lucky draw. A fixed `seed` makes predictions repeatable and the noise known to an attacker.",
         "Other threats: poisoned training data, backdoors, patches stuck on objects, images unlike those of training.",

@@ -1,11 +1,12 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
 """Publishes a checkpoint with its card and results on the Hub. Without --push nothing is sent.
 
-    python examples/push_checkpoint.py outputs/de3 --repo_id NAME/nim-vit-tiny-de3          # what would be sent
+    python examples/push_checkpoint.py outputs/de3 --repo_id NAME/nim-vit-tiny-de3          # what would change
     python examples/push_checkpoint.py outputs/de3 --repo_id NAME/nim-vit-tiny-de3 --push
 
 It refuses cards that do not agree with the results (and shows the difference), missing or broken files, formats that
-execute code when they are read, tokens and absolute paths. What was uploaded is downloaded again and compared.
+execute code when they are read, tokens and absolute paths. What was uploaded is downloaded again and compared. The
+branch is exactly the folder afterwards: files that are on the Hub alone are listed, and removed by --push.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import sys
 
 from huggingface_hub import ModelCard
 
-from transformers_nim.publishing import Publication, prepare, upload
+from transformers_nim.publishing import Publication, prepare, stale_files, upload
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -59,6 +60,9 @@ def main(argv: list[str] | None = None) -> int:
         if publication.problems:
             print("\nnot ready to be published:", *publication.problems, sep="\n- ", file=sys.stderr)
             return 1
+        stale = stale_files(publication, args.revision, args.token)
+        if stale:
+            print("\non the Hub but not in the folder, to be removed:", *stale, sep="\n- ")
         if not args.push:
             print("\nnothing was sent; pass --push to send it")
             return 0

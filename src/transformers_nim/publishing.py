@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi, get_token
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from safetensors import SafetensorError, safe_open
 
 from .cards import card_differences, card_files, read_inputs
@@ -40,6 +41,8 @@ _ABSOLUTE = re.compile(
     r"(?<![\w/.:~-])/(?:home|root|Users|tmp|mnt|var|opt|srv|media|data|work|workspace|scratch|content)/[^\s\"'`,;)]+"
     r"|\b[A-Za-z]:\\{1,2}[A-Za-z]\w*"
 )
+# The Hub makes it itself, and its LFS files need it.
+_KEPT = ".gitattributes"
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -175,10 +178,42 @@ def _private_text(name: str, text: str, token: str | None) -> list[str]:
     return problems
 
 
+def stale_files(publication: Publication, revision: str = "main", token: str | None = None) -> list[str]:
+    """Files on the Hub that [`upload`] would remove because the publication has none of that name; nothing is sent.
+
+    Args:
+        publication: What is to be uploaded.
+        revision: Branch; where there is none yet, the new one begins with the files of `main`.
+        token: Of the Hub; by default the one of `hf auth login`.
+
+    Returns:
+        Their names; none where there is no repository yet.
+    """
+    api = HfApi(token=token)
+    repo_id = publication.repo_id
+    if "/" not in repo_id:
+        # `create_repo` fills in the owner of the token; reading would find somebody else's.
+        repo_id = f"{api.whoami()['name']}/{repo_id}"
+    try:
+        return sorted(_remote_files(api, repo_id, revision) - publication.files.keys() - {_KEPT})
+    except RepositoryNotFoundError:
+        return []
+
+
+def _remote_files(api: HfApi, repo_id: str, revision: str) -> set[str]:
+    try:
+        return set(api.list_repo_files(repo_id, revision=revision))
+    except RevisionNotFoundError:
+        return set(api.list_repo_files(repo_id))
+
+
 def upload(
     publication: Publication, private: bool = False, revision: str = "main", token: str | None = None
 ) -> tuple[str, str]:
-    """Uploads in one commit, downloads everything again and compares.
+    """Makes a branch exactly the publication, in one commit, downloads everything again and compares.
+
+    What lies on the branch and is not in the publication is removed, see [`stale_files`]: old weights or code would
+    be loaded along with the new files.
 
     Args:
         publication: Without problems.
@@ -198,9 +233,17 @@ def upload(
     repo_id = api.create_repo(publication.repo_id, private=private, exist_ok=True).repo_id
     if revision != "main":
         api.create_branch(repo_id, branch=revision, exist_ok=True)
-    operations = [CommitOperationAdd(name, content) for name, content in publication.files.items()]
+    # A commit of somebody else in between makes this one fail, so that only what was listed is removed.
+    parent = api.repo_info(repo_id, revision=revision).sha
+    stale = sorted(_remote_files(api, repo_id, parent or revision) - publication.files.keys() - {_KEPT})
+    operations = [
+        *(CommitOperationDelete(name, is_folder=False) for name in stale),
+        *(CommitOperationAdd(name, content) for name, content in publication.files.items()),
+    ]
     message = f"Upload {read_inputs(publication.folder)['name']}"
-    commit = api.create_commit(repo_id, operations, commit_message=message, revision=revision).oid
+    commit = api.create_commit(
+        repo_id, operations, commit_message=message, revision=revision, parent_commit=parent
+    ).oid
     wrong = compare(publication, repo_id, commit, token)
     if wrong:
         raise ValueError(
@@ -210,20 +253,22 @@ def upload(
 
 
 def compare(publication: Publication, repo_id: str, revision: str, token: str | None = None) -> list[str]:
-    """Downloads a revision to an empty cache and compares hashes.
+    """Downloads a revision to an empty cache and compares names and hashes.
 
     Returns:
-        Names of files that differ.
+        Names of files that differ, or that only one of the two has.
     """
     api = HfApi(token=token)
-    wrong = []
+    there = set(api.list_repo_files(repo_id, revision=revision))
+    # The Hub adds this one to repositories that have none.
+    wrong = (there ^ publication.files.keys()) - ({_KEPT} - publication.files.keys())
     with tempfile.TemporaryDirectory() as cache:
-        for name in publication.files:
+        for name in publication.files.keys() & there:
             path = Path(api.hf_hub_download(repo_id, name, revision=revision, cache_dir=cache))
             if _sha256(path) != _sha256(publication.files[name]):
-                wrong.append(name)
+                wrong.add(name)
             path.resolve().unlink()
-    return wrong
+    return sorted(wrong)
 
 
 def _sha256(content: Path | bytes) -> str:

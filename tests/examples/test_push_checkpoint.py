@@ -59,7 +59,8 @@ def published(folder: Path) -> dict[str, bytes]:
 def test_without_push_nothing_is_sent(loopback_hub, folder, tmp_path):
     done = push(loopback_hub, tmp_path, "outputs/tiny", "--repo_id", REPO, "--private")
     assert done.returncode == 0, done.stderr
-    assert loopback_hub.requests == []
+    assert {method for method, _, _ in loopback_hub.requests} == {"GET"}
+    assert ("models", REPO) not in loopback_hub.storage.repos
     for text in (f"to: {REPO}, branch main (private if it is new)", "A test's model.", "accuracy, De^3, PGD: 0.415"):
         assert text in done.stdout
     for name, content in published(folder).items():
@@ -104,6 +105,55 @@ def test_what_arrives_broken_is_told(loopback_hub, folder, tmp_path, monkeypatch
     assert "differs from" in done.stderr
     assert "in results.json; upload again" in done.stderr
     assert "published" not in done.stdout
+
+
+STALE = {
+    "pytorch_model.bin": b"x",
+    "evil.py": b"x",
+    "modeling_nim.py": b"x",
+    ".eval_results/old.yaml": b"x",
+}
+
+
+def test_what_is_on_the_hub_alone_is_shown_and_removed(loopback_hub, folder, tmp_path):
+    before = loopback_hub.add(REPO, {**STALE, "README.md": b"old", ".gitattributes": b"kept"})
+    done = push(loopback_hub, tmp_path, folder, "--repo_id", REPO)
+    assert done.returncode == 0, done.stderr
+    shown = done.stdout.split("on the Hub but not in the folder, to be removed:\n")[1].split("\n\n")[0]
+    assert shown.splitlines() == [f"- {name}" for name in sorted(STALE)]
+    assert loopback_hub.files(REPO) == loopback_hub.files(REPO, revision=before)
+    done = push(loopback_hub, tmp_path, folder, "--repo_id", REPO, "--push")
+    assert done.returncode == 0, done.stderr
+    assert loopback_hub.files(REPO) == {**published(folder), ".gitattributes": b"kept"}
+    commits = loopback_hub.storage.repo("models", REPO).history
+    assert commits[-2].sha == before, "one commit adds and removes"
+
+
+def test_a_new_branch_does_not_keep_what_main_has(loopback_hub, folder, tmp_path):
+    loopback_hub.add(REPO, STALE)
+    arguments = (folder, "--repo_id", REPO.split("/")[1], "--revision", "v1")
+    assert "- evil.py\n" in push(loopback_hub, tmp_path, *arguments).stdout
+    done = push(loopback_hub, tmp_path, *arguments, "--push")
+    assert done.returncode == 0, done.stderr
+    assert loopback_hub.files(REPO) == STALE
+    assert loopback_hub.files(REPO, revision="v1") == published(folder)
+
+
+def test_files_that_only_one_side_has_differ(folder, monkeypatch):
+    class Api:
+        def __init__(self, token=None):
+            pass
+
+        def list_repo_files(self, repo_id, revision):
+            return [*(name for name in names if name != "config.json"), "evil.py", ".gitattributes"]
+
+        def hf_hub_download(self, repo_id, name, revision, cache_dir):
+            return shutil.copy(folder / name, cache_dir)
+
+    publication = prepare(folder, REPO)
+    names = list(publication.files)
+    monkeypatch.setattr(publishing, "HfApi", Api)
+    assert publishing.compare(publication, REPO, "main") == ["config.json", "evil.py"]
 
 
 def change_results(folder):

@@ -29,18 +29,35 @@ LOCAL_FILES = [
     "*.partial/**",
     "*.old/**",
     "__pycache__/**",
+    "*/__pycache__/**",
 ]
+# Folders of tools, which are skipped wherever they lie: what git and `hf download` keep for themselves.
+_TOOLS = {".git", ".cache"}
 # Formats that execute code when they are read.
 _UNSAFE = {".bin", ".ckpt", ".joblib", ".npy", ".pickle", ".pkl", ".pt", ".pth"}
-_TEXT = {"", ".csv", ".json", ".jsonl", ".md", ".py", ".txt", ".yaml", ".yml"}
+_TEXT = {".csv", ".json", ".jsonl", ".md", ".txt", ".yaml", ".yml"}
+# All else is refused: a list of what is dangerous or private is never complete.
+_ALLOWED = _TEXT | {".jpg", ".png", ".py", ".safetensors"}
+_NAMES = {"LICENSE", "NOTICE"}
 _SECRETS = re.compile(
-    r"\b(?:hf_|api_org_)[A-Za-z0-9]{16,}|\bgh[pousr]_[A-Za-z0-9]{30,}"
-    r"|\bAKIA[0-9A-Z]{16}\b|-----BEGIN [A-Z ]*PRIVATE KEY"
+    r"(?<![A-Za-z0-9])(?:hf_|api_org_)[A-Za-z0-9]{16,}|(?<![A-Za-z0-9])gh[pousr]_[A-Za-z0-9]{30,}"
+    r"|(?<![A-Za-z0-9])AKIA[0-9A-Z]{16}(?![A-Za-z0-9])|-----BEGIN [A-Z ]*PRIVATE KEY"
+)
+# The first name in a path; with a letter, so that "/8/255" is none.
+_PART = r"(?=[^\s/]*[^\W\d_])[\w.@+~-]+"
+# Where files of people lie. Other folders are told by what stands before them.
+_ROOTS = (
+    "home|root|Users|tmp|mnt|var|opt|srv|media|data|work|workspace|scratch|content|lustre|Volumes|kaggle|storage|gpfs"
 )
 _ABSOLUTE = re.compile(
-    r"(?<![\w/.:~-])/(?:home|root|Users|tmp|mnt|var|opt|srv|media|data|work|workspace|scratch|content)/[^\s\"'`,;)]+"
-    r"|\b[A-Za-z]:\\{1,2}[A-Za-z]\w*"
+    # In an address, "/" follows a host, a ":" or another "/"; but an address of a file is one of this machine.
+    rf"\bfile:/{{1,3}}{_PART}(?:/{_PART})*"
+    rf"|(?<![\w/.~-])/(?:{_ROOTS})/[^\s\"'`,;)]+"
+    # Neither links within a site, nor closing brackets and placeholders as in "{folder}/a/b", nor what all have.
+    r"|(?<![\w/.~)\]}>%*+$<-])(?<!\]\()(?<!href=[\"'])(?<!src=[\"'])"
+    rf"/(?!(?:dev|proc|sys|bin|usr/bin|path/to)/){_PART}(?:/[\w.@+~-]+)+"
 )
+_WINDOWS = re.compile(r"\b[A-Za-z]:\\{1,2}[A-Za-z]\w*")
 # The Hub makes it itself, and its LFS files need it.
 _KEPT = ".gitattributes"
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -97,11 +114,17 @@ def prepare(
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repo_id):
         raise ValueError(f"{repo_id!r} is no name of a repository; pass OWNER/NAME")
     files: dict[str, Path | bytes] = {}
+    links: list[str] = []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.is_file() and not name.startswith(".git") and not any(fnmatch(name, p) for p in LOCAL_FILES):
+        if _TOOLS & set(path.relative_to(folder).parts) or any(fnmatch(name, p) for p in LOCAL_FILES):
+            continue
+        # Their targets would be uploaded, or, of folders, nothing.
+        if path.is_symlink() and (path.is_dir() or not path.resolve().is_relative_to(folder.resolve())):
+            links.append(f"{name} is a link to a folder or out of this one; remove it or copy what it leads to")
+        elif path.is_file():
             files[name] = path
-    publication = Publication(folder, repo_id, files)
+    publication = Publication(folder, repo_id, files, links)
     problems = publication.problems
     try:
         difference = card_differences(folder)
@@ -123,12 +146,11 @@ def prepare(
             problems.append(
                 f"{name} is no file of transformers-nim; remove it, or pass --with_code for the package's own"
             )
-        if Path(name).suffix in _UNSAFE:
-            problems.append(f"{name}: such files can execute code when they are read; save weights as safetensors")
+        problems += _wrong_kind(name)
         if name.endswith(".safetensors"):
-            problems += _broken_weights(publication, name)
-        if Path(name).suffix in _TEXT:
-            problems += _private_text(name, publication.read(name).decode(errors="replace"), token)
+            problems += _broken_weights(publication, name, token)
+        if Path(name).suffix in _TEXT or Path(name).name in _NAMES | {_KEPT}:
+            problems += _private_content(name, publication.read(name), token)
     return publication
 
 
@@ -153,13 +175,36 @@ def _missing(publication: Publication, without_weights: bool) -> list[str]:
     return problems
 
 
-def _broken_weights(publication: Publication, name: str) -> list[str]:
+def _wrong_kind(name: str) -> list[str]:
+    path = Path(name)
+    if path.suffix in _UNSAFE:
+        return [f"{name}: such files can execute code when they are read; save weights as safetensors"]
+    hidden = [part for part in path.parts if part.startswith(".")]
+    if name == _KEPT or (path.parts[0] == ".eval_results" and len(hidden) == 1 and path.suffix in _TEXT):
+        return []
+    if hidden:
+        return [f"{name} is hidden, as settings and secrets are; remove it"]
+    if path.suffix not in _ALLOWED and path.name not in _NAMES:
+        kinds = ", ".join(sorted(_ALLOWED | _NAMES))
+        return [f"{name} is of no kind that is published, which are {kinds}; remove it"]
+    return []
+
+
+def _broken_weights(publication: Publication, name: str, token: str | None) -> list[str]:
     try:
         with safe_open(publication.folder / name, framework="pt") as file:
             list(file.keys())
+            metadata = file.metadata()
     except (SafetensorError, OSError) as error:
         return [f"{name} cannot be read: {error}"]
-    return []
+    return _private_text(f"{name} (metadata)", "\n".join(map("=".join, sorted((metadata or {}).items()))), token)
+
+
+def _private_content(name: str, content: bytes, token: str | None) -> list[str]:
+    try:
+        return _private_text(name, content.decode(), token)
+    except UnicodeDecodeError:
+        return [f"{name} is no text in UTF-8, as files of its name are; save it as such, or remove it"]
 
 
 def _private_text(name: str, text: str, token: str | None) -> list[str]:
@@ -170,7 +215,11 @@ def _private_text(name: str, text: str, token: str | None) -> list[str]:
         problems.append(
             f"{name}, line {line}: this looks like a token or a key; remove it, and revoke it if it is real"
         )
-    found = _ABSOLUTE.search(text)
+    # Escapes as what they stand for, or "\\n/home" would seem to have an "n" before the path. Outside of JSON a
+    # backslash is also the one of Windows.
+    if name.endswith((".json", ".jsonl")):
+        text = re.sub(r"\\(.)", lambda escape: escape[1] if escape[1] in '\\/"' else " ", text)
+    found = _WINDOWS.search(text) or _ABSOLUTE.search(re.sub(r"\\[nrt]", " ", text))
     if found:
         problems.append(
             f"{name}: {found.group()} is an absolute path, which says where files lie on a machine; remove it"

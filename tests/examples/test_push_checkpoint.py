@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
+from safetensors.torch import save_file
 
 from transformers_nim import publishing
 from transformers_nim.cards import write_card
@@ -194,6 +196,97 @@ REFUSED = {
     "windows path": (lambda folder: (folder / "a.txt").write_text("C:\\Users\\me"), "C:\\Users is an absolute path"),
     "foreign code": (lambda folder: (folder / "modeling_x.py").write_text("1"), "modeling_x.py is no file of"),
 }
+
+
+def write(folder, name, content=b"x"):
+    (folder / name).parent.mkdir(exist_ok=True, parents=True)
+    (folder / name).write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("x.pth.tar", "is of no kind"), ("x.PT", "is of no kind"), ("x.npz", "is of no kind"),
+        ("x.h5", "is of no kind"), ("run.log", "is of no kind"), ("a/x.ipynb", "is of no kind"),
+        ("x", "is of no kind"), ("x.pth", ": such files can"), (".env", "is hidden"), ("a/.env.txt", "is hidden"),
+        (".ssh/key.txt", "is hidden"), (".eval_results/.x.yaml", "is hidden"), (".eval_results/a.pt", ": such files"),
+        (".eval_results/x.so", "is hidden"), (".gitignore", "is hidden"), (".github/a.yml", "is hidden"),
+    ],
+)  # fmt: skip
+def test_other_kinds_of_files_are_refused(folder, name, reason):
+    write(folder, name)
+    (problem,) = prepare(folder, REPO).problems
+    assert problem.startswith(f"{name}{reason if reason[0] == ':' else ' ' + reason}")
+
+
+def test_kinds_that_are_published_and_skipped(folder):
+    before = prepare(folder, REPO).files.keys()
+    new = {"a.csv", "a.txt", "b/c.yml", "p.png", "p.jpg", ".eval_results/x.yaml", ".gitattributes", "LICENSE"}
+    skipped = (".git/config", ".cache/x.pt", "a/.git/x", "a/__pycache__/x.pyc")
+    for name in (*new, *skipped):
+        write(folder, name)
+    publication = prepare(folder, REPO)
+    assert publication.problems == []
+    assert publication.files.keys() - before == new
+
+
+def test_links_that_leave_the_folder(folder, tmp_path):
+    (tmp_path / "secret.txt").write_text("x")
+    (folder / "in.txt").symlink_to("results.json")
+    assert prepare(folder, REPO).problems == []
+    for name, target in (("out.txt", tmp_path / "secret.txt"), ("up", ".."), ("lost.txt", tmp_path / "none")):
+        (folder / name).symlink_to(target)
+    problems = prepare(folder, REPO).problems
+    assert [problem.split(" is a link")[0] for problem in problems] == ["lost.txt", "out.txt", "up"]
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("/lustre/x", "/lustre/x"), ('"/Volumes/x"', "/Volumes/x"), ("(/kaggle/input)", "/kaggle/input"),
+        ("at /storage/x.", "/storage/x."), ("file:///home/x", "file:///home/x"), ("cwd:/home/x", "/home/x"),
+        ("--a=/nfs7/2024", "/nfs7/2024"), ("/gpfs/1/x", "/gpfs/1/x"), ("[x](/home/me/x)", "/home/me/x"),
+        ("D:/Projects/x", "/Projects/x"), ("C:\\Users\\me", "C:\\Users"), ("`/p1/p2/p3`", "/p1/p2/p3"),
+    ],
+)  # fmt: skip
+def test_absolute_paths(folder, text, path):
+    (folder / "a.txt").write_text(text)
+    # In JSON, too, where line ends and backslashes are escaped.
+    (folder / "a.json").write_text(json.dumps([f"a:\n{text}\n"]))
+    (folder / "b.json").write_text(json.dumps([f"a:\n{text}"]).replace("/", "\\/"))
+    problems = prepare(folder, REPO).problems
+    assert [problem.split(":")[0] for problem in problems] == ["a.json", "a.txt", "b.json"]
+    assert f"a.txt: {path} is an absolute path" in problems[1]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://a.b/home/c/d", "https://huggingface.co/nim/x/resolve/main/a", "see http://localhost:80/a/b.", "8/255",
+        "eps = 8/255/2 or /8/255", "application/json", "image/svg+xml; text/plain", "[a](/docs/transformers/main)",
+        '<img src="/a/b/c.png">', "<b>a</b></p>", "../a/b ./c/d ~/e/f", "{folder}/a/b $X/c/d ${Y}/e/f <Z>/g/h",
+        "hf://datasets/a/b s3://a/b", "#!/usr/bin/env", "> /dev/null", "and/or/not", "/home", "a:\nb", "//cdn/a/b",
+        "hf_hub_download", "NAME/nim-vit-tiny", "mean / low / high", "/path/to/checkpoint",
+    ],
+)  # fmt: skip
+def test_no_absolute_paths(folder, text):
+    (folder / "a.txt").write_text(text)
+    (folder / "a.json").write_text(json.dumps([text]))
+    assert prepare(folder, REPO).problems == []
+
+
+def test_texts_and_metadata_are_read(folder):
+    secret = "x_hf_" + "aB3" * 10
+    for name in ("a.csv", "b.yml", "LICENSE", ".gitattributes"):
+        write(folder, name, f"1\n{secret}".encode())
+    write(folder, "c.md", b"\xff\xfe")
+    save_file({"x": torch.zeros(1)}, folder / "d.safetensors", {"by": secret, "from": "/lustre/me"})
+    problems = prepare(folder, REPO).problems
+    assert [problem.split(": ")[0] for problem in problems] == [
+        ".gitattributes, line 2", "LICENSE, line 2", "a.csv, line 2", "b.yml, line 2",
+        "c.md is no text in UTF-8, as files of its name are; save it as such, or remove it",
+        "d.safetensors (metadata), line 1", "d.safetensors (metadata)",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", REFUSED)

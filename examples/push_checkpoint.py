@@ -41,7 +41,8 @@ def describe(publication: Publication, args: argparse.Namespace) -> str:
     lines += [f"{publication.size(name):>14,}  {name}" for name in publication.files]
     total = sum(publication.size(name) for name in publication.files)
     lines += [f"{total:>14,}  bytes in {len(publication.files)} files", ""]
-    if "README.md" in publication.files:
+    # Of cards that cannot be read the problems tell.
+    if "README.md" in publication.files and not publication.problems:
         card = ModelCard(publication.read("README.md").decode(), ignore_metadata_errors=True)
         lines += [*card.text.strip().split("\n\n## ")[0].splitlines(), ""]
         results = card.data.eval_results or []
@@ -67,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
             print("\nnothing was sent; pass --push to send it")
             return 0
         repo_id, commit = upload(publication, args.private, args.revision, args.token)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     print(f"\npublished and compared: {repo_id} at {commit}")

@@ -5,15 +5,27 @@ import hashlib
 import json
 import re
 import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+import torch
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from safetensors import SafetensorError, safe_open
+from yaml import YAMLError, safe_load
 
+from . import modeling_nim
 from .cards import card_differences, card_files, read_inputs
+from .configuration_nim import NIMConfig
 from .remote_code import code_files, remote_code_files
 
 
@@ -58,6 +70,8 @@ _ABSOLUTE = re.compile(
     rf"/(?!(?:dev|proc|sys|bin|usr/bin|path/to)/){_PART}(?:/[\w.@+~-]+)+"
 )
 _WINDOWS = re.compile(r"\b[A-Za-z]:\\{1,2}[A-Za-z]\w*")
+# `HTTPError` of the HTTP client of huggingface_hub, which has not been the same package in all its versions.
+_HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
 # The Hub makes it itself, and its LFS files need it.
 _KEPT = ".gitattributes"
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -126,20 +140,12 @@ def prepare(
             files[name] = path
     publication = Publication(folder, repo_id, files, links)
     problems = publication.problems
-    try:
-        difference = card_differences(folder)
-        if difference:
-            problems.append(
-                "the card does not agree with the results. If they are right, run python -m transformers_nim.cards"
-                f" {folder}. What differs:\n{difference}"
-            )
-        problems += _missing(publication, without_weights)
-        if with_code:
-            generated = {**remote_code_files(folder), **card_files(folder, with_code=True)}
-            # A folder without weights generates its configs; either way they refer to the code.
-            files.update({name: text.encode() for name, text in generated.items()})
-    except ValueError as error:
-        problems.append(str(error))
+    malformed = _malformed(publication)
+    problems += malformed
+    # What is made from files that cannot be read cannot be compared.
+    if not malformed:
+        problems += _card_problems(publication, with_code, without_weights)
+        problems += _other_weights(publication)
     ours = code_files()
     for name in files:
         if name.endswith(".py") and publication.read(name).decode(errors="replace") != ours.get(name):
@@ -152,6 +158,57 @@ def prepare(
         if Path(name).suffix in _TEXT or Path(name).name in _NAMES | {_KEPT}:
             problems += _private_content(name, publication.read(name), token)
     return publication
+
+
+def _card_problems(publication: Publication, with_code: bool, without_weights: bool) -> list[str]:
+    """What is wrong with the card and missing beside it; adds the code."""
+    folder, problems = publication.folder, []
+    try:
+        difference = card_differences(folder)
+        if difference:
+            problems.append(
+                "the card does not agree with the results. If they are right, run python -m transformers_nim.cards"
+                f" {folder}. What differs:\n{difference}"
+            )
+        problems += _missing(publication, without_weights)
+        if with_code:
+            generated = {**remote_code_files(folder), **card_files(folder, with_code=True)}
+            # A folder without weights generates its configs; either way they refer to the code.
+            publication.files.update({name: text.encode() for name, text in generated.items()})
+    except ValueError as error:
+        problems.append(str(error))
+    except (AttributeError, LookupError, TypeError) as error:
+        problems.append(
+            "card.json, config.json or a file that card.json names is not as transformers-nim writes it"
+            f" ({type(error).__name__}: {error}); write it again"
+        )
+    return problems
+
+
+def _malformed(publication: Publication) -> list[str]:
+    """Files that are not of the format that their names say."""
+    problems = []
+    for name in publication.files:
+        path = Path(name)
+        try:
+            if path.suffix == ".json":
+                content = json.loads(publication.read(name))
+                if name in ("card.json", "config.json", _INDEX) and not isinstance(content, dict):
+                    problems.append(f"{name} must hold an object, not {type(content).__name__}; write it again")
+                if name == _INDEX and not isinstance(content.get("weight_map"), dict):
+                    problems.append(f"{name} has no weight_map; save the model again")
+            elif path.suffix in (".yaml", ".yml"):
+                safe_load(publication.read(name))
+            elif name == "README.md":
+                ModelCard(publication.read(name).decode(), ignore_metadata_errors=True)
+        except UnicodeDecodeError:
+            # Told with the other texts.
+            continue
+        except (YAMLError, ValueError) as error:
+            kind = "JSON" if path.suffix == ".json" else "YAML"
+            reason = " ".join(str(error).split())
+            problems.append(f"{name} cannot be read as {kind} ({reason}); correct it, or write it again")
+    return problems
 
 
 def _missing(publication: Publication, without_weights: bool) -> list[str]:
@@ -173,6 +230,59 @@ def _missing(publication: Publication, without_weights: bool) -> list[str]:
     if "model" in inputs and _WEIGHTS in publication.files:
         problems.append("the card says that there are no weights, but there are: remove `model` from card.json")
     return problems
+
+
+def _other_weights(publication: Publication) -> list[str]:
+    """Differences of the weights from the model that `config.json` describes."""
+    if "config.json" not in publication.files or not {_WEIGHTS, _INDEX} & publication.files.keys():
+        return []
+    try:
+        config = json.loads(publication.read("config.json"))
+        cls = getattr(modeling_nim, (config.get("architectures") or ["NIMForPreTraining"])[0])
+        # On this device no memory is taken.
+        with torch.device("meta"):
+            model = cls(NIMConfig.from_dict(config))
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        return [f"config.json describes no model of transformers-nim: {error}; save the model again"]
+    wanted = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    problems = []
+    if {_WEIGHTS, _INDEX} <= publication.files.keys():
+        problems.append(f"there are both {_WEIGHTS} and {_INDEX}; remove the weights that are not the model's")
+    weights = {_WEIGHTS: None}
+    if _WEIGHTS not in publication.files:
+        weights = dict.fromkeys(json.loads(publication.read(_INDEX))["weight_map"].values())
+    there: dict[str, list[int]] = {}
+    for name in sorted(weights):
+        try:
+            with safe_open(publication.folder / name, framework="pt") as file:
+                there |= {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError):
+            # Told as missing or broken; what else there would be to say follows from that.
+            return problems
+    if _WEIGHTS not in publication.files:
+        # Only what the index names is looked for in the parts.
+        listed = json.loads(publication.read(_INDEX))["weight_map"].keys()
+        if listed != there.keys():
+            problems.append(f"{_INDEX} and the files that it names differ in {_some(listed ^ there.keys())}")
+    other = [
+        f"{n}: {there[n]}, not {wanted[n]}" for n in sorted(wanted.keys() & there.keys()) if there[n] != wanted[n]
+    ]
+    for what, names in (
+        ("missing", sorted(wanted.keys() - there.keys())),
+        ("unexpected", sorted(there.keys() - wanted.keys())),
+        ("of other shapes", other),
+    ):
+        if names:
+            problems.append(
+                f"the weights are not those of the {cls.__name__} that config.json describes; {len(names)} {what}:"
+                f" {_some(names)}. Save model and configuration together"
+            )
+    return problems
+
+
+def _some(names: Iterable[str]) -> str:
+    names = sorted(names)
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def _wrong_kind(name: str) -> list[str]:
@@ -227,6 +337,31 @@ def _private_text(name: str, text: str, token: str | None) -> list[str]:
     return problems
 
 
+@contextmanager
+def _in_words(api: HfApi, repo_id: str) -> Iterator[None]:
+    """Errors of the Hub and of the way there as sentences that say what to do."""
+    try:
+        yield
+    except LocalTokenNotFoundError:
+        raise ValueError("there is no token of the Hub: run `hf auth login`, or pass one as --token") from None
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        said = f"the Hub answered {status} ({error.server_message or 'without a reason'}) for {repo_id}"
+        advice = {
+            401: "the token is missing or not valid; run `hf auth login`, or pass a valid one as --token",
+            403: "the token may not write there; pass one that may as --token, or choose another repository",
+            404: "there is no such repository, or the token may not see it; check the name and --token",
+            412: "somebody has changed the repository meanwhile; start again",
+        }
+        raise ValueError(f"{said}: {advice.get(status, 'wait a little and start again')}") from error
+    # Offline mode is a ConnectionError.
+    except (_HTTP_ERROR, LocalEntryNotFoundError, ConnectionError) as error:
+        raise ValueError(
+            f"the Hub cannot be reached at {api.endpoint} ({type(error).__name__}): check the network, and HF_ENDPOINT"
+            " and HF_HUB_OFFLINE if they are set"
+        ) from error
+
+
 def stale_files(publication: Publication, revision: str = "main", token: str | None = None) -> list[str]:
     """Files on the Hub that [`upload`] would remove because the publication has none of that name; nothing is sent.
 
@@ -237,16 +372,20 @@ def stale_files(publication: Publication, revision: str = "main", token: str | N
 
     Returns:
         Their names; none where there is no repository yet.
+
+    Raises:
+        ValueError: The Hub cannot be reached, or does not accept the token.
     """
     api = HfApi(token=token)
     repo_id = publication.repo_id
-    if "/" not in repo_id:
-        # `create_repo` fills in the owner of the token; reading would find somebody else's.
-        repo_id = f"{api.whoami()['name']}/{repo_id}"
-    try:
-        return sorted(_remote_files(api, repo_id, revision) - publication.files.keys() - {_KEPT})
-    except RepositoryNotFoundError:
-        return []
+    with _in_words(api, repo_id):
+        if "/" not in repo_id:
+            # `create_repo` fills in the owner of the token; reading would find somebody else's.
+            repo_id = f"{api.whoami()['name']}/{repo_id}"
+        try:
+            return sorted(_remote_files(api, repo_id, revision) - publication.files.keys() - {_KEPT})
+        except RepositoryNotFoundError:
+            return []
 
 
 def _remote_files(api: HfApi, repo_id: str, revision: str) -> set[str]:
@@ -274,26 +413,28 @@ def upload(
         The repository's name and the commit.
 
     Raises:
-        ValueError: There are problems, or what has arrived is something else.
+        ValueError: There are problems, the Hub cannot be reached or does not accept the token, or what has arrived is
+            something else.
     """
     if publication.problems:
         raise ValueError(f"{publication.folder} is not ready to be published: " + "; ".join(publication.problems))
     api = HfApi(token=token)
-    repo_id = api.create_repo(publication.repo_id, private=private, exist_ok=True).repo_id
-    if revision != "main":
-        api.create_branch(repo_id, branch=revision, exist_ok=True)
-    # A commit of somebody else in between makes this one fail, so that only what was listed is removed.
-    parent = api.repo_info(repo_id, revision=revision).sha
-    stale = sorted(_remote_files(api, repo_id, parent or revision) - publication.files.keys() - {_KEPT})
-    operations = [
-        *(CommitOperationDelete(name, is_folder=False) for name in stale),
-        *(CommitOperationAdd(name, content) for name, content in publication.files.items()),
-    ]
-    message = f"Upload {read_inputs(publication.folder)['name']}"
-    commit = api.create_commit(
-        repo_id, operations, commit_message=message, revision=revision, parent_commit=parent
-    ).oid
-    wrong = compare(publication, repo_id, commit, token)
+    with _in_words(api, publication.repo_id):
+        repo_id = api.create_repo(publication.repo_id, private=private, exist_ok=True).repo_id
+        if revision != "main":
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        # A commit of somebody else in between makes this one fail, so that only what was listed is removed.
+        parent = api.repo_info(repo_id, revision=revision).sha
+        stale = sorted(_remote_files(api, repo_id, parent or revision) - publication.files.keys() - {_KEPT})
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [
+            CommitOperationDelete(name, is_folder=False) for name in stale
+        ]
+        operations += [CommitOperationAdd(name, content) for name, content in publication.files.items()]
+        message = f"Upload {read_inputs(publication.folder)['name']}"
+        commit = api.create_commit(
+            repo_id, operations, commit_message=message, revision=revision, parent_commit=parent
+        ).oid
+        wrong = compare(publication, repo_id, commit, token)
     if wrong:
         raise ValueError(
             f"{repo_id} at {commit} differs from {publication.folder} in {', '.join(wrong)}; upload again"

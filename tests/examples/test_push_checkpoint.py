@@ -2,6 +2,7 @@
 """Publishing over HTTP, as a user does, and what is refused."""
 
 import hashlib
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from transformers_nim import publishing
 from transformers_nim.cards import write_card
@@ -42,10 +43,10 @@ def folder(robust_path, tmp_path) -> Path:
     return folder
 
 
-def push(hub, tmp_path, *arguments):
+def push(hub, tmp_path, *arguments, **environment):
     return subprocess.run(
         [sys.executable, str(SCRIPT), *map(str, arguments)],
-        env={**hub.environment(tmp_path), "OMP_NUM_THREADS": "1"},
+        env={**hub.environment(tmp_path), "OMP_NUM_THREADS": "1", **environment},
         cwd=tmp_path,
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -156,6 +157,96 @@ def test_files_that_only_one_side_has_differ(folder, monkeypatch):
     names = list(publication.files)
     monkeypatch.setattr(publishing, "HfApi", Api)
     assert publishing.compare(publication, REPO, "main") == ["config.json", "evil.py"]
+
+
+def one_sentence(done, *parts):
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    for part in parts:
+        assert part in done.stderr.splitlines()[-1]
+
+
+def test_tokens_that_do_not_work(loopback_hub, folder, tmp_path):
+    arguments = (folder, "--repo_id", REPO, "--push")
+    done = push(loopback_hub, tmp_path, *arguments, HF_TOKEN="")
+    one_sentence(done, "401", "nim/nim-vit-tiny", "run `hf auth login`", "--token")
+    done = push(loopback_hub, tmp_path, *arguments, "--token", "hf_wrong")
+    one_sentence(done, "401", "run `hf auth login`", "--token")
+    done = push(loopback_hub, tmp_path, folder, "--repo_id", "nim-vit-tiny", HF_TOKEN="")
+    one_sentence(done, "run `hf auth login`", "--token")
+    assert loopback_hub.storage.repos == {}
+
+
+def test_a_hub_that_is_down(loopback_hub, folder, tmp_path):
+    done = push(loopback_hub, tmp_path, folder, "--repo_id", REPO, HF_ENDPOINT="http://127.0.0.1:9")
+    one_sentence(done, "cannot be reached at http://127.0.0.1:9 (ConnectError)", "check the network, and HF_ENDPOINT")
+
+
+MALFORMED = {
+    "README.md": ("---\na: [\n---\nx", "README.md cannot be read as YAML"),
+    ".eval_results/x.yaml": ("a: [", ".eval_results/x.yaml cannot be read as YAML"),
+    "card.json": ("{", "card.json cannot be read as JSON (Expecting property name"),
+    "config.json": ("[]", "config.json must hold an object, not list"),
+    "results.json": ('{"dataset": "digits", "rows": [{}]}', "results.json"),
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_malformed_files(folder, capsys, name):
+    content, expected = MALFORMED[name]
+    write(folder, name, content.encode())
+    assert load_script().main([str(folder), "--repo_id", REPO, "--push"]) == 1
+    assert expected in capsys.readouterr().err
+
+
+def load_script():
+    spec = importlib.util.spec_from_file_location("push_checkpoint", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_weights_of_another_model(folder):
+    tensors = load_file(folder / "model.safetensors")
+    first, second, *_ = sorted(tensors)
+    wrong = {name: tensor for name, tensor in tensors.items() if name != first}
+    wrong |= {second: torch.zeros(3, 7), "extra.weight": torch.zeros(1)}
+    save_file(wrong, folder / "model.safetensors")
+    problems = prepare(folder, REPO).problems
+    assert len(problems) == 3
+    for problem, end in zip(
+        problems,
+        (
+            f"1 missing: {first}. Save model and configuration together",
+            "1 unexpected: extra.weight. Save model and configuration together",
+            f"1 of other shapes: {second}: [3, 7], not {list(tensors[second].shape)}. Save model and configuration"
+            " together",
+        ),
+        strict=True,
+    ):
+        assert problem.startswith("the weights are not those of the NIMForRobustImageClassification that config.json")
+        assert problem.endswith(end)
+
+
+def test_weights_in_parts(folder):
+    tensors = load_file(folder / "model.safetensors")
+    first, *rest = sorted(tensors)
+    parts = {"model-00001-of-00002.safetensors": [first], "model-00002-of-00002.safetensors": rest}
+    for name, keys in parts.items():
+        save_file({key: tensors[key] for key in keys}, folder / name)
+    index = {"metadata": {}, "weight_map": {key: name for name, keys in parts.items() for key in keys}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (both,) = prepare(folder, REPO).problems
+    assert both.startswith("there are both model.safetensors and model.safetensors.index.json")
+    (folder / "model.safetensors").unlink()
+    assert prepare(folder, REPO).problems == []
+    del index["weight_map"][rest[0]]
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (unlisted,) = prepare(folder, REPO).problems
+    assert unlisted == f"model.safetensors.index.json and the files that it names differ in {rest[0]}"
+    del index["weight_map"][first]
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert f"1 missing: {first}." in "\n".join(prepare(folder, REPO).problems)
 
 
 def change_results(folder):

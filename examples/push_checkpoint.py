@@ -1,11 +1,12 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
 """Publishes a checkpoint with its card and results on the Hub. Without --push nothing is sent.
 
-    python examples/push_checkpoint.py outputs/de3 --repo_id NAME/nim-vit-tiny-de3          # what would be sent
+    python examples/push_checkpoint.py outputs/de3 --repo_id NAME/nim-vit-tiny-de3          # what would change
     python examples/push_checkpoint.py outputs/de3 --repo_id NAME/nim-vit-tiny-de3 --push
 
 It refuses cards that do not agree with the results (and shows the difference), missing or broken files, formats that
-execute code when they are read, tokens and absolute paths. What was uploaded is downloaded again and compared.
+execute code when they are read, tokens and absolute paths. What was uploaded is downloaded again and compared. The
+branch is exactly the folder afterwards: files that are on the Hub alone are listed, and removed by --push.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import sys
 
 from huggingface_hub import ModelCard
 
-from transformers_nim.publishing import Publication, prepare, upload
+from transformers_nim.publishing import Publication, prepare, stale_files, upload
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -40,7 +41,8 @@ def describe(publication: Publication, args: argparse.Namespace) -> str:
     lines += [f"{publication.size(name):>14,}  {name}" for name in publication.files]
     total = sum(publication.size(name) for name in publication.files)
     lines += [f"{total:>14,}  bytes in {len(publication.files)} files", ""]
-    if "README.md" in publication.files:
+    # Of cards that cannot be read the problems tell.
+    if "README.md" in publication.files and not publication.problems:
         card = ModelCard(publication.read("README.md").decode(), ignore_metadata_errors=True)
         lines += [*card.text.strip().split("\n\n## ")[0].splitlines(), ""]
         results = card.data.eval_results or []
@@ -59,11 +61,14 @@ def main(argv: list[str] | None = None) -> int:
         if publication.problems:
             print("\nnot ready to be published:", *publication.problems, sep="\n- ", file=sys.stderr)
             return 1
+        stale = stale_files(publication, args.revision, args.token)
+        if stale:
+            print("\non the Hub but not in the folder, to be removed:", *stale, sep="\n- ")
         if not args.push:
             print("\nnothing was sent; pass --push to send it")
             return 0
         repo_id, commit = upload(publication, args.private, args.revision, args.token)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     print(f"\npublished and compared: {repo_id} at {commit}")

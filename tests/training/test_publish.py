@@ -225,6 +225,34 @@ def test_relative_folders_have_a_name(tmp_path, hub, monkeypatch):
     assert publish.create_repository(arguments(".", push_to_hub=True)) == "nim/my-model"
 
 
+def test_what_must_not_be_published_is_not_pushed(tmp_path, hub):
+    (tmp_path / "notes.json").write_text(json.dumps({"token": "hf_" + "aB3" * 10}))
+    (tmp_path / "nohup.out").write_text("x")
+    args = arguments(tmp_path, push_to_hub=True)
+    with pytest.raises(ValueError, match="is saved but was not pushed") as raised:
+        publish.finish(trained(tmp_path), args, PLAN, image_data(), "pretraining", "A model.", "nim/my-model")
+    first, second, third = str(raised.value).splitlines()
+    assert f"examples/push_checkpoint.py {tmp_path} --repo_id nim/my-model --push" in first
+    assert second.startswith("- nohup.out is of no kind that is published")
+    assert third.startswith("- notes.json, line 1: this looks like a token")
+    assert hub.asked == []
+    # Nothing of the run is lost.
+    assert json.loads((tmp_path / "all_results.json").read_text())["steps"] == 2
+    NIMForPreTraining.from_pretrained(tmp_path)
+
+
+def test_results_that_a_card_names_stay(tmp_path):
+    rows = [{"model": "De^3", "sigma": 50, "attack": "PGD", "mean": 41.5, "low": 33.0, "high": 50.0, "settings": {}}]
+    attacks = {"dataset": "digits", "protocol": "Measured somehow.", "rows": rows}
+    (tmp_path / "attacks.json").write_text(json.dumps(attacks))
+    named = {"name": "a", "summary": "b", "results": ["gone.json", "attacks.json", "all_results.json"]}
+    (tmp_path / "card.json").write_text(json.dumps(named))
+    run = trained(tmp_path, NIMForImageClassification, FIGURES["finetuning"])
+    publish.finish(run, arguments(tmp_path), PLAN, image_data(), "finetuning", "A model.")
+    assert json.loads((tmp_path / "card.json").read_text())["results"] == ["attacks.json", "all_results.json"]
+    assert "41.5" in ModelCard.load(tmp_path / "README.md").text
+
+
 def test_what_is_pushed(tmp_path, hub, capsys):
     output_dir = tmp_path / "my-model"
     run = trained(output_dir, NIMForImageClassification, FIGURES["finetuning"])
@@ -242,7 +270,8 @@ def test_what_is_pushed(tmp_path, hub, capsys):
     assert hub.token == TOKEN
     files = [str(path.relative_to(output_dir)) for path in output_dir.rglob("*") if path.is_file()]
     assert {"checkpoint-1/model.safetensors", "checkpoint-2/checkpoint.json", "best/config.json"} < set(files)
-    assert sorted(filter_repo_objects(files, ignore_patterns=options["ignore_patterns"])) == [
+    chosen = {name: options[name] for name in ("allow_patterns", "ignore_patterns")}
+    assert sorted(filter_repo_objects(files, **chosen)) == [
         "README.md",
         "all_results.json",
         "card.json",

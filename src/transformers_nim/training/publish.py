@@ -2,6 +2,7 @@
 """What a finished run leaves behind: model, image processor, results, card, and all of it on the Hub."""
 
 import argparse
+import glob
 import json
 import platform
 import re
@@ -15,7 +16,7 @@ from huggingface_hub import HfApi
 from .. import __version__
 from ..cards import write_card
 from ..extras import require
-from ..publishing import LOCAL_FILES
+from ..publishing import LOCAL_FILES, prepare
 from .arguments import public_arguments
 from .data import ImageData
 from .launch import Plan
@@ -56,6 +57,9 @@ def finish(
 
     Returns:
         What `all_results.json` holds.
+
+    Raises:
+        ValueError: The folder is saved, but holds what must not be published, and nothing was pushed.
     """
     accelerator, output_dir = run.accelerator, Path(args.output_dir)
     run.export(output_dir)
@@ -92,10 +96,11 @@ def finish(
             "transformers_nim": __version__,
         },
     }
+    refused: list[str] = []
     if accelerator.is_main_process:
         (output_dir / "all_results.json").write_text(json.dumps(results, indent=2) + "\n")
         name = repository or output_dir.resolve().name
-        write_card(output_dir, name=name, summary=summary, results=["all_results.json"])
+        write_card(output_dir, name=name, summary=summary, results=_result_files(output_dir))
         if run.undecodable:
             # By the numbers in their names.
             rows = sorted(run.undecodable, key=lambda row: [int(number) for number in re.findall(r"\d+", row)])
@@ -107,13 +112,33 @@ def finish(
             )
         accelerator.print(f"model, image processor, card, all_results.json, log.jsonl: {output_dir}")
         if repository is not None:
+            publication = prepare(output_dir, repository, token=args.hub_token)
+            refused = publication.problems
+        if repository is not None and not refused:
             url = HfApi(token=args.hub_token).upload_folder(
                 repo_id=repository,
                 folder_path=output_dir,
                 commit_message=f"NIM {task}, {run.step} steps",
+                # What was looked at, and nothing else.
+                allow_patterns=[glob.escape(name) for name in publication.files],
                 ignore_patterns=LOCAL_FILES,
             )
             accelerator.print(f"pushed: {url}")
     accelerator.wait_for_everyone()
     accelerator.end_training()
+    if refused:
+        # Only now, so that no process waits for this one; the run can be continued and the folder pushed by hand.
+        raise ValueError(
+            f"{output_dir} is saved but was not pushed. Put right what follows, and push it with"
+            f" examples/push_checkpoint.py {output_dir} --repo_id {repository} --push:\n- " + "\n- ".join(refused)
+        )
     return results
+
+
+def _result_files(output_dir: Path) -> list[str]:
+    """The result files that the card of a folder names already, such as evaluations, and this run's."""
+    path = output_dir / "card.json"
+    named = json.loads(path.read_text(encoding="utf-8")).get("results", []) if path.is_file() else []
+    # A card cannot be made from files that are gone.
+    there = [name for name in named if (output_dir / name).is_file()]
+    return list(dict.fromkeys([*there, "all_results.json"]))

@@ -100,7 +100,8 @@ def finish(
     if accelerator.is_main_process:
         (output_dir / "all_results.json").write_text(json.dumps(results, indent=2) + "\n")
         name = repository or output_dir.resolve().name
-        write_card(output_dir, name=name, summary=summary, results=_result_files(output_dir))
+        license = _license(output_dir)
+        write_card(output_dir, name=name, summary=summary, results=_result_files(output_dir), **license)
         if run.undecodable:
             # By the numbers in their names.
             rows = sorted(run.undecodable, key=lambda row: [int(number) for number in re.findall(r"\d+", row)])
@@ -133,6 +134,14 @@ def finish(
             f" examples/push_checkpoint.py {output_dir} --repo_id {repository} --push:\n- " + "\n- ".join(refused)
         )
     return results
+
+
+def _license(output_dir: Path) -> dict[str, str]:
+    """What a card must say of the license if somebody else made the classifier, until they have looked it up."""
+    path = output_dir / "card.json"
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    config = json.loads((output_dir / "config.json").read_text(encoding="utf-8"))
+    return {"license": "unknown"} if config.get("classifier_config") and "license" not in known else {}
 
 
 def _result_files(output_dir: Path) -> list[str]:

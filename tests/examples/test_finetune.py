@@ -219,6 +219,8 @@ def test_a_classifier_of_another_kind(arguments, denoiser, tmp_path):
     moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert moved == {"classifier_model"}
     assert len(pipeline("image-classification", model=str(tmp_path / "out"), seed=0)(digit_pictures()[0][0])) == 5
+    # Whose classifier it is, training cannot know.
+    assert "license: unknown" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_a_defense_needs_a_denoiser(data, tmp_path):

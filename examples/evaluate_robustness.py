@@ -324,7 +324,10 @@ def main(argv: list[str] | None = None) -> RobustnessReport | str | None:
     normalization = {"mean": list(adapter.image_mean), "std": list(adapter.image_std)}
     names = ("dataset_config_name", "split", "labels_by_index", "suite", "norm", "eps", "seed", "rows_per_pass")
     settings = {name: getattr(args, name) for name in names} | {
-        "model": args.model_name_or_path,
+        # Where a folder lies on this machine is nobody's business: results are published.
+        "model": Path(args.model_name_or_path).resolve().name
+        if Path(args.model_name_or_path).is_dir()
+        else args.model_name_or_path,
         "model_class": type(model).__name__,
         "model_hash": model_hash(model),
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),

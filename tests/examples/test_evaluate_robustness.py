@@ -92,6 +92,8 @@ def test_results_table_and_pictures(finished, folder, capsys):
     for text in (HEADLINE, "BPDA", "patch statistics", "Square", "sigma 40", "off", "PASS", "none was given"):
         assert text in table
     assert {check["name"] for check in report.checks} >= {"the attack raises the loss"}
+    assert report.settings["model"] == "model"
+    assert str(folder) not in (out / "results.json").read_text()
     assert report.settings["model_class"] == "NIMForRobustImageClassification"
     assert [(image["row"], image["label"]) for image in report.images] == [
         (image["row"], digit_pictures()[1][image["row"]]) for image in report.images

@@ -214,6 +214,8 @@ def contents_of_files(folder: Path) -> dict[str, bytes]:
 
 
 def push_card_and_pin(repo, first):
+    import inspect
+
     from huggingface_hub import ModelCard
     from transformers import pipeline
 
@@ -221,6 +223,9 @@ def push_card_and_pin(repo, first):
 
     card = ModelCard.load(repo)
     card.data.tags = [*card.data.tags, "changed"]
+    if "constants.ENDPOINT" not in inspect.getsource(ModelCard.validate):
+        # Before its release 2, huggingface_hub asks huggingface.co, whatever the endpoint is.
+        ModelCard.validate = lambda self, repo_type=None: None
     card.push_to_hub(repo)
     pipe = pipeline(model=repo, revision=first, sigma=25, seed=0)
     return [

@@ -34,7 +34,7 @@ class RobustnessReport:
         records: What became of one image in one cell: `predictions` under fresh noise and `scores` that the attacker
             may see, by name of the sigma with which the image was classified, and the `distance` it was moved.
         versions: Versions of the packages.
-        wall_time: Seconds that the evaluation took; after a resumption, its last session.
+        wall_time: Seconds that the evaluation took; if it was resumed, since its last start.
         left_out: Sentences: rows of the protocol that were not measured, and why.
         cut: Sentences: what was made smaller to fit a time budget.
         checks: Sanity checks with `name`, `passed` (`None` where it does not apply) and `detail`.

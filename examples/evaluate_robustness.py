@@ -288,14 +288,13 @@ def main(argv: list[str] | None = None) -> RobustnessReport | str | None:
     has_autoattack = not args.no_autoattack and importlib.util.find_spec("pyautoattack") is not None
 
     def make_cells(chosen: Strength) -> list[Cell]:
-        cells = make_suite(
+        return make_suite(
             args.suite, chosen, eps=args.eps, sigma=sigma, sigmas=sigmas, eps_grid=args.eps_grid, norm=args.norm,
             sources=list(surrogates), num_labels=model.config.num_labels,
             has_patches=make_classifier(sigma, "full", False).patch_shape is not None, image_shape=tuple(first.shape),
             rows_per_pass=args.rows_per_pass, autoattack=has_autoattack and args.suite == "full",
             further_attacks=args.attacks,
         )  # fmt: skip
-        return cells
 
     output_dir, cut = Path(args.output_dir), []
     asked = {"strength": asdict(strength), "minutes": args.budget_minutes}

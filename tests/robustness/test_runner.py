@@ -124,6 +124,12 @@ def test_attacks_raise_the_loss_of_a_linear_model(records):
         assert after > before == records[CLEAN, row]["loss"][0]
 
 
+def test_losses_are_of_one_sigma_or_not_told(records):
+    for cell in cells():
+        is_told = cell.defense_sigmas[0] == 30.0 and not cell.fixed_noise
+        assert all((records[cell.name, row]["loss"] is not None) is is_told for row in range(cell.num_images))
+
+
 def test_probe_finds_the_gradient_of_a_linear_model(records):
     images = make_images()
     for image in images.images[:4]:

@@ -140,7 +140,8 @@ class Runner:
                 record = clean[self._row(position)]
                 # The same noise would give the same answers.
                 kept = {name: {k: record[name][k] for k in self._keys(cell)} for name in ("predictions", "scores")}
-                self._append(self._record(cell, position, kept, record["loss"], 0.0, 0.0, skipped=True))
+                loss = record["loss"] if self._has_clean_loss(cell) else None
+                self._append(self._record(cell, position, kept, loss, 0.0, 0.0, skipped=True))
             self.on_cost(cost * len(part))
         lost_set = set(lost)
         for part in self._share([n for n in pending if n not in lost_set]):
@@ -155,6 +156,10 @@ class Runner:
             return False
         record, label = clean[self._row(position)], self.images.images[position].label
         return all(label not in record["predictions"][key] for key in self._keys(cell))
+
+    def _has_clean_loss(self, cell: Cell) -> bool:
+        """Whether the loss of the clean images was measured as the cell's is: at the same sigma, on fresh noise."""
+        return not cell.fixed_noise and cell.defense_sigmas[0] == self.cells[0].defense_sigmas[0]
 
     def _attack(
         self, cell: Cell, positions: Sequence[int], clean: Mapping[int, Mapping[str, Any]], cost: float
@@ -189,9 +194,8 @@ class Runner:
             if cell.name in self.keep_images and position < self.num_kept:
                 self._keep(cell, position, adversarial[index])
             answers, loss = self.classify(adversarial[index], position, cell.defense_sigmas, cell.fixed_noise)
-            # Under noise that never changes the clean image has another loss.
             before = loss if cell.name == CLEAN else clean[self._row(position)]["loss"][0]
-            losses = None if cell.fixed_noise else [before, loss]
+            losses = [before, loss] if self._has_clean_loss(cell) else None
             seconds = attack_seconds + time.perf_counter() - started
             self._append(self._record(cell, position, answers, losses, distances[index], seconds))
         self.on_cost(cost * len(positions) * (1 - min(steps_so_far, expected) / (expected + 1)))

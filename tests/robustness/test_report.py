@@ -296,3 +296,9 @@ def test_the_matrix_says_how_far_its_intervals_reach():
     rows = [report.strongest(sigma, comparable=True).row.accuracy for sigma in report.sigmas]
     ends = [abs(end - one.mean) for one in rows for end in (one.low, one.high)]
     assert f"reach at most {100 * max(ends):.1f} points" in " ".join(report.table().split())
+
+
+def test_a_sigma_without_rivals_is_not_said_to_beat_them():
+    report = trade_off({None: (98, 10), 0.0: (97, 30), 25.0: (94, 47), 50.0: (86, 52), 75.0: (70, 52)})
+    assert "the only one" in report.table(0.98)
+    assert "distinguishable from every other allowed sigma" in report.table(0.9)

@@ -195,10 +195,11 @@ def _sigma_choice(report: "RobustnessReport", min_clean_accuracy: float | None) 
         lines = [f"recommended: none, as {error}"]
     else:
         close = ", ".join(map(sigma_label, choice.indistinguishable))
+        is_alone = sum(point.clean.mean >= least for point in report.trade_off()) == 1
+        apart = " the only one" if is_alone else " distinguishable from every other allowed sigma"
         lines = [
             f"recommended ({asked}): {sigma_label(choice.sigma)}, clean {percent(choice.clean)}, under attack"
-            f" {percent(choice.robust)};"
-            + (f" not distinguishable from {close}" if close else " distinguishable from every other allowed sigma")
+            f" {percent(choice.robust)};" + (f" not distinguishable from {close}" if close else apart)
         ]
     knee = report.knee()
     lines.append(

@@ -31,6 +31,7 @@ import transformers_nim
 from transformers_nim import NIMForRobustImageClassification, NIMImageProcessor
 from transformers_nim.cards import certificate_table
 from transformers_nim.extras import require
+from transformers_nim.memory import keep_freed_memory
 from transformers_nim.metrics import load_metric
 from transformers_nim.records import append_record, read_records, replace_file, start_records
 from transformers_nim.robustness.inputs import class_numbers, model_hash
@@ -216,6 +217,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     patience = accelerate.InitProcessGroupKwargs(timeout=timedelta(weeks=4))
     accelerator = accelerate.Accelerator(cpu=train_on_cpu(), kwargs_handlers=[patience])
     check_processes(accelerator)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     source = {"cache_dir": args.cache_dir, "token": args.token}
     model = NIMForRobustImageClassification.from_pretrained(
         args.model_name_or_path, dtype=getattr(torch, args.dtype), **source

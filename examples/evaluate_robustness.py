@@ -35,6 +35,7 @@ import transformers
 import transformers_nim
 from transformers_nim.attacks import attack_options
 from transformers_nim.extras import require
+from transformers_nim.memory import keep_freed_memory
 from transformers_nim.records import replace_file, start_records
 from transformers_nim.robustness import RobustnessReport, compare, plot_eps_curve, plot_examples, plot_tradeoff
 from transformers_nim.robustness.budget import fit, seconds_per_pass
@@ -244,6 +245,8 @@ def main(argv: list[str] | None = None) -> RobustnessReport | str | None:
     patience = accelerate.InitProcessGroupKwargs(timeout=timedelta(weeks=4))
     accelerator = accelerate.Accelerator(cpu=train_on_cpu(), kwargs_handlers=[patience])
     check_processes(accelerator)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     device, is_main = accelerator.device, accelerator.is_main_process
     source = {"cache_dir": args.cache_dir, "token": args.token}
     model, processor = load_classifier(args.model_name_or_path, device, **source)

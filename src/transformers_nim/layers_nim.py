@@ -134,6 +134,18 @@ def eager_attention_forward(
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
+# Above it, the weights of all pairs of tokens would take more memory than their speed is worth.
+_MAX_UNFUSED_TOKENS = 1100
+
+
+def _is_faster_unfused(query: torch.Tensor) -> bool:
+    """Whether attention is to be written out although torch has a fused kernel for it.
+
+    On CPUs that kernel is slow in bfloat16, in its backward pass most of all (benchmarks/README.md has figures).
+    """
+    return query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.shape[-2] <= _MAX_UNFUSED_TOKENS
+
+
 class NIMAttention(nn.Module):
     """Multi-head self-attention with transformers' interchangeable kernels."""
 
@@ -163,8 +175,14 @@ class NIMAttention(nn.Module):
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
+        is_unfused = self.config._attn_implementation == "sdpa" and _is_faster_unfused(query)
+        if is_unfused:
+            attention = eager_attention_forward
         dropout = self.attention_dropout if self.training else 0.0
         output, weights = attention(self, query, key, value, None, dropout=dropout, scaling=self.scaling, **kwargs)
+        if is_unfused:
+            # As the fused kernel, whose place it takes.
+            weights = None
         return self.o_proj(output.reshape(hidden_states.shape)), weights
 
 

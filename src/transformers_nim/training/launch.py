@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ..extras import require
+from ..memory import keep_freed_memory
 from ..noise import parse_sigma
 from .arguments import public_arguments
 from .data import ImageData, load_image_data
@@ -77,6 +78,8 @@ def make_accelerator(args: argparse.Namespace) -> Any:
         fsdp.mixed_precision_policy = replace(
             fsdp.mixed_precision_policy, reduce_dtype=torch.float32, output_dtype=None
         )
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     return accelerator
 
 

@@ -172,12 +172,14 @@ class NIMAttention(nn.Module):
             projection(hidden_states).view(shape).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
+        # Read once: transformers' configs take microseconds to look up a field.
+        implementation = self.config._attn_implementation
+        is_unfused = implementation == "sdpa" and _is_faster_unfused(query)
+        attention: Callable = (
+            eager_attention_forward
+            if is_unfused
+            else ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         )
-        is_unfused = self.config._attn_implementation == "sdpa" and _is_faster_unfused(query)
-        if is_unfused:
-            attention = eager_attention_forward
         dropout = self.attention_dropout if self.training else 0.0
         output, weights = attention(self, query, key, value, None, dropout=dropout, scaling=self.scaling, **kwargs)
         if is_unfused:

@@ -1,0 +1,286 @@
+# Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
+"""What training, prediction, attacks and certificates cost on this machine's CPU, against plain alternatives.
+
+    python benchmarks/run.py --output results.json                       # everything, half an hour and 10 GB of memory
+    python benchmarks/run.py --quick --output results.json               # the 32-pixel model alone, a few minutes
+    python benchmarks/run.py --only attack scaling --output results.json
+
+A row is a ratio: what the alternative takes over what the package takes, for the same work with the same weights and
+threads, side by side in one run. Prints a table and writes JSON. Leave the machine alone meanwhile.
+"""
+
+import argparse
+import json
+import platform
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from cases import vit_mae
+from measure import Case, compare, matmul_peaks
+from scaling import measure_processes, measure_scaling
+
+import transformers_nim
+from transformers_nim import NIMConfig, NIMForPreTraining
+from transformers_nim.extras import require
+from transformers_nim.text_table import render_table
+
+
+TINY, BASE = "tiny-patch4-32", "base"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A comparison.
+
+    Attributes:
+        group: What `--only` chooses by.
+        name: What is done.
+        alternative: What it is compared with.
+        ours: The package's way.
+        other: The alternative's.
+        precision: In which ours computes, `"fp32"` or `"bf16"`; for the peak that it is held against.
+        goal: The ratio that is wanted, or None if there is none.
+        share_goal: The share of the peak that is wanted.
+        is_large: Whether `--quick` leaves it out.
+        repetitions: How often it is measured, where that differs from the rest.
+    """
+
+    group: str
+    name: str
+    alternative: str
+    ours: Case
+    other: Case
+    precision: str = "fp32"
+    goal: float | None = None
+    share_goal: float | None = None
+    is_large: bool = False
+    repetitions: int | None = None
+
+
+def training_rows() -> Iterator[Row]:
+    for size, batch_size in ((TINY, 256), (BASE, 8)):
+        is_large = size == BASE
+        shares = {"fp32": 0.9, "bf16": 0.7} if is_large else {"fp32": None, "bf16": None}
+
+        def case(side: str, precision: str, size: str = size, batch_size: int = batch_size) -> Case:
+            arguments = {"size": size, "batch_size": batch_size, "side": side, "precision": precision}
+            return Case("training_step", arguments)
+
+        pairs = (
+            ("bf16", "plain", "fp32", 2.4),
+            ("fp32", "plain", "fp32", 1.15),
+            ("bf16", "plain", "bf16", 1.15),
+            ("fp32", "vit_mae", "fp32", 1.0),
+            ("bf16", "vit_mae", "bf16", 1.0),
+        )
+        for own, side, precision, goal in pairs:
+            yield Row(
+                "training", f"training step, {size}, batch {batch_size}, {own}", f"{side} {precision}",
+                case("ours", own), case(side, precision), own, goal, shares[own], is_large,
+            )  # fmt: skip
+
+
+def prediction_rows() -> Iterator[Row]:
+    for size in (TINY, BASE):
+        for num_draws, goal in ((1, 1.2), (16, 3.0)):
+            arguments = {"size": size, "num_images": 1, "num_draws": num_draws}
+            other = Case("prediction", {**arguments, "side": "plain", "precision": "fp32"})
+            for precision in ("fp32", "bf16"):
+                ours = Case("prediction", {**arguments, "side": "ours", "precision": precision})
+                name = f"De^3, {size}, {num_draws} draw{'s' if num_draws > 1 else ''}, {precision}"
+                yield Row("prediction", name, "plain fp32, a loop", ours, other, precision, goal, None, size == BASE)
+
+
+def attack_rows() -> Iterator[Row]:
+    for size, num_images in ((TINY, 16), (BASE, 1)):
+        arguments = {"size": size, "num_images": num_images, "num_draws": 20}
+        other = Case("eot_step", {**arguments, "side": "torchattacks"})
+        ours = Case("eot_step", {**arguments, "side": "ours"})
+        name = f"EOT step, {size}, {num_images} x 20 draws, fp32"
+        yield Row("attack", name, "torchattacks EOTPGD", ours, other, "fp32", 1.3, None, size == BASE)
+
+
+def certification_rows(quick: bool) -> Iterator[Row]:
+    num_images = 4 if quick else 32
+    arguments = {"size": TINY, "num_images": num_images, "n": 1000}
+    ours, other = (Case("certification", {**arguments, "side": side}) for side in ("ours", "plain"))
+    name = f"radius of 0.5 sigma, {TINY}, {num_images} easy images, n = 1000"
+    # Minutes of work, and the passes are the same every time.
+    yield Row("certification", name, "plain Cohen", ours, other, goal=5.0, repetitions=1)
+
+
+def data_rows(folder: Path) -> Iterator[Row]:
+    for size, batch_size in ((TINY, 256), (BASE, 8)):
+        data = str(folder / size)
+        step = {"size": size, "batch_size": batch_size, "side": "ours", "precision": "bf16"}
+        pipeline = Case("input_pipeline", {"size": size, "batch_size": batch_size, "data": data})
+        yield Row("data", f"decode and augment, {size}", "its training step", pipeline, Case("training_step", step),
+                  goal=5.0, is_large=size == BASE)  # fmt: skip
+        yield Row("data", f"training step fed by one worker, {size}", "batch at hand",
+                  Case("training_step", {**step, "data": data}), Case("training_step", step), "bf16", goal=0.9,
+                  is_large=size == BASE)  # fmt: skip
+
+
+def loading_rows(folder: Path) -> Iterator[Row]:
+    own, other = str(folder / "nim"), str(folder / "vit_mae")
+    ours = Case("loading", {"folder": own, "side": "ours"})
+    for name, case in (
+        ("torch.load", Case("loading", {"folder": own, "side": "plain"})),
+        ("ViT-MAE from_pretrained", Case("loading", {"folder": other, "side": "vit_mae"})),
+    ):
+        yield Row("loading", "from_pretrained, base", name, ours, case, goal=1.0, is_large=True)
+    ours, other = (Case("importing", {"module": module}) for module in ("transformers_nim", "transformers"))
+    yield Row("loading", "import transformers_nim", "import transformers", ours, other, goal=1 / 1.1)
+
+
+GROUPS = ("training", "prediction", "attack", "certification", "data", "loading", "scaling", "processes")
+
+
+def make_pictures(folder: Path) -> None:
+    """Photo-like pictures to decode, for both sizes: PNG of 32x32 pixels, JPEG of 500x375."""
+    from PIL import Image
+
+    generator = torch.Generator().manual_seed(0)
+    for size, (width, height), number, kind in ((TINY, (32, 32), 2048, "png"), (BASE, (500, 375), 64, "jpg")):
+        for index in range(number):
+            # Smooth, as photographs are; white noise would be slow to decode.
+            coarse = torch.rand(1, 3, 8, 8, generator=generator) * 255
+            picture = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bicubic").clamp(0, 255)
+            path = folder / size / "train" / str(index % 2) / f"{index}.{kind}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture[0].permute(1, 2, 0).to(torch.uint8).numpy()).save(path, quality=90)
+
+
+def make_checkpoints(folder: Path) -> None:
+    """The same weights for both ways of loading ours, and a ViT-MAE of that size."""
+    config = NIMConfig.from_size(BASE)
+    model = NIMForPreTraining(config)
+    model.save_pretrained(folder / "nim")
+    torch.save(model.state_dict(), folder / "nim" / "plain.pt")
+    vit_mae(config).save_pretrained(folder / "vit_mae")
+
+
+def measure_row(row: Row, repetitions: int, peaks: dict[str, float], on_step: Any) -> dict[str, Any]:
+    """A row of the results."""
+    measured = compare(row.ours, row.other, repetitions, on_step)
+    peak = peaks["bfloat16" if row.precision == "bf16" else "float32"]
+    share = measured["flops"] / measured["seconds"]["ours"] / peak if measured["flops"] else None
+    # Where forward passes are what counts, the goal is about them.
+    reached = measured.get("cost_ratio", measured["ratio"])
+    return {
+        "group": row.group,
+        "name": row.name,
+        "alternative": row.alternative,
+        **measured,
+        "goal": row.goal,
+        "is_met": None if row.goal is None else reached >= row.goal,
+        "share_of_peak": share,
+        "share_goal": row.share_goal,
+        "is_share_met": None if row.share_goal is None or share is None else share >= row.share_goal,
+        "items_per_second": measured["items"] / measured["seconds"]["ours"],
+    }
+
+
+def table_of(rows: list[dict[str, Any]]) -> str:
+    """The rows for a terminal."""
+    verdicts = {True: "met", False: "missed", None: ""}
+    cells = []
+    for row in rows:
+        share = "" if row["share_of_peak"] is None else f"{100 * row['share_of_peak']:.0f} %"
+        if row["share_goal"] is not None:
+            share += f" (goal {100 * row['share_goal']:.0f})"
+        ratio = f"{row['ratio']:.2f}"
+        if "cost_ratio" in row:
+            ratio += f" ({row['cost_ratio']:.1f} in passes)"
+        memory = row["peak_memory_mb"]
+        cells.append(
+            [
+                row["name"],
+                row["alternative"],
+                f"{row['seconds']['ours']:.3g}",
+                f"{row['items_per_second']:.3g}",
+                ratio,
+                f"{row['spread'][0]:.2f} to {row['spread'][1]:.2f}",
+                "" if row["goal"] is None else f"{row['goal']:.2f} {verdicts[row['is_met']]}",
+                share,
+                f"{memory['ours']} / {memory['alternative']}",
+            ]
+        )
+    columns = ["work", "against", "seconds", "images/s", "ratio", "half of the ratios", "goal", "of the peak", "MB"]
+    return render_table(columns, cells)
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """The command line; returns what the JSON file holds."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="the 32-pixel model alone, and fewer repetitions")
+    parser.add_argument("--only", nargs="+", choices=GROUPS, metavar="ROW", default=list(GROUPS),
+                        help=f"groups of rows to measure: {', '.join(GROUPS)}")  # fmt: skip
+    parser.add_argument("--repetitions", type=int, help="of every row; 9; with --quick 5, of the large model 3")
+    parser.add_argument("--output", type=Path, required=True, help="the JSON file to write")
+    args = parser.parse_args(argv)
+    if args.repetitions is not None and args.repetitions < 1:
+        raise ValueError(f"repetitions must be at least 1, got {args.repetitions}")
+
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    peaks = matmul_peaks()
+    results: dict[str, Any] = {
+        "settings": {"quick": args.quick, "threads": torch.get_num_threads(),
+                     "cpu_capability": torch.backends.cpu.get_cpu_capability()},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__,
+                     "transformers": transformers.__version__, "transformers_nim": transformers_nim.__version__},
+        "matmul_peak_gflops": {name: rate / 1e9 for name, rate in peaks.items()},
+        "rows": [],
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        rows = [*training_rows(), *prediction_rows(), *attack_rows(), *certification_rows(args.quick)]
+        rows += [*data_rows(root), *loading_rows(root)]
+        rows = [row for row in rows if row.group in args.only and not (args.quick and row.is_large)]
+        if any(group in args.only for group in ("data", "processes")):
+            make_pictures(root)
+        if any(row.ours.function == "loading" for row in rows):
+            make_checkpoints(root)
+        usual = 5 if args.quick else 9
+        repeats = [args.repetitions or row.repetitions or (3 if row.is_large else usual) for row in rows]
+        with require("tqdm").tqdm(total=sum(repeats), unit="pair") as bar:
+            for row, repetitions in zip(rows, repeats):
+                bar.set_description(row.name)
+                results["rows"].append(measure_row(row, repetitions, peaks, bar.update))
+                # Whatever happens to a later row.
+                args.output.write_text(json.dumps(results, indent=2) + "\n")
+        if "scaling" in args.only:
+            results["scaling"] = measure_scaling(TINY, args.quick, args.repetitions or 3)
+        if "processes" in args.only:
+            results["processes"] = measure_processes(root / TINY, args.quick)
+    args.output.write_text(json.dumps(results, indent=2) + "\n")
+    print_results(results)
+    return results
+
+
+def print_results(results: dict[str, Any]) -> None:
+    """What a person reads of the results."""
+    peaks = ", ".join(f"{name} {rate:.0f}" for name, rate in results["matmul_peak_gflops"].items())
+    print(f"\n{results['settings']}, matrix products in GFLOP/s: {peaks}\n")
+    if results["rows"]:
+        print(table_of(results["rows"]))
+    if "scaling" in results:
+        lines = [
+            [row["name"], ", ".join(f"{size:g}" for size in row["sizes"]),
+             ", ".join(f"{seconds:.3g}" for seconds in row["seconds"]), f"{row['exponent']:.2f}"]
+            for row in results["scaling"]
+        ]  # fmt: skip
+        print(f"\n{render_table(['cost against', 'sizes', 'seconds', 'exponent'], lines)}")
+    if "processes" in results:
+        lines = [[str(row["processes"]), str(row["threads"]), f"{row['images_per_second']:.0f}"]
+                 for row in results["processes"]]  # fmt: skip
+        print(f"\n{render_table(['processes', 'threads of each', 'images/s'], lines)}")
+
+
+if __name__ == "__main__":
+    main()

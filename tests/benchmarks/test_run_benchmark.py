@@ -1,0 +1,187 @@
+# Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
+"""The benchmarks compare equal work, in turns, and say what they measured."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_config, tiny_model
+
+from transformers_nim import NIMConfig, NIMForPreTraining
+
+
+pytest.importorskip("torchattacks")
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def on_path(monkeypatch):
+    # Also for the measured processes, which are started with this process's path.
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+def test_the_plain_denoiser_is_ours():
+    import plain
+
+    torch.manual_seed(0)
+    model = NIMForPreTraining(NIMConfig.from_size("tiny-patch4-32", num_hidden_layers=2))
+    pixel_values, noise = torch.randn(2, 3, 3, 32, 32)
+    other = plain.PlainNIM(model)
+    loss = model(pixel_values, sigma=40.0, pixel_noise=noise).loss
+    other_loss = other.loss(pixel_values, noise, 40.0)
+    torch.testing.assert_close(other_loss, loss)
+    loss.backward()
+    other_loss.backward()
+    torch.testing.assert_close(
+        other.encoder.patches.weight.grad, model.nim.embeddings.patch_embeddings.projection.weight.grad
+    )
+    torch.testing.assert_close(
+        other.denoise(pixel_values, noise, 40.0), model.denoise(pixel_values, sigma=40.0, pixel_noise=noise)
+    )
+
+
+def test_the_plain_defense_is_ours():
+    import plain
+
+    model = tiny_model()
+    torch.nn.init.normal_(model.classifier.weight)
+    pixel_values, noise = torch.randn(2, 3, 32, 32), torch.randn(2, 4, 3, 32, 32)
+    ours = model(pixel_values, sigma=60.0, pixel_noise=noise, num_samples=4, vote="mean").logits.softmax(dim=-1)
+    assert ours.std() > 0.01
+    torch.testing.assert_close(plain.PlainDe3(model)(pixel_values, noise, 60.0), ours)
+
+
+def test_the_plain_denoiser_refuses_what_it_does_not_know():
+    import plain
+
+    with pytest.raises(ValueError, match="norm_pix_loss=False"):
+        plain.PlainNIM(NIMForPreTraining(tiny_config(norm_pix_loss=True)))
+
+
+def test_two_ways_are_timed_in_processes_of_their_own():
+    import measure
+
+    arguments = {"size": "tiny-patch4-32", "num_images": 2, "num_draws": 2}
+    ours = measure.Case("prediction", {**arguments, "side": "ours", "precision": "fp32"})
+    plain = measure.Case("prediction", {**arguments, "side": "plain", "precision": "fp32"})
+    steps = []
+    row = measure.compare(ours, plain, 3, lambda: steps.append(1))
+    assert len(steps) == 3
+    low, high = row["spread"]
+    assert 0 < low <= row["ratio"] <= high
+    assert row["items"] == 4
+    assert row["peak_memory_mb"]["ours"] > 100
+    # Two encoders of six layers of width 192 and a decoder of two of width 128, over 65 tokens.
+    tokens, encoder, decoder = 65, 192, 128
+    layers = 2 * tokens * (2 * 6 * 12 * encoder**2 + 2 * 12 * decoder**2)
+    attention = 4 * tokens**2 * (2 * 6 * encoder + 2 * decoder)
+    ends = 2 * 64 * 2 * 48 * encoder + 2 * 65 * (encoder * decoder + decoder * 48) + 2 * encoder * 10
+    assert row["flops"] == pytest.approx(4 * (layers + attention + ends), rel=1e-3)
+
+
+def test_certificates_are_compared_by_their_passes():
+    import measure
+
+    arguments = {"size": "tiny-patch4-32", "num_images": 1, "n": 1000}
+    ours, plain = (measure.Case("certification", {**arguments, "side": side}) for side in ("ours", "plain"))
+    row = measure.compare(ours, plain, 1)
+    # 100 draws choose the class; all of the others agree with it.
+    assert row["cost_ratio"] >= 5
+
+
+def test_a_failing_case_is_reported():
+    import measure
+
+    with pytest.raises(RuntimeError, match="prediction: ValueError: unknown size 'no-such-size'"):
+        measure.Worker(
+            measure.Case(
+                "prediction",
+                {"size": "no-such-size", "num_images": 1, "num_draws": 1, "side": "ours", "precision": "fp32"},
+            )
+        )
+
+
+@pytest.mark.parametrize("side", ["ours", "plain", "vit_mae"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_side_trains(side, precision):
+    import cases
+
+    work = cases.training_step("tiny-patch4-32", 2, side, precision, {"num_hidden_layers": 1})
+    assert work.items == 2
+    work.run()
+    assert (work.flops > 0) == (side == "ours")
+
+
+def test_attacks_of_both_sides_run():
+    import cases
+
+    for side in ("ours", "torchattacks"):
+        work = cases.eot_step("tiny-patch4-32", 2, 2, side)
+        assert work.items == 4
+        work.run()
+
+
+def test_exponents():
+    import measure
+
+    assert measure.fit_exponent([1, 2, 4], [3.0, 12.0, 48.0]) == pytest.approx(2)
+
+
+def test_results_say_what_was_measured(tmp_path, monkeypatch, capsys):
+    import run
+
+    seconds = {"bf16": 1.0, "fp32": 2.0}
+
+    def compare(ours, other, repetitions, on_step):
+        own = seconds[ours.arguments["precision"]]
+        pairs = {"ours": own, "alternative": 3.0}
+        memory = {"ours": 10, "alternative": 20}
+        return {"ratio": 3.0 / own, "spread": [1.0, 4.0], "seconds": pairs, "items": 256, "flops": 5e9,
+                "peak_memory_mb": memory}  # fmt: skip
+
+    monkeypatch.setattr(run, "compare", compare)
+    monkeypatch.setattr(run, "matmul_peaks", lambda: {"float32": 1e10, "bfloat16": 2e10})
+    output = tmp_path / "new" / "results.json"
+    results = run.main(["--quick", "--only", "training", "--output", str(output)])
+    assert json.loads(output.read_text()) == results
+    rows = results["rows"]
+    # The large model is left out.
+    assert all("tiny-patch4-32" in row["name"] for row in rows)
+    assert [(row["alternative"], row["ratio"], row["goal"], row["is_met"]) for row in rows] == [
+        ("plain fp32", 3.0, 2.4, True),
+        ("plain fp32", 1.5, 1.15, True),
+        ("plain bf16", 3.0, 1.15, True),
+        ("vit_mae fp32", 1.5, 1.0, True),
+        ("vit_mae bf16", 3.0, 1.0, True),
+    ]
+    assert [row["share_of_peak"] for row in rows[:2]] == [0.25, 0.25]
+    assert rows[0]["items_per_second"] == 256
+    printed = capsys.readouterr().out
+    assert "| training step, tiny-patch4-32, batch 256, bf16 |" in printed
+    assert "2.40 met" in printed
+
+    seconds["bf16"] = 2.0
+    results = run.main(["--quick", "--only", "training", "--output", str(output)])
+    assert results["rows"][0]["is_met"] is False
+    assert "2.40 missed" in capsys.readouterr().out
+
+
+def test_all_cases_of_all_rows_exist(tmp_path):
+    import cases
+    import run
+
+    rows = [*run.training_rows(), *run.prediction_rows(), *run.attack_rows(), *run.certification_rows(False)]
+    rows += [*run.data_rows(tmp_path), *run.loading_rows(tmp_path)]
+    assert {row.group for row in rows} | {"scaling", "processes"} == set(run.GROUPS)
+    for row in rows:
+        for case in (row.ours, row.other):
+            function = getattr(cases, case.function)
+            assert set(case.arguments) <= set(function.__code__.co_varnames[: function.__code__.co_argcount])
+
+
+def test_wrong_arguments(tmp_path):
+    import run
+
+    with pytest.raises(ValueError, match="repetitions must be at least 1, got 0"):
+        run.main(["--repetitions", "0", "--output", str(tmp_path / "r.json")])

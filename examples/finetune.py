@@ -119,7 +119,8 @@ def make_model(args: argparse.Namespace, label_names: list[str]) -> NIMForImageC
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """The command line; returns what `all_results.json` holds."""
     args = parse_arguments(argv)
-    accelerator = launch.make_accelerator(args)
+    precision = launch.choose_precision(args)
+    accelerator = launch.make_accelerator(args, precision)
     repository = publish.create_repository(args) if accelerator.is_main_process else None
 
     # Data, model and plan.
@@ -154,7 +155,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         rows["attack"] = f"PGD-{args.adversarial_steps}, Linf {args.adversarial_eps:g}/255, through the {through}"
     rows["layers"] = ", ".join(f"{group['name']} {group['lr']:.2g}" for group in groups if group["weight_decay"])
     launch.print_header(
-        accelerator, "Fine-tuning", launch.describe_run(accelerator, args, plan, data, classifier) | rows
+        accelerator, "Fine-tuning", launch.describe_run(accelerator, args, plan, data, classifier, precision) | rows
     )
     launch.start_trackers(accelerator, "nim-finetuning", args)
     mix_labels = LabelMixer(len(data.label_names), args.mixup, args.cutmix, args.label_smoothing)

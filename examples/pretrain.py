@@ -63,7 +63,8 @@ def make_model(args: argparse.Namespace) -> NIMForPreTraining:
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """The command line; returns what `all_results.json` holds."""
     args = parse_arguments(argv)
-    accelerator = launch.make_accelerator(args)
+    precision = launch.choose_precision(args)
+    accelerator = launch.make_accelerator(args, precision)
     repository = publish.create_repository(args) if accelerator.is_main_process else None
 
     # Model, data and plan.
@@ -85,7 +86,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     launch.print_header(
         accelerator,
         f"{args.pretext.upper()} pretraining",
-        launch.describe_run(accelerator, args, plan, data, denoiser)
+        launch.describe_run(accelerator, args, plan, data, denoiser, precision)
         | (noise if args.pretext == "nim" else {"mask": f"{args.mask_ratio:.0%} of the patches"}),
     )
     launch.start_trackers(accelerator, "nim-pretraining", args)

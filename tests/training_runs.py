@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -89,8 +90,13 @@ def command(script: str, *arguments: object, num_processes: int = 1) -> list[str
     return [
         sys.executable, "-m", "accelerate.commands.launch", kind, "--num_processes", str(num_processes),
         "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(port),
-        str(EXAMPLES / f"{script}.py"), *map(str, arguments),
+        str(EXAMPLES / f"{script}.py"), *map(str, in_fp32(script, arguments)),
     ]  # fmt: skip
+
+
+def in_fp32(script: str, arguments: Sequence[object]) -> list[object]:
+    """The arguments of a script that trains, in fp32 if they do not say otherwise, whatever is faster on a machine."""
+    return [*(["--mixed_precision", "no"] if script in ("pretrain", "finetune") else []), *arguments]
 
 
 def environment(**variables: str) -> dict[str, str]:
@@ -134,7 +140,7 @@ def main(script: str, *arguments: object) -> dict:
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     try:
-        return load_script(script).main([str(argument) for argument in arguments])
+        return load_script(script).main([str(argument) for argument in in_fp32(script, arguments)])
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()

@@ -17,6 +17,7 @@ from accelerate.utils import DistributedType
 from training_runs import environment, losses, main, same_weights, save_digits, save_tiny_config
 
 from transformers_nim import NIMForPreTraining, NIMForRobustImageClassification
+from transformers_nim.training import launch as launch_module
 
 
 CONFIGS = Path(__file__).parents[2] / "examples" / "configs"
@@ -58,6 +59,9 @@ def run_jobs(jobs: list[list[str]], backend: str) -> None:
         os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     # Processes that met once stay together: they would not find each other again.
     PartialState.destroy_process_group = lambda *args: None
+    if os.environ.get("RANK", "0") != "0":
+        # One process measures, or they would not always agree.
+        launch_module.faster_cpu_precision = None
     for script, *arguments in jobs:
         main(script, *arguments)
 
@@ -139,11 +143,14 @@ def test_cpu_2_processes(pretraining, finetuning, one_process, tmp_path):
     jobs = [
         [*pretraining, *batch, "--output_dir", nim],
         [*finetuning, *batch, "--model_name_or_path", one_process / "nim", "--output_dir", robust],
+        [*pretraining, *batch, "--mixed_precision", "auto", "--output_dir", tmp_path / "auto"],
     ]
-    launch("cpu_2_processes", jobs)
+    printed = launch("cpu_2_processes", jobs)
     for folder in (nim, robust):
         assert num_processes(folder) == 2
         check_losses(folder, one_process / folder.name)
+    assert "(measured: linear layers in bf16 are" in printed
+    check_losses(tmp_path / "auto", one_process / "nim", tolerance=0.05)
 
 
 @needs_distributed

@@ -27,6 +27,7 @@ from transformers import AutoImageProcessor, AutoModelForPreTraining
 from vit_mae_reference import random_vit_mae
 
 from transformers_nim import NIMConfig, NIMForImageClassification, NIMForPreTraining
+from transformers_nim.training.precision import Precision
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +123,22 @@ def test_resumed_with_processes_traded_for_passes(arguments, tmp_path):
     main("pretrain", *common, "--output_dir", tmp_path, "--per_device_train_batch_size", 8,
          "--gradient_accumulation_steps", 2, "--resume_from_checkpoint", tmp_path / "checkpoint-3")  # fmt: skip
     assert losses(tmp_path) == [(step, pytest.approx(loss, rel=1e-4)) for step, loss in whole]
+
+
+@pytest.mark.parametrize("name", ["no", "bf16"])
+def test_a_resumed_run_keeps_the_precision_that_was_measured(name, arguments, tmp_path, monkeypatch, capsys):
+    """Whatever would be measured now."""
+    found = iter([Precision(name, "measured: so fast")])
+    monkeypatch.setattr("transformers_nim.training.launch.faster_cpu_precision", lambda: next(found))
+    common = [*arguments, "--mixed_precision", "auto", "--max_train_steps", 6, "--output_dir", tmp_path]
+    results = main("pretrain", *common)
+    assert f"precision {name} (measured: so fast)\n" in capsys.readouterr().out
+    assert results["mixed_precision"] == name
+    whole = losses(tmp_path)
+    results = main("pretrain", *common, "--resume_from_checkpoint", "latest")
+    assert f"precision {name} (as in {tmp_path / 'checkpoint-4'})\n" in capsys.readouterr().out
+    assert results["mixed_precision"] == name
+    assert losses(tmp_path) == whole
 
 
 def test_64_images_are_learned_by_heart(config, tmp_path):

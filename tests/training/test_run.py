@@ -435,6 +435,26 @@ def test_a_resumed_run_learns_at_the_rate_it_is_given(tmp_path):
     assert logged[12] == pytest.approx(RATE / 10 * (1 + math.cos(0.9 * math.pi)) / 2)
 
 
+@pytest.mark.parametrize(("before", "after"), [("no", "bf16"), ("bf16", "no"), ("no", "no"), (None, "bf16")])
+def test_precision_that_changes_is_told(tmp_path, caplog, before, after):
+    Training(Recipe(mixed_precision=before or "no"), tmp_path, total_steps=4).fit()
+    manifest = tmp_path / "checkpoint-4" / "checkpoint.json"
+    saved = json.loads(manifest.read_text())
+    assert saved["state"]["mixed_precision"] == (before or "no")
+    if before is None:
+        # As earlier versions left it.
+        del saved["state"]["mixed_precision"]
+        manifest.write_text(json.dumps(saved))
+    assert Training(Recipe(mixed_precision=after), tmp_path, "latest").run.step == 4
+    told = [record.getMessage() for record in caplog.records if "mixed precision" in record.getMessage()]
+    if before in (None, after):
+        assert not told
+    else:
+        (message,) = told
+        assert f"with mixed precision {before}, and this one goes on with {after}" in message
+        assert f"Pass --mixed_precision {before}" in message
+
+
 def test_a_run_that_goes_back_forgets_what_came_later(tmp_path):
     Training(Recipe(), tmp_path, total_steps=8, checkpointing_steps=2, checkpoints_total_limit=4).fit()
     options = {"checkpointing_steps": 1, "checkpoints_total_limit": 1}

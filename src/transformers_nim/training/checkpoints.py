@@ -182,8 +182,12 @@ def load_checkpoint(accelerator: Any, path: str | Path) -> tuple[dict[str, Any],
     path = Path(path)
     accelerator.load_state(str(path))
     ema = path / _EMA_WEIGHTS
-    state = json.loads((path / _MANIFEST).read_text())["state"]
-    return state, load_file(ema) if ema.is_file() else None
+    return read_state(path), load_file(ema) if ema.is_file() else None
+
+
+def read_state(path: str | Path) -> dict[str, Any]:
+    """The state that was saved with a whole checkpoint (with `step`), without its weights."""
+    return json.loads((Path(path) / _MANIFEST).read_text())["state"]
 
 
 def replace_folder(accelerator: Any, folder: Path, write: Callable[[Path], object]) -> None:

@@ -17,8 +17,10 @@ from ..extras import require
 from ..memory import keep_freed_memory
 from ..noise import parse_sigma
 from .arguments import public_arguments
+from .checkpoints import find_checkpoint, read_state
 from .data import ImageData, load_image_data
 from .optimization import make_schedule, scaled_learning_rate
+from .precision import Precision, faster_cpu_precision
 from .run import RunOptions
 
 
@@ -41,8 +43,47 @@ class Plan:
     learning_rate: float
 
 
-def make_accelerator(args: argparse.Namespace) -> Any:
+def choose_precision(args: argparse.Namespace) -> Precision:
+    """The precision that is asked for, or on a CPU, for `auto` and if none is, the faster one.
+
+    To be called by all processes, before there is an `Accelerator`: the main process measures for all. A run that is
+    resumed keeps the precision of its checkpoint.
+
+    Args:
+        args: Of them `mixed_precision`, `output_dir` and `resume_from_checkpoint`.
+
+    Raises:
+        ValueError: `auto` is not for GPUs, or the checkpoint that was named is not whole.
+    """
+    if args.mixed_precision == "auto" and not train_on_cpu():
+        raise ValueError(
+            "mixed_precision auto is for CPUs, and this run is on an accelerator: pass no, bf16 or fp16, or leave it"
+            " out for what `accelerate config` or the launch file says"
+        )
+    if args.mixed_precision not in (None, "auto") or not train_on_cpu():
+        return Precision(args.mixed_precision)
+    accelerate = require("accelerate")
+    # Before anything else asks for one, which would look for GPUs.
+    state = accelerate.PartialState(cpu=True)
+    precision: Precision | None = None
+    path = args.resume_from_checkpoint and find_checkpoint(args.output_dir, args.resume_from_checkpoint)
+    # Not written down by earlier versions, and fp16 if it was on a GPU, which CPUs do not train in.
+    saved = read_state(path).get("mixed_precision") if path else None
+    if saved in ("no", "bf16"):
+        precision = Precision(saved, f"as in {path}")
+    elif state.is_main_process:
+        precision = faster_cpu_precision()
+    # Each on its own, processes would come to different ones.
+    shared: list[Precision] = accelerate.utils.broadcast_object_list([precision])
+    return shared[0]
+
+
+def make_accelerator(args: argparse.Namespace, precision: Precision) -> Any:
     """An `Accelerator` with gradient accumulation, mixed precision and trackers as the arguments say.
+
+    Args:
+        args: The script's arguments.
+        precision: From `choose_precision`.
 
     Raises:
         ValueError: A tracker is not installed or would publish a token, or processes do not find each other.
@@ -58,7 +99,7 @@ def make_accelerator(args: argparse.Namespace) -> Any:
     accelerator = accelerate.Accelerator(
         cpu=train_on_cpu(),
         gradient_accumulation_steps=args.gradient_accumulation_steps,
-        mixed_precision=args.mixed_precision,
+        mixed_precision=precision.name,
         log_with=trackers or None,
         project_config=accelerate.utils.ProjectConfiguration(
             project_dir=args.output_dir, logging_dir=str(Path(args.output_dir) / "logs")
@@ -84,11 +125,13 @@ def make_accelerator(args: argparse.Namespace) -> Any:
 
 
 def train_on_cpu() -> bool:
-    """What to pass to an `Accelerator` as `cpu`.
+    """What to pass to an `Accelerator` as `cpu`: whether there is no GPU, or none is wanted.
 
     Without it, processes that torchrun starts on a machine without GPUs would not find each other.
     """
-    return not torch.accelerator.is_available()
+    return not torch.accelerator.is_available() or require("accelerate.utils").parse_flag_from_env(
+        "ACCELERATE_USE_CPU"
+    )
 
 
 def check_processes(accelerator: Any) -> None:
@@ -271,7 +314,7 @@ def print_header(accelerator: Any, title: str, rows: Mapping[str, str]) -> None:
 
 
 def describe_run(
-    accelerator: Any, args: argparse.Namespace, plan: Plan, data: ImageData, model: nn.Module
+    accelerator: Any, args: argparse.Namespace, plan: Plan, data: ImageData, model: nn.Module, precision: Precision
 ) -> dict[str, str]:
     """Header lines that both scripts have in common."""
     config = model.config
@@ -285,6 +328,7 @@ def describe_run(
     patch = "x".join(map(str, config.patch_shape))  # type: ignore[union-attr,arg-type]
     num_processes = accelerator.num_processes
     processes = f"{num_processes} process{'es' if num_processes > 1 else ''}"
+    reason = f" ({precision.reason})" if precision.reason else ""
     return {
         "model": f"{name}, {sum(p.numel() for p in parameters) / 1e6:,.2f} M trainable parameters,"
         f" images of {height}x{width}, patches of {patch}",
@@ -293,6 +337,6 @@ def describe_run(
         f" = {plan.total_batch_size} per update",
         "steps": f"{plan.total_steps:,}{epochs}, {plan.warmup_steps:,} of them warm-up",
         "learning rate": f"{plan.learning_rate:.3g}, {args.lr_scheduler_type}; weight decay {args.weight_decay:g}",
-        "device": f"{processes} on {accelerator.device.type}, precision {accelerator.mixed_precision}",
+        "device": f"{processes} on {accelerator.device.type}, precision {accelerator.mixed_precision}{reason}",
         "output": str(args.output_dir),
     }

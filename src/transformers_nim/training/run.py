@@ -27,6 +27,9 @@ from .masked import MaskedAutoencoder
 from .seeding import seed_step
 
 
+logger = logging.get_logger(__name__)
+
+
 class TrainingDivergedError(RuntimeError):
     """The loss or the gradient is no longer finite; checkpoints on disk are from before that."""
 
@@ -283,6 +286,7 @@ class TrainingRun:
             "best": self.best,
             "undecodable": sorted(self.undecodable),
             "identity": self._identity(),
+            "mixed_precision": self.accelerator.mixed_precision,
         }
         ema = self.ema.module.state_dict() if self.ema is not None else None
         save_checkpoint(
@@ -313,6 +317,14 @@ class TrainingRun:
         ]
         if different:
             raise ValueError(f"{path} belongs to another run: {'; '.join(different)}")
+        precision = self.accelerator.mixed_precision
+        # Earlier versions did not write it down.
+        saved = state.get("mixed_precision", precision)
+        if saved != precision and self.accelerator.is_main_process:
+            logger.warning(
+                f"{path} was saved by a run with mixed precision {saved}, and this one goes on with {precision}: it"
+                f" will not learn exactly the same. Pass --mixed_precision {saved} if it should"
+            )
         if (ema is None) != (self.ema is None):
             raise ValueError(f"{path} was saved {'without' if ema is None else 'with'} averaged weights (--ema_decay)")
         if ema is not None:

@@ -22,7 +22,7 @@ import torch
 import transformers
 from cases import vit_mae
 from measure import Case, compare, matmul_peaks
-from scaling import measure_processes, measure_scaling
+from scaling import measure_passes, measure_processes, measure_scaling
 
 import transformers_nim
 from transformers_nim import NIMConfig, NIMForPreTraining
@@ -138,7 +138,7 @@ def loading_rows(folder: Path) -> Iterator[Row]:
     yield Row("loading", "import transformers_nim", "import transformers", ours, other, goal=1 / 1.1)
 
 
-GROUPS = ("training", "prediction", "attack", "certification", "data", "loading", "scaling", "processes")
+GROUPS = ("training", "prediction", "attack", "certification", "data", "loading", "scaling", "passes", "processes")
 
 
 def make_pictures(folder: Path) -> None:
@@ -256,6 +256,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
                 args.output.write_text(json.dumps(results, indent=2) + "\n")
         if "scaling" in args.only:
             results["scaling"] = measure_scaling(TINY, args.quick, args.repetitions or 3)
+        if "passes" in args.only:
+            results["passes"] = measure_passes(TINY, args.repetitions or 3)
         if "processes" in args.only:
             results["processes"] = measure_processes(root / TINY, args.quick)
     args.output.write_text(json.dumps(results, indent=2) + "\n")
@@ -276,6 +278,11 @@ def print_results(results: dict[str, Any]) -> None:
             for row in results["scaling"]
         ]  # fmt: skip
         print(f"\n{render_table(['cost against', 'sizes', 'seconds', 'exponent'], lines)}")
+    if "passes" in results:
+        rows = results["passes"]
+        lines = [[row["name"], *(f"{rate:.0f}" for rate in row["images_per_second"])] for row in rows]
+        columns = ["images/s with", *(f"{num} per pass" for num in rows[0]["images_per_pass"])]
+        print(f"\n{render_table(columns, lines)}")
     if "processes" in results:
         lines = [[str(row["processes"]), str(row["threads"]), f"{row['images_per_second']:.0f}"]
                  for row in results["processes"]]  # fmt: skip

@@ -66,6 +66,33 @@ def measure_scaling(size: str, quick: bool, repetitions: int) -> list[dict[str, 
     return rows
 
 
+def measure_passes(size: str, repetitions: int) -> list[dict[str, Any]]:
+    """Noisy images per second against how many of them pass at once, for predictions and for attacks.
+
+    Args:
+        size: A name of `NIM_SIZES`.
+        repetitions: Measurements of each value.
+    """
+    prediction = {"size": size, "num_images": 1, "num_draws": 256, "side": "ours"}
+    attack = {"size": size, "num_images": 16, "num_draws": 20, "side": "ours"}
+    kinds = [
+        ("De^3, fp32", "prediction", {**prediction, "precision": "fp32"}, "max_batch_size"),
+        ("De^3, bf16", "prediction", {**prediction, "precision": "bf16"}, "max_batch_size"),
+        ("EOT step, fp32", "eot_step", attack, "batch_size"),
+    ]
+    passes = (20, 64, 128, 256)
+    rows = []
+    with require("tqdm").tqdm(total=len(kinds) * len(passes), unit="case") as bar:
+        for name, function, arguments, option in kinds:
+            rates = []
+            for num in passes:
+                measured = measure_alone(Case(function, {**arguments, option: num}), repetitions)
+                rates.append(measured["items"] / measured["seconds"])
+                bar.update()
+            rows.append({"name": name, "images_per_pass": list(passes), "images_per_second": rates})
+    return rows
+
+
 def measure_processes(data: Path, quick: bool) -> list[dict[str, Any]]:
     """Images per second of the pretraining script, in one process with all threads and in two with half of them.
 
@@ -84,7 +111,6 @@ def measure_processes(data: Path, quick: bool) -> list[dict[str, Any]]:
                 "--dataset_name", str(data), "--train_val_split", "0", "--config_name", "tiny-patch4-32",
                 "--output_dir", folder, "--max_train_steps", str(steps), "--logging_steps", "2",
                 "--per_device_train_batch_size", str(256 // processes), "--num_workers", "1", "--report_to", "none",
-                "--mixed_precision", "bf16",
             ]  # fmt: skip
             done = subprocess.run(
                 command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": str(threads)}

@@ -173,11 +173,35 @@ def test_all_cases_of_all_rows_exist(tmp_path):
 
     rows = [*run.training_rows(), *run.prediction_rows(), *run.attack_rows(), *run.certification_rows(False)]
     rows += [*run.data_rows(tmp_path), *run.loading_rows(tmp_path)]
-    assert {row.group for row in rows} | {"scaling", "processes"} == set(run.GROUPS)
+    assert {row.group for row in rows} | {"scaling", "passes", "processes"} == set(run.GROUPS)
     for row in rows:
         for case in (row.ours, row.other):
             function = getattr(cases, case.function)
             assert set(case.arguments) <= set(function.__code__.co_varnames[: function.__code__.co_argcount])
+
+
+def test_what_is_no_comparison_is_shown_too(tmp_path, monkeypatch, capsys):
+    import run
+    import scaling
+
+    # Twice the work takes twice the time, and large passes are faster.
+    def measure_alone(case, repetitions):
+        arguments = case.arguments
+        if "max_batch_size" in arguments or case.function == "eot_step":
+            passes = arguments.get("max_batch_size", arguments.get("batch_size"))
+            return {"seconds": 10.0 / passes, "items": 100}
+        return {"seconds": float(arguments.get("num_draws", arguments.get("batch_size"))), "items": 1}
+
+    monkeypatch.setattr(scaling, "measure_alone", measure_alone)
+    results = run.main(["--only", "scaling", "passes", "--output", str(tmp_path / "results.json")])
+    exponents = {row["name"]: row["exponent"] for row in results["scaling"]}
+    assert exponents["batch, training step"] == pytest.approx(1)
+    assert exponents["draws, De^3 of 1 image"] == pytest.approx(1)
+    assert exponents["parameters, training step of 64"] == pytest.approx(0)
+    assert results["passes"][0]["images_per_second"] == pytest.approx([200, 640, 1280, 2560])
+    printed = capsys.readouterr().out
+    assert "| draws, De^3 of 1 image " in printed
+    assert "| EOT step, fp32 " in printed
 
 
 def test_wrong_arguments(tmp_path):

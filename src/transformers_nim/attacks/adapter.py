@@ -111,8 +111,8 @@ class PixelClassifier(nn.Module):
             raise ValueError(f'vote must be "mean" or "majority", got {vote!r}')
         if autocast_dtype not in AUTOCAST_DTYPES:
             raise ValueError(
-                f"autocast_dtype must be one of {list(AUTOCAST_DTYPES)}, got {autocast_dtype!r}; leave it out to compute"
-                " in the model's dtype, and load the model in another dtype to compute in that"
+                f"autocast_dtype must be one of {list(AUTOCAST_DTYPES)}, got {autocast_dtype!r}; leave it out to"
+                " compute in the model's dtype, and load the model in another dtype to compute in that"
             )
         self.image_mean, self.image_std = _normalization(model, image_mean, image_std, image_processor)
         self.gradient, self.fixed_noise, self.seed = gradient, fixed_noise, seed

@@ -28,11 +28,9 @@ from transformers_nim.extras import require
 from transformers_nim.memory import keep_freed_memory
 from transformers_nim.robustness.accuracy import Accuracy, Difference, correct_draws, mean_accuracy, paired_difference
 from transformers_nim.robustness.inputs import EvaluationSet, load_classifier
+from transformers_nim.robustness.suite import PRECISIONS
 from transformers_nim.text_table import render_table
 from transformers_nim.training.data import load_image_data
-
-
-PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
 
 
 def summarize(

@@ -48,7 +48,16 @@ from transformers_nim.robustness.inputs import (
     model_hash,
 )
 from transformers_nim.robustness.runner import KEYS, Runner, kept_path
-from transformers_nim.robustness.suite import HEADLINE, STRENGTHS, Cell, Strength, make_suite
+from transformers_nim.robustness.suite import (
+    DEFAULT_PRECISION,
+    HEADLINE,
+    PRECISIONS,
+    STRENGTHS,
+    Cell,
+    Strength,
+    make_suite,
+    sigma_key,
+)
 from transformers_nim.training.arguments import make_parser
 from transformers_nim.training.data import load_image_data
 from transformers_nim.training.launch import check_processes, train_on_cpu
@@ -108,6 +117,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         ("num_check_images", "images of the checks with large eps, and of the gradient probes"),
     ):
         attack.add_argument(f"--{name}", type=int, help=f"{text} (default: the suite's)")
+    attack.add_argument("--attack_precision", choices=list(PRECISIONS), default=DEFAULT_PRECISION,
+                        help="in what attacks on a random defense search: bf16 is faster on many devices, and"
+                        " approximate. All else is float32: accuracies, attacks on what is not random, checks of"
+                        " gradients, and the timing for --budget_minutes (default: fp32)")  # fmt: skip
     attack.add_argument("--no_autoattack", action="store_true", help="leave the cross-check by pyautoattack out")
     run = parser.add_argument_group("run")
     run.add_argument("--output_dir", help="folder for results, shared by all processes")
@@ -254,6 +267,7 @@ def main(argv: list[str] | None = None) -> RobustnessReport | str | None:
     # The defense switched off belongs to every grid: a check needs it.
     sigmas = [] if not has_defense(model) else list(dict.fromkeys([*args.sigmas, None]))
     make_classifier = classifier_maker(model, processor, args.seed)
+    make_approximate = classifier_maker(model, processor, args.seed, PRECISIONS[args.attack_precision])
     surrogates, surrogate_hashes = {}, {}
     for pair in args.surrogates:
         name, path = pair.split("=", 1)
@@ -320,11 +334,17 @@ def main(argv: list[str] | None = None) -> RobustnessReport | str | None:
         strength, cut = Strength(**plan["strength"]), plan["cut"]
     images = replace(images, images=images.images[: strength.num_images])
     planned = make_cells(strength)
+    if args.attack_precision != DEFAULT_PRECISION and all(cell.is_deterministic for cell in planned):
+        raise ValueError(
+            f"--attack_precision {args.attack_precision} is for attacks on a random defense, and here is none (sigma"
+            f" {sigma_key(sigma)}): leave it out, or pass a --sigma above 0"
+        )
     identities = json.dumps([asdict(image) for image in images.images])
     images_hash = hashlib.sha256(identities.encode()).hexdigest()[:16]
     adapter = make_classifier(sigma, "full", False)
     normalization = {"mean": list(adapter.image_mean), "std": list(adapter.image_std)}
-    names = ("dataset_config_name", "split", "labels_by_index", "suite", "norm", "eps", "seed", "rows_per_pass")
+    names = ("dataset_config_name", "split", "labels_by_index", "suite", "norm", "eps", "seed", "rows_per_pass",
+             "attack_precision")  # fmt: skip
     settings = {name: getattr(args, name) for name in names} | {
         # Where a folder lies on this machine is nobody's business: results are published.
         "model": Path(args.model_name_or_path).resolve().name
@@ -346,14 +366,15 @@ def main(argv: list[str] | None = None) -> RobustnessReport | str | None:
         "dtype": "float32",
     }
     if is_main:
-        start_records(output_dir, {**settings, "cells": [asdict(cell) for cell in planned]}, KEYS, args.resume)
+        measured = {**settings, "cells": [asdict(cell) for cell in planned]}
+        start_records(output_dir, measured, KEYS, args.resume, {"attack_precision": DEFAULT_PRECISION})
     accelerator.wait_for_everyone()
 
     runner = Runner(
         make_classifier, images, planned, strength, output_dir, args.seed, surrogates, keep_images=[HEADLINE],
         batch_size=args.per_device_eval_batch_size, device=device, process_index=accelerator.process_index,
         num_processes=accelerator.num_processes, wait=accelerator.wait_for_everyone,
-        rows_per_pass=args.rows_per_pass,
+        rows_per_pass=args.rows_per_pass, make_approximate=make_approximate,
     )  # fmt: skip
     pending = runner.pending_cost()
     accelerator.print(

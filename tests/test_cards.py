@@ -325,6 +325,23 @@ CERTIFIED = {
 }
 
 
+def test_figures_of_approximate_attacks_say_so(tmp_path):
+    checkpoint(tmp_path)
+    report = fake_reports.simulated(attack_precision="bf16")
+    save(tmp_path, "robustness.json", report.to_dict())
+    card = ModelCard.load(
+        write_card(tmp_path, name="me/nim", summary="A model.", results=["robustness.json"],
+                   hub_dataset={"robustness.json": "me/digits"})
+    )  # fmt: skip
+    told = {result.metric_name: result.metric_args.get("attack_precision") for result in card.data.eval_results}
+    for name in ("accuracy, EOT-PGD", "accuracy, strongest"):
+        assert told[name] == "bf16"
+    # Rounding could stop attacks on what is not random, which search in float32.
+    for name in ("accuracy, clean", "accuracy, EOT-PGD, noise known"):
+        assert told[name] is None
+    assert "search in bf16 (autocast)" in " ".join(card.text.split())
+
+
 def test_certificates_and_robustness_plug_in(tmp_path):
     checkpoint(tmp_path)
     save(tmp_path, "certify.json", CERTIFIED)

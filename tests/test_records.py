@@ -52,6 +52,16 @@ def test_a_kill_while_gathering_loses_and_doubles_nothing(tmp_path):
         start_records(tmp_path, SETTINGS, KEYS, resume=True)
 
 
+def test_older_records_have_the_defaults_of_newer_settings(tmp_path):
+    start_records(tmp_path, SETTINGS, KEYS, resume=False)
+    start_records(tmp_path, {**SETTINGS, "more": 1}, KEYS, resume=True, defaults={"more": 1})
+    with pytest.raises(ValueError, match="more was 1 and is 2"):
+        start_records(tmp_path, {**SETTINGS, "more": 2}, KEYS, resume=True, defaults={"more": 1})
+    # What is written counts, and not the default.
+    with pytest.raises(ValueError, match="n was 100 and is 7"):
+        start_records(tmp_path, {**SETTINGS, "n": 7}, KEYS, resume=True, defaults={"n": 7})
+
+
 def test_errors(tmp_path):
     start_records(tmp_path, SETTINGS, KEYS, resume=True)
     with pytest.raises(ValueError, match="pass --resume"):

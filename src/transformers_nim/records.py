@@ -17,7 +17,13 @@ _SETTINGS = "settings.json"
 _GATHERED = "records.jsonl"
 
 
-def start_records(folder: str | Path, settings: Mapping[str, Any], keys: Sequence[str], resume: bool) -> None:
+def start_records(
+    folder: str | Path,
+    settings: Mapping[str, Any],
+    keys: Sequence[str],
+    resume: bool,
+    defaults: Mapping[str, Any] | None = None,
+) -> None:
     """Prepares a folder for records; to be called by the main process, before any other appends.
 
     Args:
@@ -25,6 +31,7 @@ def start_records(folder: str | Path, settings: Mapping[str, Any], keys: Sequenc
         settings: What decides their values, as JSON can hold it.
         keys: Fields that tell one record from another.
         resume: Whether to go on with records that are there. Without any, a new run starts.
+        defaults: Of settings that did not exist when older records were made: what those were made with.
 
     Raises:
         ValueError: There are records, and `resume` is False or they were made with other settings.
@@ -38,8 +45,8 @@ def start_records(folder: str | Path, settings: Mapping[str, Any], keys: Sequenc
             raise ValueError(
                 f"{folder} holds the records of an earlier run; pass --resume to go on with it, or another folder"
             )
-        old = json.loads(path.read_text())
-        changed = [name for name in old | settings if old.get(name) != settings.get(name)]
+        old = {**(defaults or {}), **json.loads(path.read_text())}
+        changed = [name for name in {**old, **settings} if old.get(name) != settings.get(name)]
         if changed:
             shown = ", ".join(_change(name, old.get(name), settings.get(name)) for name in changed)
             raise ValueError(f"cannot go on with the run in {folder}: {shown}. Change it back, or pass another folder")

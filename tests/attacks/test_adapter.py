@@ -4,7 +4,7 @@ import torch
 import transformers
 from conftest import tiny_model
 
-from transformers_nim import NIMForImageClassification, NIMImageProcessor
+from transformers_nim import NIMForImageClassification, NIMForRobustImageClassification, NIMImageProcessor
 from transformers_nim.attacks import PixelClassifier, image_generators
 
 
@@ -240,3 +240,61 @@ class TestGradients:
         gray = PixelClassifier(robust_model, sigma=30, num_samples=4, gradient="classifier")
         assert gray.is_deterministic
         torch.testing.assert_close(gray(pixels), PixelClassifier(robust_model, sigma=None)(pixels))
+
+
+class TestAutocast:
+    """The approximation in which adversarial images may be searched for."""
+
+    @staticmethod
+    def logits_and_gradient(classifier, pixels):
+        pixels = pixels.clone().requires_grad_()
+        logits = classifier(pixels)
+        (gradient,) = torch.autograd.grad(logits.log_softmax(dim=-1)[:, 0].sum(), pixels)
+        return logits.detach(), gradient
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    @pytest.mark.parametrize("gradient", ["full", "bpda", "classifier", None])
+    def test_agrees_with_the_models_dtype(self, gradient, dtype, pixels):
+        model = tiny_model(NIMForImageClassification if gradient is None else NIMForRobustImageClassification)
+        options = {"sigma": 30, "num_samples": 2, "gradient": gradient, "fixed_noise": True} if gradient else {}
+        exact, half = (
+            self.logits_and_gradient(PixelClassifier(model, **options, autocast_dtype=chosen), pixels)
+            for chosen in (None, dtype)
+        )
+        assert half[0].dtype == half[1].dtype == torch.float32
+        assert not torch.equal(half[0], exact[0])
+        # The logits differ by a few roundings to 8 bits of the largest of them.
+        assert (half[0] - exact[0]).abs().max() < 8 * 2**-8 * exact[0].abs().max()
+        cosine = torch.nn.functional.cosine_similarity(half[1].flatten(1), exact[1].flatten(1))
+        assert cosine.min() > 0.95
+        assert next(model.parameters()).dtype == torch.float32
+
+    def test_draws_and_noise_are_the_same(self, robust_model, pixels):
+        exact, half = (
+            PixelClassifier(robust_model, sigma=60, autocast_dtype=chosen).draw_logits(
+                pixels, 4, image_generators([1, 2, 3], "test")
+            )
+            for chosen in (None, torch.bfloat16)
+        )
+        assert half.dtype == torch.float32
+        # Other noise would move them much further.
+        assert (half - exact).abs().mean() < 0.1 * exact.std(dim=1).mean()
+
+    def test_left_out_it_changes_nothing(self, robust_model, pixels):
+        classifier = PixelClassifier(robust_model, sigma=30, fixed_noise=True)
+        logits, gradient = self.logits_and_gradient(classifier, pixels)
+        images = pixels.clone().requires_grad_()
+        generators = [torch.Generator().manual_seed(0) for _ in pixels]
+        expected = robust_model(
+            classifier.normalize(images), sigma=30, num_samples=1, generator=generators, output_draws=True
+        ).draw_logits[:, 0]
+        assert torch.equal(logits, expected)
+        assert torch.equal(gradient, torch.autograd.grad(expected.log_softmax(dim=-1)[:, 0].sum(), images)[0])
+        assert classifier.autocast_dtype is None
+
+    @pytest.mark.parametrize("wrong", ["bf16", torch.float32, torch.int8, True])
+    def test_other_dtypes_are_refused(self, robust_model, wrong):
+        with pytest.raises(
+            ValueError, match=r"autocast_dtype must be one of \[None, torch.bfloat16.*got .*leave it out"
+        ):
+            PixelClassifier(robust_model, autocast_dtype=wrong)

@@ -2,6 +2,7 @@
 """The robustness evaluation as a user runs it: figures, two processes, a killed run that goes on, a time budget."""
 
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -144,6 +145,40 @@ def test_a_finished_run_is_not_repeated_or_added_to_by_accident(finished, folder
         run(*arguments(folder, "--output_dir", out, "--resume", "--seed", "4"))
 
 
+def test_attacks_may_search_in_bf16_and_records_tell(finished, folder, tmp_path):
+    report, out = finished
+    assert report.settings["attack_precision"] == "fp32"
+    assert "bf16" not in report.table()
+    options = arguments(folder, "--output_dir", tmp_path, "--attack_precision", "bf16", "--max_eval_samples", "3")
+    half = run(*options)
+    assert half.settings["attack_precision"] == "bf16"
+    assert "search in bf16 (autocast), and what they find is judged in float32" in " ".join(half.table().split())
+    # Another search, judged as before: without an attack, or with one that needs no noise, nothing changes.
+    found = [
+        {
+            (record["cell"], record["row"]): [record[name] for name in ("predictions", "scores", "distance")]
+            for record in one.records
+            if record["row"] in {image["row"] for image in half.images} and not record["skipped"]
+        }
+        for one in (report, half)
+    ]
+    differs = {key[0] for key, own in found[1].items() if own != found[0].get(key)}
+    assert HEADLINE in differs
+    assert not any(half.cell(name).is_deterministic or half.cell(name).attack == "none" for name in differs)
+    with pytest.raises(ValueError, match="attack_precision was 'bf16' and is 'fp32'"):
+        run(*options, "--resume", "--attack_precision", "fp32")
+    with pytest.raises(ValueError, match="attack_precision was 'fp32' and is 'bf16'"):
+        run(*arguments(folder, "--output_dir", out, "--resume", "--attack_precision", "bf16"))
+
+
+def test_a_run_from_before_there_was_a_precision_goes_on(finished, folder, tmp_path):
+    out = shutil.copytree(finished[1], tmp_path / "old")
+    settings = json.loads((out / "settings.json").read_text())
+    del settings["attack_precision"]
+    (out / "settings.json").write_text(json.dumps(settings))
+    assert timeless(run(*arguments(folder, "--output_dir", out, "--resume"))) == timeless(finished[0])
+
+
 def test_a_budget_cuts_and_says_so_and_a_resumed_run_keeps_its_plan(folder, tmp_path, capsys):
     script = training_runs.load_script("evaluate_robustness")
     options = arguments(folder, "--output_dir", tmp_path, "--max_eval_samples", "30", "--budget_minutes", "2")
@@ -175,6 +210,8 @@ def test_another_model_and_a_surrogate(folder, tmp_path, capsys):
     with pytest.raises(ValueError, match="has no defense: leave --sigma 40 out"):
         run(*options, "--output_dir", tmp_path / "out")
     options[options.index("--sigma") + 1] = "config"
+    with pytest.raises(ValueError, match="attack_precision bf16 is for attacks on a random defense"):
+        run(*options, "--output_dir", tmp_path / "out", "--attack_precision", "bf16")
     report = run(*options, "--output_dir", tmp_path / "out", "--surrogates", f"nim={folder / 'model'}")
     assert report.settings["sigma"] is None
     assert {cell["attack_sigma"] for cell in report.cells} == {None}

@@ -8,7 +8,7 @@ import pytest
 from fake_reports import cell, hand_made, simulated
 
 import transformers_nim
-from transformers_nim.robustness import RobustnessReport, wilson_interval
+from transformers_nim.robustness import RobustnessReport, compare, wilson_interval
 from transformers_nim.robustness.suite import Cell
 
 
@@ -289,6 +289,17 @@ def test_protocol_says_how():
     for part in (*attacks, *draws, report.images_hash, "seed 0", "float32"):
         assert part in report.protocol()
     assert "prediction: 1, as equal images" in simulated(sigma=None, sigmas=()).protocol()
+
+
+def test_the_precision_of_the_search_is_told_and_older_reports_have_float32():
+    report = simulated()
+    assert report.settings["attack_precision"] == "fp32"
+    assert report.protocol().endswith("seed 0, float32.")
+    half = simulated(attack_precision="bf16")
+    assert "float32; attacks on the random defense search in bf16 (autocast)" in half.protocol()
+    assert RobustnessReport.from_dict(half.to_dict()) == half
+    (line,) = [line for line in compare(report, half).splitlines() if "attack_precision" in line]
+    assert [part.strip() for part in line.split("|")[1:-1]] == ["attack_precision", "fp32", "bf16"]
 
 
 def test_the_matrix_says_how_far_its_intervals_reach():

@@ -283,6 +283,35 @@ def test_every_cell_attacks_what_it_says(tmp_path):
         assert classified == [(sigma, "full", cell.fixed_noise) for sigma in cell.defense_sigmas]
 
 
+def test_the_approximation_is_searched_and_never_judges(tmp_path):
+    """Attacks on noise search in it; those that one rounded answer could stop, do not."""
+    exact, approximate = [], []
+
+    def spy(asked):
+        def make(sigma, gradient="full", fixed_noise=False):
+            asked.append((sigma, gradient, fixed_noise))
+            return make_classifier(sigma, gradient, fixed_noise)
+
+        return make
+
+    suite = cells()
+    start_records(tmp_path, {}, KEYS, resume=False)
+    runner = Runner(spy(exact), make_images(), suite, STRENGTH, tmp_path, make_approximate=spy(approximate))
+    runner.probe(0)
+    runner.classify(runner.images.read(0), 0, (30.0, None))
+    assert len(exact) == 3
+    assert not approximate
+    clean = {0: {"loss": [1.0]}}
+    for cell in suite:
+        exact.clear()
+        approximate.clear()
+        runner._attack(cell, [0], clean, 1.0)
+        attacked = (cell.attack_sigma, cell.gradient, cell.fixed_noise)
+        judged = [(sigma, "full", cell.fixed_noise) for sigma in cell.defense_sigmas]
+        assert (approximate, exact) == (([], [attacked, *judged]) if cell.is_deterministic else ([attacked], judged))
+    assert {cell.is_deterministic for cell in suite} == {True, False}
+
+
 def test_probes_see_noise_that_never_changes(tmp_path):
     asked = []
 

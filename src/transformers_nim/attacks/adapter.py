@@ -4,7 +4,7 @@
 import inspect
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from ..outputs_nim import combine_draws
 
 
 GRADIENTS = ("full", "bpda", "classifier")
+AUTOCAST_DTYPES = (None, torch.bfloat16, torch.float16)
 
 
 class PixelClassifier(nn.Module):
@@ -44,6 +45,10 @@ class PixelClassifier(nn.Module):
         fixed_noise: Whether all images see the same noise in every call, which makes the defense deterministic. The
             strongest attacker knows it; how much accuracy that costs tells how much of a defense is its randomness.
         seed: Seed of the noise.
+        autocast_dtype: `None` computes in the model's dtype. With `torch.bfloat16` (or `torch.float16`, whose range is
+            so narrow that small gradients vanish) the model runs under `torch.autocast`: an approximation that is
+            faster on many devices, for the search of adversarial images. Rounding can turn an answer around, so judge
+            what was found with a classifier that has `None` here. Noise, logits and gradients stay float32.
         forward_kwargs: Further arguments of the model's forward.
 
     Raises:
@@ -77,6 +82,7 @@ class PixelClassifier(nn.Module):
         gradient: str = "full",
         fixed_noise: bool = False,
         seed: int = 0,
+        autocast_dtype: torch.dtype | None = None,
         **forward_kwargs: Any,
     ):
         super().__init__()
@@ -103,8 +109,14 @@ class PixelClassifier(nn.Module):
             raise ValueError(f"num_samples must be an int of at least 1, got {num_samples!r}")
         if vote not in (None, "mean", "majority"):
             raise ValueError(f'vote must be "mean" or "majority", got {vote!r}')
+        if autocast_dtype not in AUTOCAST_DTYPES:
+            raise ValueError(
+                f"autocast_dtype must be one of {list(AUTOCAST_DTYPES)}, got {autocast_dtype!r}; leave it out to"
+                " compute in the model's dtype, and load the model in another dtype to compute in that"
+            )
         self.image_mean, self.image_std = _normalization(model, image_mean, image_std, image_processor)
         self.gradient, self.fixed_noise, self.seed = gradient, fixed_noise, seed
+        self.autocast_dtype = autocast_dtype
         self.forward_kwargs = forward_kwargs
         # A list keeps the model out of this module's own, so that .train() and .to() here do not reach it.
         self._model = [model]
@@ -189,23 +201,37 @@ class PixelClassifier(nn.Module):
         generators: Sequence[torch.Generator] | None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        model, pixel_values = self._model[0], self.normalize(pixels)
-        _check_mode(model)
+        _check_mode(self._model[0])
+        with _frozen(self._model[0]), self._autocast(pixels.device):
+            logits = self._draws(self.normalize(pixels), num_draws, generators, **kwargs)
+        # Losses of half-precision logits are too coarse to tell iterates apart.
+        return logits if self.autocast_dtype is None else logits.to(torch.float32)
+
+    def _autocast(self, device: torch.device) -> AbstractContextManager:
+        return nullcontext() if self.autocast_dtype is None else torch.autocast(device.type, self.autocast_dtype)
+
+    def _draws(
+        self,
+        pixel_values: torch.Tensor,
+        num_draws: int,
+        generators: Sequence[torch.Generator] | None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        model = self._model[0]
         kwargs |= self.forward_kwargs
-        with _frozen(model):
-            if self._sigma is None:
-                kwargs = {**self.forward_kwargs, "sigma": None} if self._has_defense else self.forward_kwargs
-                return model(pixel_values, **kwargs).logits.unsqueeze(1)
-            kwargs["num_samples"] = num_draws if self._is_noisy else 1
-            kwargs |= {"generator": self._generators(pixels, generators), "output_draws": True}
-            if self.gradient == "full":
-                return model(pixel_values, **kwargs).draw_logits
-            with torch.no_grad():
-                purified = model(pixel_values, **kwargs).denoised_pixel_values
-            repeated = pixel_values.unsqueeze(1).expand_as(purified)
-            return model(_Identity.apply(repeated, purified).flatten(0, 1), sigma=None).logits.unflatten(
-                0, (len(pixels), -1)
-            )
+        if self._sigma is None:
+            kwargs = {**self.forward_kwargs, "sigma": None} if self._has_defense else self.forward_kwargs
+            return model(pixel_values, **kwargs).logits.unsqueeze(1)
+        kwargs["num_samples"] = num_draws if self._is_noisy else 1
+        kwargs |= {"generator": self._generators(pixel_values, generators), "output_draws": True}
+        if self.gradient == "full":
+            return model(pixel_values, **kwargs).draw_logits
+        with torch.no_grad():
+            purified = model(pixel_values, **kwargs).denoised_pixel_values
+        repeated = pixel_values.unsqueeze(1).expand_as(purified)
+        return model(_Identity.apply(repeated, purified).flatten(0, 1), sigma=None).logits.unflatten(
+            0, (len(pixel_values), -1)
+        )
 
     def _generators(
         self, pixels: torch.Tensor, generators: Sequence[torch.Generator] | None

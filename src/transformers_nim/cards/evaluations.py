@@ -8,7 +8,7 @@ from typing import Any
 
 from ..robustness import Accuracy, RobustnessReport
 from ..robustness.figures import ATTACK_GROUPS, STRONGEST
-from ..robustness.suite import CLEAN, HEADLINE, Cell
+from ..robustness.suite import CLEAN, DEFAULT_PRECISION, HEADLINE, Cell
 from .content import Content
 from .tables import attack_table, certificate_table, render_table
 
@@ -179,6 +179,8 @@ def read_robustness(results: Mapping[str, Any]) -> Evaluation:
         if cell is not None:
             how |= {name: cell.options[name] for name in ("steps", "num_draws", "restarts") if name in cell.options}
             how |= {"attack_sigma": cell.attack_sigma} if cell.eps else {}
+        if row.eps and settings["attack_precision"] != DEFAULT_PRECISION and not (cell and cell.is_deterministic):
+            how["attack_precision"] = settings["attack_precision"]
         for kind in _ALL_KINDS if row.cell in (HEADLINE, STRONGEST) else _ALL_KINDS[:1]:
             accuracy: Accuracy = getattr(row, kind)
             bounds = {"low": accuracy.low, "high": accuracy.high, "num_images": row.num_images}

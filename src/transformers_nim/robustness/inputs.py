@@ -144,23 +144,25 @@ def has_defense(model: PreTrainedModel) -> bool:
     return hasattr(model.config, "defense_sigma") and hasattr(model, "denoiser")
 
 
-def classifier_maker(model: PreTrainedModel, image_processor: Any, seed: int) -> MakeClassifier:
+def classifier_maker(
+    model: PreTrainedModel, image_processor: Any, seed: int, autocast_dtype: torch.dtype | None = None
+) -> MakeClassifier:
     """What attacks are given of a model, for every sigma.
 
     Args:
         model: An image classifier of transformers in eval mode.
         image_processor: Its image processor, for the normalization.
         seed: Seed of the fixed noise.
+        autocast_dtype: See [`PixelClassifier`].
     """
+    common = {"image_processor": image_processor, "seed": seed, "autocast_dtype": autocast_dtype}
 
     def make(sigma: float | None, gradient: str = "full", fixed_noise: bool = False) -> Classifier:
         if not has_defense(model):
             if sigma is not None:
                 raise ValueError(f"{type(model).__name__} has no defense, so sigma must be None, got {sigma!r}")
-            return PixelClassifier(model, image_processor=image_processor, seed=seed)
-        return PixelClassifier(
-            model, image_processor=image_processor, sigma=sigma, gradient=gradient, fixed_noise=fixed_noise, seed=seed
-        )
+            return PixelClassifier(model, **common)
+        return PixelClassifier(model, sigma=sigma, gradient=gradient, fixed_noise=fixed_noise, **common)
 
     return make
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..records import replace_file
 from .figures import ATTACK_GROUPS, NUM_VOTES, Row, Strongest, find_strongest, make_row
-from .suite import CLEAN, FEW_STEPS, OFF_LARGE, UNBOUNDED, Cell, sigma_key
+from .suite import CLEAN, DEFAULT_PRECISION, FEW_STEPS, OFF_LARGE, UNBOUNDED, Cell, sigma_key
 from .tables import describe, render
 from .trade_off import SigmaChoice, TradeOff, choose_sigma, find_knee
 
@@ -27,7 +27,8 @@ class RobustnessReport:
 
     Attributes:
         settings: What decides the figures: `suite`, `model`, `dataset`, `split`, `norm`, `eps` (units of 0..255
-            pixels), the main `sigma` (`None` is a model without defense), `strength`, `seed`, `dtype` and more.
+            pixels), the main `sigma` (`None` is a model without defense), `strength`, `seed`, `dtype` and more. Of
+            older reports, which do not tell `attack_precision`, it is `"fp32"`.
         cells: The cells of the evaluation as dictionaries; see [`Cell`].
         images: For each image its `row` in the data set, a hash (`image`) and its true `label`, in the order in which
             cells take them.
@@ -59,6 +60,7 @@ class RobustnessReport:
         # As JSON gives it back, so that a report equals the one that is read from its file.
         for name in (one.name for one in fields(self)):
             setattr(self, name, json.loads(json.dumps(getattr(self, name))))
+        self.settings.setdefault("attack_precision", DEFAULT_PRECISION)
         absent = [name for name in _SETTINGS if name not in self.settings]
         if absent:
             raise ValueError(f"the settings of a report must have {list(_SETTINGS)}; missing: {absent}")

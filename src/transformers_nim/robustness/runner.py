@@ -38,7 +38,7 @@ class Runner:
     """One process's share of an evaluation.
 
     Attributes:
-        make_classifier: The model as attacks see it.
+        make_classifier: The model, by which finished images are judged and gradients probed.
         images: The images.
         cells: What is done with them.
         strength: How many draws are taken.
@@ -53,6 +53,8 @@ class Runner:
         num_processes: How many there are.
         wait: Returns when all processes have called it.
         on_cost: Told, in passes, how much has been done.
+        make_approximate: A faster approximation of the model, in which attacks on a random defense search. Others stop
+            at the first wrong answer of one pass, which rounding could undo; they search in `make_classifier`.
     """
 
     make_classifier: MakeClassifier
@@ -71,6 +73,7 @@ class Runner:
     num_processes: int = 1
     wait: Callable[[], object] = lambda: None
     on_cost: Callable[[float], object] = lambda cost: None
+    make_approximate: MakeClassifier | None = None
 
     def run(self) -> list[Cell]:
         """Does what is not done yet of this process's share.
@@ -182,7 +185,8 @@ class Runner:
 
         groups = -(-len(positions) // max(1, cell.options.get("batch_size", 8) // _draws(cell)))
         expected = max(1, groups * cell.cost[0] // _draws(cell))
-        classifier = self.make_classifier(cell.attack_sigma, cell.gradient, cell.fixed_noise)
+        make = self.make_classifier if cell.is_deterministic else self.make_approximate or self.make_classifier
+        classifier = make(cell.attack_sigma, cell.gradient, cell.fixed_noise)
         attack = make_attack(cell.attack, **options)
         adversarial = attack(
             classifier, pixels, labels, norm=cell.norm, eps=cell.eps / 255, seeds=seeds, on_step=on_step

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
+
 from ..attacks.registry import attack_options
 
 
@@ -13,6 +15,10 @@ from ..attacks.registry import attack_options
 _LARGEST_GROUP = 8
 # Noise scales in units of 0..255 pixels; None is the defense switched off.
 Sigmas = Sequence[float | None]
+
+# In what attacks on a random defense search for adversarial images; what they find is judged in float32.
+PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
+DEFAULT_PRECISION = "fp32"
 
 CLEAN = "clean"
 HEADLINE = "EOT-PGD"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..text_table import render_table
 from .accuracy import Accuracy
 from .figures import NUM_TRIES, NUM_VOTES, Row
-from .suite import CLEAN, HEADLINE, UNBOUNDED, Cell, sigma_key
+from .suite import CLEAN, DEFAULT_PRECISION, HEADLINE, UNBOUNDED, Cell, sigma_key
 
 
 if TYPE_CHECKING:
@@ -66,6 +66,10 @@ def describe(report: "RobustnessReport") -> str:
         f"{strength['steps']} steps, {strength['num_draws']} noise draws per gradient, {strength['restarts']}"
         f" restart{'' if strength['restarts'] == 1 else 's'} per loss"
     )
+    dtype = settings["dtype"]
+    if settings["attack_precision"] != DEFAULT_PRECISION:
+        approximate = f"{settings['attack_precision']} (autocast)"
+        dtype += f"; attacks on the random defense search in {approximate}, and what they find is judged in {dtype}"
     return (
         f"{settings['model']} on {num_images} images of {settings['dataset']} ({settings['split']}, hash"
         f" {report.images_hash}): {defense}. Accuracies in %, with 95 % intervals. One shot: mean over {draws} of the"
@@ -74,7 +78,7 @@ def describe(report: "RobustnessReport") -> str:
         f" wrong (Wilson). Forward passes per prediction: {passes}. Attacks: {settings['norm']}, eps ="
         f" {settings['eps']:g}/255 for pixels in [0, 1]; iterative ones {iterative}; Square"
         f" {strength['num_queries']:,} queries, draws counted; the options of each are in results.json. Suite"
-        f" {settings['suite']}, seed {settings['seed']}, {settings['dtype']}."
+        f" {settings['suite']}, seed {settings['seed']}, {dtype}."
     )
 
 

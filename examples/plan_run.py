@@ -21,6 +21,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AttentionInterface
 from transformers.initialization import no_init_weights
 
 from transformers_nim import NIMConfig, NIMForPreTraining, NIMForRobustImageClassification
@@ -134,7 +135,9 @@ def measure(config: NIMConfig, task: str = "pretraining", mask_ratio: float | No
             loss = step(images(1))
             forward_flops = counter.get_total_flops()
             loss.backward()
-        inner.set_attn_implementation("sdpa")
+        # As GPUs have it; under the name "sdpa", CPUs have it written out in bf16.
+        AttentionInterface.register("fused", AttentionInterface()["sdpa"])
+        inner.set_attn_implementation("fused")
         for module in model.modules():
             if isinstance(module, nn.LayerNorm):
                 # As autocast does on GPUs, and not on CPUs.

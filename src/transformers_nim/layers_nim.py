@@ -146,6 +146,23 @@ def _is_faster_unfused(query: torch.Tensor) -> bool:
     return query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.shape[-2] <= _MAX_UNFUSED_TOKENS
 
 
+def unfused_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Unpack[TransformersKwargs],
+) -> tuple[torch.Tensor, None]:
+    """Attention written out for speed: what is kept of the weights has the dtype of the inputs."""
+    # Inside, softmax computes in float32; what is rounded is its result.
+    weights = nn.functional.softmax(query * scaling @ key.transpose(-1, -2), dim=-1)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2), None
+
+
 class NIMAttention(nn.Module):
     """Multi-head self-attention with transformers' interchangeable kernels."""
 
@@ -174,17 +191,11 @@ class NIMAttention(nn.Module):
         )
         # Read once: transformers' configs take microseconds to look up a field.
         implementation = self.config._attn_implementation
-        is_unfused = implementation == "sdpa" and _is_faster_unfused(query)
-        attention: Callable = (
-            eager_attention_forward
-            if is_unfused
-            else ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
-        )
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        if implementation == "sdpa" and _is_faster_unfused(query):
+            attention = unfused_attention_forward
         dropout = self.attention_dropout if self.training else 0.0
         output, weights = attention(self, query, key, value, None, dropout=dropout, scaling=self.scaling, **kwargs)
-        if is_unfused:
-            # As the fused kernel, whose place it takes.
-            weights = None
         return self.o_proj(output.reshape(hidden_states.shape)), weights
 
 

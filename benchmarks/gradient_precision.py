@@ -5,8 +5,9 @@
 
 The same EOT-PGD attacks the same images from the same starts with the same noise, once with a model that computes in
 float32 and once under autocast to bfloat16. What either finds is judged in float32 on fresh noise, the same for both,
-so that differences are paired. Images that are wrong in every draw without an attack are not attacked. Groups of
-images alternate in which precision comes first, so that a machine that slows down slows both. Prints a table and
+so that differences are paired. Images that are wrong in every draw without an attack are not attacked, and count as
+equal; the table says how many were attacked. Groups of images alternate in which precision comes first, so that a
+machine that slows down slows both. Prints a table and
 writes `gradient_precision.json`. An interval of the difference that lies above 0 means that bfloat16 attacks are
 weaker; one that includes 0 says no more than that the difference is not larger than its ends.
 """

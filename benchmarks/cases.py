@@ -39,20 +39,26 @@ def training_step(
     precision: str,
     overrides: dict[str, Any] | None = None,
     data: str | None = None,
+    keep: bool = True,
+    attention: str | None = None,
 ) -> Work:
-    """An update of pretraining.
+    """Updates of pretraining: noise, loss, gradients and optimizer, without clipping, logs and schedule.
 
     Args:
         size: A name of `NIM_SIZES`.
         batch_size: Images.
-        side: `"ours"` as the scripts have it, `"plain"` with torch's unfused AdamW, or `"vit_mae"`: transformers'
+        side: `"ours"` with the scripts' optimizer, `"plain"` with torch's unfused AdamW, or `"vit_mae"`: transformers'
             model with nothing masked, and with the fused AdamW of its Trainer.
         precision: `"fp32"` or `"bf16"` (autocast).
         overrides: Fields of the config.
         data: A folder of images that the input pipeline reads batch after batch, with one worker. Left out, there is
             one batch, which is at hand.
+        keep: Whether freed memory is kept, as in the scripts.
+        attention: Implementation for `"vit_mae"`; its default if left out.
     """
     torch.manual_seed(0)
+    if keep:
+        keep_freed_memory()
     config = NIMConfig.from_size(size, **(overrides or {}))
     ours = NIMForPreTraining(config)
     batches = itertools.repeat(torch.randn(batch_size, 3, *config.image_shape))
@@ -60,7 +66,6 @@ def training_step(
         batches = _pipeline(config, batch_size, data, num_workers=1)
     flops = 0.0
     if side == "ours":
-        keep_freed_memory()
         few = next(batches)[:2]
         flops = _count_flops(ours, lambda: ours(few, sigma=SIGMA).loss.backward()) * batch_size / 2
         optimizer: torch.optim.Optimizer = make_optimizer(parameter_groups(ours, 1e-4, 0.05), betas=(0.9, 0.95))
@@ -77,6 +82,8 @@ def training_step(
 
     else:
         masked = vit_mae(config)
+        if attention is not None:
+            masked.set_attn_implementation(attention)
         optimizer = torch.optim.AdamW(masked.parameters(), lr=1e-4, weight_decay=0.05, fused=True)
 
         def loss(pixel_values: torch.Tensor) -> torch.Tensor:
@@ -93,6 +100,12 @@ def training_step(
         optimizer.zero_grad()
 
     return Work(step, batch_size, flops)
+
+
+def repeated_step(steps: int, **arguments: Any) -> Work:
+    """As [`training_step`], several times."""
+    work = training_step(**arguments)
+    return Work(lambda: [work.run() for _ in range(steps)], steps * work.items, steps * work.flops)
 
 
 def input_pipeline(size: str, batch_size: int, data: str) -> Work:
@@ -138,16 +151,21 @@ def prediction(
     max_batch_size: int | None = None,
     overrides: dict[str, Any] | None = None,
 ) -> Work:
-    """A prediction of De^3: `"ours"` with all draws in one call, or `"plain"` with one draw after the other."""
+    """A prediction of De^3: `"ours"`, or `"plain"` with one draw after the other, or all as a `"plain batch"`."""
     model = _robust(size, overrides)
     pixel_values = torch.randn(num_images, 3, *model.config.image_shape)
     rows = num_images * num_draws
-    if side == "plain":
+    if side != "ours":
         plain = PlainDe3(model).eval()
 
         def run() -> None:
-            with torch.no_grad():
-                plain(pixel_values, torch.randn(num_images, num_draws, *pixel_values.shape[1:]), SIGMA)
+            with torch.inference_mode():
+                if side == "plain":
+                    plain(pixel_values, torch.randn(num_images, num_draws, *pixel_values.shape[1:]), SIGMA)
+                else:
+                    repeated = pixel_values.repeat_interleave(num_draws, dim=0)
+                    logits = plain.draw(repeated, torch.randn_like(repeated), SIGMA)
+                    logits.softmax(dim=-1).unflatten(0, (num_images, num_draws)).mean(dim=1)
 
         return Work(run, rows)
     flops = _count_flops(model, lambda: model(pixel_values[:1], sigma=SIGMA, num_samples=1)) * rows
@@ -161,20 +179,23 @@ def prediction(
     return Work(run, rows, flops)
 
 
-def eot_step(size: str, num_images: int, num_draws: int, side: str, batch_size: int | None = None) -> Work:
-    """A step of EOT-PGD in float32: `"ours"`, or `"torchattacks"`."""
-    model = _robust(size)
+def eot_step(size: str, num_images: int, num_draws: int, side: str, batch_size: int = 60) -> Work:
+    """A step of EOT-PGD in float32: `"ours"`, or `"torchattacks"`.
+
+    Ours fills the last group of images up: `batch_size` (noisy images per pass) has to divide the work.
+    """
+    keep_freed_memory()
+    model = _robust(size).requires_grad_(False)
     pixels = torch.rand(num_images, 3, *model.config.image_shape)
     labels = torch.zeros(num_images, dtype=torch.long)
     rows, eps = num_images * num_draws, 8 / 255
     if side == "torchattacks":
         theirs = require("torchattacks").EOTPGD(_Pixels(model), eps=eps, alpha=eps / 4, steps=1, eot_iter=num_draws)
         return Work(lambda: theirs(pixels, labels), rows)
-    keep_freed_memory()
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
     flops = _count_flops(model, lambda: _input_gradient(model, pixels[:1])) * rows
-    options = {} if batch_size is None else {"batch_size": batch_size}
+    group = batch_size // num_draws * num_draws
+    if rows % group:
+        raise ValueError(f"{rows} noisy images do not fill groups of {group}; ours would pass more than the other")
     attack = make_attack(
         "eot_pgd",
         steps=1,
@@ -183,7 +204,7 @@ def eot_step(size: str, num_images: int, num_draws: int, side: str, batch_size: 
         losses=("ce",),
         restarts=1,
         keep_best=False,
-        **options,
+        batch_size=batch_size,
     )
     classifier, seeds = PixelClassifier(model, sigma=SIGMA), list(range(num_images))
     return Work(lambda: attack(classifier, pixels, labels, norm="Linf", eps=eps, seeds=seeds), rows, flops)
@@ -205,12 +226,12 @@ class _Pixels(nn.Module):
 def certification(size: str, num_images: int, n: int, side: str) -> Work:
     """Certificates for images on which all votes agree: is the radius at least half of sigma?
 
-    `"plain"` takes all `n` draws, `"ours"` stops when the question is answered. The fact `cost` is the number of noisy
-    images of one run.
+    `"fixed n"` takes all draws, as Cohen et al. do, and `"ours"` stops when the question is answered. The fact `cost`
+    is the number of noisy images of one run.
     """
     model = _robust(size)
     pixel_values = torch.randn(num_images, 3, *model.config.image_shape)
-    options = {} if side == "plain" else {"sequential": True, "target_radius": 0.5 * SIGMA / 255}
+    options = {} if side == "fixed n" else {"sequential": True, "target_radius": 0.5 * SIGMA / 255}
     facts: dict[str, float] = {}
 
     def certify(images: torch.Tensor) -> list[Certificate]:

@@ -114,7 +114,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         warm_up = PixelClassifier(
             model, image_processor=processor, sigma=args.sigma[0], autocast_dtype=PRECISIONS[name]
         )
-        make_attack("pgd", steps=1)(warm_up, pixels[:1], labels[:1], norm="Linf", eps=args.eps / 255, seeds=[0])
+        # A whole group, as what follows: kernels are made for every size.
+        few = slice(0, size)
+        seeds = list(range(len(pixels[few])))
+        attack(warm_up, pixels[few], labels[few], norm="Linf", eps=args.eps / 255, seeds=seeds)
     summary, runs = [], []
     with require("tqdm").tqdm(total=len(args.sigma) * len(rows), unit="image") as bar:
         for sigma in args.sigma:
@@ -139,7 +142,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
     names = ("split", "eps", "steps", "num_draws", "restarts", "num_evaluations", "rows_per_pass", "seed")
     results = {
-        "settings": {"dataset": data.name, "images": len(rows), "norm": "Linf", "device": device.type,
+        "settings": {"model": Path(args.model_name_or_path).name, "dataset": data.name, "images": len(rows), "norm": "Linf", "device": device.type,
                      "threads": torch.get_num_threads()} | {name: getattr(args, name) for name in names},
         "summary": summary,
         "versions": {"python": platform.python_version(), "torch": torch.__version__,

@@ -5,14 +5,15 @@ A process of its own, because what one side does to the allocator, to threads an
 the other, and because its peak memory can be read at its end. In turns, because machines slow down and speed up.
 """
 
+import gc
 import math
 import multiprocessing
-import resource
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ import torch
 MIN_SECONDS = 0.3
 # Work that takes longer is done once to warm up, other work three times.
 _LONG_SECONDS = 10.0
+# Of the process that asks (proc(5)).
+_CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Case:
 
 
 class Worker:
-    """A process that prepares a case and does its work when it is asked to."""
+    """A process that prepares a case and does its work when it is asked to. A context, at whose end it ends too."""
 
     def __init__(self, case: Case, num_threads: int | None = None):
         context = multiprocessing.get_context("spawn")
@@ -65,6 +68,14 @@ class Worker:
         self._process.start()
         theirs.close()
         self._ask(None)
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # After an error of another one it still waits to be asked.
+        self._process.terminate()
+        self._process.join()
 
     def seconds(self) -> float:
         """Does the work, as often as it takes to measure it, and returns the seconds of doing it once."""
@@ -98,6 +109,7 @@ def _serve(pipe: Any, case: Case, num_threads: int | None) -> None:
         if num_threads is not None:
             torch.set_num_threads(num_threads)
         work = case.prepare()
+        _forget_peak_memory()
         pipe.send(("ready", None))
         repeats = 1
         while (question := pipe.recv()) != "close":
@@ -116,10 +128,23 @@ def _serve(pipe: Any, case: Case, num_threads: int | None) -> None:
     except Exception as error:
         pipe.send(("error", f"{case.function}: {type(error).__name__}: {error}"))
         raise
-    # In kilobytes, except on macOS.
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-    report = {"items": work.items, "flops": work.flops, "facts": work.facts, "peak_memory_mb": round(peak)}
+    report = {"items": work.items, "flops": work.flops, "facts": work.facts, "peak_memory_mb": _peak_memory_mb()}
     pipe.send(("report", report))
+
+
+def _forget_peak_memory() -> None:
+    # Before this, there were models that weights were copied from.
+    gc.collect()
+    if _CLEAR.exists():
+        _CLEAR.write_text("5")
+
+
+def _peak_memory_mb() -> int | None:
+    """Peak resident memory since it was forgotten; None where Linux is not there to tell."""
+    if not _STATUS.exists():
+        return None
+    (line,) = (line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM"))
+    return round(int(line.split()[1]) / 1024)
 
 
 def _time(run: Callable[[], object], repeats: int) -> float:
@@ -139,50 +164,51 @@ def compare(
         and what the workers report. Where a case counts a cost of its own, under the fact `cost`, `cost_ratio` is the
         ratio of these.
     """
-    # One after the other: both prepare with all threads.
-    workers = [Worker(ours), Worker(alternative)]
-    for worker in workers:
-        worker.warm_up()
-    pairs = []
-    for _ in range(repetitions):
-        pairs.append([worker.seconds() for worker in workers])
-        if on_step is not None:
-            on_step()
-    own, other = (worker.close() for worker in workers)
+    # Prepared one after the other, each with all threads.
+    with Worker(ours) as own, Worker(alternative) as other:
+        workers, pairs = (own, other), []
+        for worker in workers:
+            worker.warm_up()
+        for _ in range(repetitions):
+            pairs.append([worker.seconds() for worker in workers])
+            if on_step is not None:
+                on_step()
+        own_report, other_report = (worker.close() for worker in workers)
     times = np.array(pairs)
     ratios = times[:, 1] / times[:, 0]
     row = {
         "ratio": float(np.median(ratios)),
         "spread": [float(value) for value in np.quantile(ratios, [0.25, 0.75])],
         "seconds": {"ours": float(np.median(times[:, 0])), "alternative": float(np.median(times[:, 1]))},
-        "items": own["items"],
-        "flops": own["flops"],
-        "peak_memory_mb": {"ours": own["peak_memory_mb"], "alternative": other["peak_memory_mb"]},
+        "items": own_report["items"],
+        "flops": own_report["flops"],
+        "peak_memory_mb": {"ours": own_report["peak_memory_mb"], "alternative": other_report["peak_memory_mb"]},
     }
-    if "cost" in own["facts"]:
-        row["cost_ratio"] = other["facts"]["cost"] / own["facts"]["cost"]
+    if "cost" in own_report["facts"]:
+        row["cost_ratio"] = other_report["facts"]["cost"] / own_report["facts"]["cost"]
     return row
 
 
 def measure_alone(case: Case, repetitions: int, num_threads: int | None = None) -> dict[str, Any]:
     """Median seconds of one case by itself, and its report."""
-    worker = Worker(case, num_threads)
-    worker.warm_up()
-    seconds = [worker.seconds() for _ in range(repetitions)]
-    return {"seconds": float(np.median(seconds)), **worker.close()}
+    with Worker(case, num_threads) as worker:
+        worker.warm_up()
+        seconds = [worker.seconds() for _ in range(repetitions)]
+        return {"seconds": float(np.median(seconds)), **worker.close()}
 
 
 def matmul_peaks(repetitions: int = 5) -> dict[str, float]:
-    """The most operations per second that products of square matrices reach, by dtype and over several sizes."""
+    """The most operations per second that matrix products reach, by dtype, over square matrices and a ViT-B's MLP."""
     peaks = {}
     for name in ("float32", "bfloat16"):
         rates = []
-        for size in (512, 1024, 2048):
-            left, right = (torch.randn(size, size).to(getattr(torch, name)) for _ in range(2))
-            repeats = max(1, round(4e9 / size**3))
-            _time(lambda a=left, b=right: a @ b, repeats)
-            seconds = [_time(lambda a=left, b=right: a @ b, repeats) for _ in range(repetitions)]
-            rates.append(2 * size**3 / float(np.median(seconds)))
+        for rows, inner, columns in ((512, 512, 512), (1024, 1024, 1024), (2048, 2048, 2048), (1576, 768, 3072)):
+            left, right = (torch.randn(*shape).to(getattr(torch, name)) for shape in ((rows, inner), (inner, columns)))
+            product = left @ right
+            repeats = max(1, round(4e9 / (rows * inner * columns)))
+            multiply = partial(torch.mm, left, right, out=product)
+            seconds = [_time(multiply, repeats) for _ in range(repetitions)]
+            rates.append(2 * rows * inner * columns / float(np.median(seconds)))
         peaks[name] = max(rates)
     return peaks
 

@@ -3,6 +3,7 @@
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,7 @@ from measure import Case, fit_exponent, measure_alone
 
 from transformers_nim import NIMConfig, NIMForPreTraining
 from transformers_nim.extras import require
+from transformers_nim.training.precision import faster_cpu_precision
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -73,14 +75,15 @@ def measure_passes(size: str, repetitions: int) -> list[dict[str, Any]]:
         size: A name of `NIM_SIZES`.
         repetitions: Measurements of each value.
     """
-    prediction = {"size": size, "num_images": 1, "num_draws": 256, "side": "ours"}
-    attack = {"size": size, "num_images": 16, "num_draws": 20, "side": "ours"}
+    prediction = {"size": size, "num_images": 1, "num_draws": 240, "side": "ours"}
+    attack = {"size": size, "num_images": 24, "num_draws": 20, "side": "ours"}
     kinds = [
         ("De^3, fp32", "prediction", {**prediction, "precision": "fp32"}, "max_batch_size"),
         ("De^3, bf16", "prediction", {**prediction, "precision": "bf16"}, "max_batch_size"),
         ("EOT step, fp32", "eot_step", attack, "batch_size"),
     ]
-    passes = (20, 64, 128, 256)
+    # Of 24 images with 20 draws: as many as fill groups of whole images.
+    passes = (20, 60, 120, 240)
     rows = []
     with require("tqdm").tqdm(total=len(kinds) * len(passes), unit="case") as bar:
         for name, function, arguments, option in kinds:
@@ -102,6 +105,8 @@ def measure_processes(data: Path, quick: bool) -> list[dict[str, Any]]:
     """
     rows = []
     steps = 8 if quick else 20
+    # One for both, who would measure it with different numbers of threads.
+    precision = faster_cpu_precision().name
     for processes, config in ((1, "cpu.yaml"), (2, "cpu_2_processes.yaml")):
         threads = max(1, torch.get_num_threads() // processes)
         with tempfile.TemporaryDirectory() as folder:
@@ -111,6 +116,7 @@ def measure_processes(data: Path, quick: bool) -> list[dict[str, Any]]:
                 "--dataset_name", str(data), "--train_val_split", "0", "--config_name", "tiny-patch4-32",
                 "--output_dir", folder, "--max_train_steps", str(steps), "--logging_steps", "2",
                 "--per_device_train_batch_size", str(256 // processes), "--num_workers", "1", "--report_to", "none",
+                "--mixed_precision", str(precision),
             ]  # fmt: skip
             done = subprocess.run(
                 command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": str(threads)}
@@ -120,6 +126,6 @@ def measure_processes(data: Path, quick: bool) -> list[dict[str, Any]]:
             log = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
         # The first half is warm-up.
         rates = [row["images_per_second"] for row in log if row.get("images_per_second") and row["step"] > steps / 2]
-        rate = sorted(rates)[len(rates) // 2]
-        rows.append({"processes": processes, "threads": threads, "images_per_second": rate})
+        row = {"processes": processes, "threads": threads, "precision": precision}
+        rows.append({**row, "images_per_second": statistics.median(rates)})
     return rows

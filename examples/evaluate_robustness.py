@@ -335,9 +335,10 @@ def main(argv: list[str] | None = None) -> RobustnessReport | str | None:
     images = replace(images, images=images.images[: strength.num_images])
     planned = make_cells(strength)
     if args.attack_precision != DEFAULT_PRECISION and all(cell.is_deterministic for cell in planned):
+        advice = ", or pass a --sigma above 0" if has_defense(model) else ""
         raise ValueError(
             f"--attack_precision {args.attack_precision} is for attacks on a random defense, and here is none (sigma"
-            f" {sigma_key(sigma)}): leave it out, or pass a --sigma above 0"
+            f" {sigma_key(sigma)}): leave it out{advice}"
         )
     identities = json.dumps([asdict(image) for image in images.images])
     images_hash = hashlib.sha256(identities.encode()).hexdigest()[:16]

@@ -41,7 +41,7 @@ def test_bfloat16_attention_on_cpu_agrees_with_the_fused_kernel(model, monkeypat
     calls = count_fused(monkeypatch)
     loss, gradients = loss_and_gradients(model, torch.bfloat16)
     assert calls == []
-    monkeypatch.setattr(layers_nim, "_MAX_UNFUSED_TOKENS", 0)
+    monkeypatch.setattr(layers_nim, "_MAX_UNFUSED_WEIGHTS", 0)
     fused_loss, fused = loss_and_gradients(model, torch.bfloat16)
     assert len(calls) == 2 + model.config.decoder_num_hidden_layers
 
@@ -65,3 +65,36 @@ def test_unfused_attention_returns_no_weights(model):
     output, weights = attention(torch.randn(1, 65, 192, dtype=torch.bfloat16))
     assert output.shape == (1, 65, 192)
     assert weights is None
+
+
+def test_attention_is_written_out_as_long_as_memory_allows(model, monkeypatch):
+    calls = count_fused(monkeypatch)
+    attention = model.nim.layers[0].attention.to(torch.bfloat16)
+    states = torch.randn(2, 65, 192, dtype=torch.bfloat16)
+    monkeypatch.setattr(layers_nim, "_MAX_UNFUSED_WEIGHTS", 2 * 3 * 65**2)
+    few, _ = attention(states)
+    assert calls == []
+    many, _ = attention(torch.cat([states, states]))
+    assert calls == [torch.bfloat16]
+    torch.testing.assert_close(many[:2], few, atol=0.02, rtol=0.02)
+
+
+def test_exported_programs_keep_the_fused_kernel(model):
+    attention = model.nim.layers[0].attention.to(torch.bfloat16).eval()
+    tokens = torch.export.Dim("tokens", min=2, max=4096)
+    program = torch.export.export(
+        attention, (torch.randn(1, 65, 192, dtype=torch.bfloat16),), dynamic_shapes=({1: tokens},)
+    )
+    assert any("scaled_dot_product_attention" in str(node.target) for node in program.graph.nodes)
+    states = torch.randn(1, 30, 192, dtype=torch.bfloat16)
+    torch.testing.assert_close(program.module()(states)[0], attention(states)[0], atol=0.02, rtol=0.02)
+
+
+def test_checkpointed_activations_give_the_same_gradients(model):
+    model.train()
+    loss, gradients = loss_and_gradients(model, torch.bfloat16)
+    # Renamed in transformers 5.23.
+    (getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable)()
+    again, checkpointed = loss_and_gradients(model, torch.bfloat16)
+    assert again == loss
+    torch.testing.assert_close(checkpointed, gradients)

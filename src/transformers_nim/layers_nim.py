@@ -134,8 +134,8 @@ def eager_attention_forward(
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
-# Above it, the weights of all pairs of tokens would take more memory than their speed is worth.
-_MAX_UNFUSED_TOKENS = 1100
+# So many attention weights of a layer, 64 MiB in bfloat16, may be held at once; more are not worth the speed.
+_MAX_UNFUSED_WEIGHTS = 2**25
 
 
 def _is_faster_unfused(query: torch.Tensor) -> bool:
@@ -143,7 +143,16 @@ def _is_faster_unfused(query: torch.Tensor) -> bool:
 
     On CPUs that kernel is slow in bfloat16, in its backward pass most of all (benchmarks/README.md has figures).
     """
-    return query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.shape[-2] <= _MAX_UNFUSED_TOKENS
+    # An exported program can run elsewhere, and with other shapes.
+    if query.device.type != "cpu" or query.dtype != torch.bfloat16 or _is_exporting():
+        return False
+    batch_size, num_heads, num_tokens, _ = query.shape
+    return batch_size * num_heads * num_tokens**2 <= _MAX_UNFUSED_WEIGHTS
+
+
+def _is_exporting() -> bool:
+    # torch.compiler.is_exporting is younger than torch 2.6.
+    return getattr(torch.compiler, "is_exporting", lambda: False)()
 
 
 def unfused_attention_forward(

@@ -19,8 +19,8 @@ def keep_freed_memory() -> bool:
     their own, such as the scripts in examples/: the process stays as large as it ever was, and there is no way back.
 
     Returns:
-        Whether it was done: only glibc can, which is to say most Linux systems. With another allocator preloaded
-        (jemalloc, tcmalloc) it changes nothing.
+        Whether glibc took the setting; other C libraries have none like it. It changes nothing where another
+        allocator (jemalloc, tcmalloc) was preloaded.
 
     Source: mallopt(3) of the Linux manual.
     """

@@ -86,7 +86,23 @@ def test_a_resumed_run_keeps_its_precision(asked, saved, tmp_path, measurements)
     assert not measurements
 
 
-@pytest.mark.parametrize("state", [None, {}, {"mixed_precision": "fp16"}], ids=["none", "old", "of a GPU"])
+def test_a_run_of_an_earlier_version_goes_on_as_its_launch_file_says(tmp_path, measurements):
+    save(tmp_path / "checkpoint-4")
+    assert launch.choose_precision(arguments(tmp_path, "auto", "latest")) == Precision(None)
+    assert not measurements
+
+
+@pytest.mark.parametrize(("launched", "measured"), [("no", True), ("bf16", False), ("fp16", False)])
+def test_what_the_launch_file_asks_for_comes_first(launched, measured, tmp_path, measurements, monkeypatch):
+    # "no" is what `accelerate launch` says of its own accord.
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    precision = launch.choose_precision(arguments(tmp_path, None, None))
+    assert precision == (MEASURED if measured else Precision(None))
+    assert bool(measurements) == measured
+    assert launch.choose_precision(arguments(tmp_path, "auto", None)) == MEASURED
+
+
+@pytest.mark.parametrize("state", [None, {"mixed_precision": "fp16"}], ids=["none", "of a GPU"])
 def test_a_checkpoint_that_says_nothing_for_a_cpu(state, tmp_path, measurements):
     if state is not None:
         save(tmp_path / "checkpoint-4", **state)

@@ -48,7 +48,8 @@ class PixelClassifier(nn.Module):
         autocast_dtype: `None` computes in the model's dtype. With `torch.bfloat16` (or `torch.float16`, whose range is
             so narrow that small gradients vanish) the model runs under `torch.autocast`: an approximation that is
             faster on many devices, for the search of adversarial images. Rounding can turn an answer around, so judge
-            what was found with a classifier that has `None` here. Noise, logits and gradients stay float32.
+            what was found with a classifier that has `None` here. Noise and gradients stay float32, and logits are
+            returned in it, rounded as they are.
         forward_kwargs: Further arguments of the model's forward.
 
     Raises:
@@ -204,7 +205,7 @@ class PixelClassifier(nn.Module):
         _check_mode(self._model[0])
         with _frozen(self._model[0]), self._autocast(pixels.device):
             logits = self._draws(self.normalize(pixels), num_draws, generators, **kwargs)
-        # Losses of half-precision logits are too coarse to tell iterates apart.
+        # In half precision, sums over classes and draws would be rounded once more.
         return logits if self.autocast_dtype is None else logits.to(torch.float32)
 
     def _autocast(self, device: torch.device) -> AbstractContextManager:

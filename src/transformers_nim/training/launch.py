@@ -62,14 +62,19 @@ def choose_precision(args: argparse.Namespace) -> Precision:
         )
     if args.mixed_precision not in (None, "auto") or not train_on_cpu():
         return Precision(args.mixed_precision)
+    # "no" is the default of `accelerate launch`, and nobody's wish; the others are.
+    if args.mixed_precision is None and os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no":
+        return Precision(None)
     accelerate = require("accelerate")
     # Before anything else asks for one, which would look for GPUs.
     state = accelerate.PartialState(cpu=True)
     precision: Precision | None = None
     path = args.resume_from_checkpoint and find_checkpoint(args.output_dir, args.resume_from_checkpoint)
-    # Not written down by earlier versions, and fp16 if it was on a GPU, which CPUs do not train in.
-    saved = read_state(path).get("mixed_precision") if path else None
-    if saved in ("no", "bf16"):
+    # What earlier versions did not write down was what the launch file said. CPUs do not train in a GPU's fp16.
+    saved = read_state(path).get("mixed_precision", "unknown") if path else None
+    if saved == "unknown":
+        precision = Precision(None)
+    elif saved in ("no", "bf16"):
         precision = Precision(saved, f"as in {path}")
     elif state.is_main_process:
         precision = faster_cpu_precision()

@@ -149,10 +149,10 @@ def prediction(
     side: str,
     precision: str,
     max_batch_size: int | None = None,
-    overrides: dict[str, Any] | None = None,
+    compiled: bool = False,
 ) -> Work:
     """A prediction of De^3: `"ours"`, or `"plain"` with one draw after the other, or all as a `"plain batch"`."""
-    model = _robust(size, overrides)
+    model = _robust(size)
     pixel_values = torch.randn(num_images, 3, *model.config.image_shape)
     rows = num_images * num_draws
     if side != "ours":
@@ -171,6 +171,8 @@ def prediction(
     flops = _count_flops(model, lambda: model(pixel_values[:1], sigma=SIGMA, num_samples=1)) * rows
     if precision == "bf16":
         model = model.to(torch.bfloat16)
+    if compiled:
+        model.compile()
 
     def run() -> None:
         with torch.inference_mode():
@@ -265,9 +267,9 @@ def importing(module: str) -> Work:
     return Work(lambda: subprocess.run([sys.executable, "-c", f"import {module}"], check=True))
 
 
-def _robust(size: str, overrides: dict[str, Any] | None = None) -> NIMForRobustImageClassification:
+def _robust(size: str) -> NIMForRobustImageClassification:
     torch.manual_seed(0)
-    model = NIMForRobustImageClassification(NIMConfig.from_size(size, num_labels=10, **(overrides or {}))).eval()
+    model = NIMForRobustImageClassification(NIMConfig.from_size(size, num_labels=10)).eval()
     # A new classifier's logits are all but equal, and votes a matter of chance.
     nn.init.normal_(model.classifier.weight)
     return model

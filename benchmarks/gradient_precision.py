@@ -142,8 +142,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
     names = ("split", "eps", "steps", "num_draws", "restarts", "num_evaluations", "rows_per_pass", "seed")
     results = {
-        "settings": {"model": Path(args.model_name_or_path).name, "dataset": data.name, "images": len(rows), "norm": "Linf", "device": device.type,
-                     "threads": torch.get_num_threads()} | {name: getattr(args, name) for name in names},
+        "settings": {"model": Path(args.model_name_or_path).name, "dataset": data.name, "images": len(rows),
+                     "norm": "Linf", "device": device.type, "threads": torch.get_num_threads()}
+        | {name: getattr(args, name) for name in names},
         "summary": summary,
         "versions": {"python": platform.python_version(), "torch": torch.__version__,
                      "transformers_nim": transformers_nim.__version__},

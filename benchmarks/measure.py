@@ -23,7 +23,7 @@ import torch
 # A measurement repeats the work until it has taken about so long.
 MIN_SECONDS = 0.3
 # Work that takes longer is done once to warm up, other work three times.
-_LONG_SECONDS = 10.0
+_LONG_SECONDS = 5.0
 # Of the process that asks (proc(5)).
 _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 

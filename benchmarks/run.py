@@ -99,6 +99,11 @@ def prediction_rows() -> Iterator[Row]:
                     other = Case("prediction", {**arguments, "side": side, "precision": "fp32"})
                     wanted = goal if side == "plain" else 1.0
                     yield Row("prediction", name, alternative, ours, other, precision, wanted, None, size == BASE)
+    # Where a draw is so little work that calls of Python weigh.
+    arguments = {"size": TINY, "num_images": 1, "num_draws": 1, "precision": "fp32"}
+    ours = Case("prediction", {**arguments, "side": "ours", "compiled": True})
+    other = Case("prediction", {**arguments, "side": "plain"})
+    yield Row("prediction", f"De^3, {TINY}, 1 draw, fp32, compiled", "plain fp32, a loop", ours, other, goal=1.2)
 
 
 def attack_rows() -> Iterator[Row]:
@@ -174,11 +179,9 @@ def make_checkpoints(folder: Path) -> None:
     vit_mae(config).save_pretrained(folder / "vit_mae")
 
 
-def measure_row(row: Row, repetitions: int, peaks: dict[str, float], on_step: Any) -> dict[str, Any]:
-    """A row of the results."""
+def measure_row(row: Row, repetitions: int, on_step: Any) -> dict[str, Any]:
+    """A row of the results, which `compare_with_peaks` completes."""
     measured = compare(row.ours, row.other, repetitions, on_step)
-    peak = peaks["bfloat16" if row.precision == "bf16" else "float32"]
-    share = measured["flops"] / measured["seconds"]["ours"] / peak if measured["flops"] else None
     # Where forward passes are what counts, the goal is about them.
     reached = measured.get("cost_ratio", measured["ratio"])
     return {
@@ -189,11 +192,23 @@ def measure_row(row: Row, repetitions: int, peaks: dict[str, float], on_step: An
         **measured,
         "goal": row.goal,
         "is_met": None if row.goal is None else reached >= row.goal,
-        "share_of_peak": share,
+        "precision": row.precision,
         "share_goal": row.share_goal,
-        "is_share_met": None if row.share_goal is None or share is None else share >= row.share_goal,
         "items_per_second": measured["items"] / measured["seconds"]["ours"],
     }
+
+
+def compare_with_peaks(results: dict[str, Any], peaks: dict[str, float]) -> None:
+    """Raises the peaks of the results to `peaks`, and holds all rows against them."""
+    known = results.setdefault("matmul_peak_gflops", {})
+    for name, rate in peaks.items():
+        known[name] = max(known.get(name, 0.0), rate / 1e9)
+    for row in results["rows"]:
+        peak = known["bfloat16" if row["precision"] == "bf16" else "float32"] * 1e9
+        share = row["flops"] / row["seconds"]["ours"] / peak if row["flops"] else None
+        row["share_of_peak"] = share
+        goal = row["share_goal"]
+        row["is_share_met"] = None if goal is None or share is None else share >= goal
 
 
 def table_of(rows: list[dict[str, Any]]) -> str:
@@ -203,7 +218,7 @@ def table_of(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         share = "" if row["share_of_peak"] is None else f"{100 * row['share_of_peak']:.0f} %"
         if row["share_goal"] is not None:
-            share += f" (goal {100 * row['share_goal']:.0f})"
+            share += f" (goal {100 * row['share_goal']:.0f} {verdicts[row['is_share_met']]})"
         ratio = f"{row['ratio']:.2f}"
         if "cost_ratio" in row:
             ratio += f" ({row['cost_ratio']:.1f} in passes)"
@@ -238,15 +253,14 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         raise ValueError(f"repetitions must be at least 1, got {args.repetitions}")
 
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    peaks = matmul_peaks()
     settings = {"quick": args.quick, "threads": torch.get_num_threads()}
     results: dict[str, Any] = {
         "settings": settings | {"cpu_capability": torch.backends.cpu.get_cpu_capability()},
         "versions": {"python": platform.python_version(), "torch": torch.__version__,
                      "transformers": transformers.__version__, "transformers_nim": transformers_nim.__version__},
-        "matmul_peak_gflops": {name: rate / 1e9 for name, rate in peaks.items()},
         "rows": [],
     }  # fmt: skip
+    peaks = matmul_peaks()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         rows = [*training_rows(), *prediction_rows(), *attack_rows(), *certification_rows(args.quick)]
@@ -261,7 +275,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         with require("tqdm").tqdm(total=sum(repeats), unit="pair") as bar:
             for row, repetitions in zip(rows, repeats):
                 bar.set_description(row.name)
-                results["rows"].append(measure_row(row, repetitions, peaks, bar.update))
+                results["rows"].append(measure_row(row, repetitions, bar.update))
+                compare_with_peaks(results, peaks)
                 # Whatever happens to a later row.
                 args.output.write_text(json.dumps(results, indent=2) + "\n")
         if "scaling" in args.only:
@@ -270,6 +285,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             results["passes"] = measure_passes(TINY, args.repetitions or 3)
         if "processes" in args.only:
             results["processes"] = measure_processes(root / TINY, args.quick)
+    # Once more, as another program may have been busy the first time.
+    compare_with_peaks(results, matmul_peaks())
     args.output.write_text(json.dumps(results, indent=2) + "\n")
     print_results(results)
     return results

@@ -551,3 +551,21 @@ def test_example_sizes_build():
         model = NIMForRobustImageClassification(NIMConfig.from_size("huge", num_labels=1000))
     assert model.nim.embeddings.position_embeddings.shape == (1, 257, 1280)
     assert sum(p.numel() for p in model.nim.parameters()) > 6e8
+
+
+def test_draws_pass_in_parts_of_a_default_size(monkeypatch):
+    model, sizes = tiny_model(), []
+    classify_noisy = model.classify_noisy
+
+    def counted(noisy_pixel_values, *args, **kwargs):
+        sizes.append(len(noisy_pixel_values))
+        return classify_noisy(noisy_pixel_values, *args, **kwargs)
+
+    monkeypatch.setattr(model, "classify_noisy", counted)
+    pixel_values = torch.randn(2, 3, 32, 32)
+    generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
+    split = model(pixel_values, sigma=20, num_samples=50, generator=generators).logits
+    assert sizes == [64, 36]
+    generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
+    whole = model(pixel_values, sigma=20, num_samples=50, generator=generators, max_batch_size=100).logits
+    torch.testing.assert_close(split, whole)

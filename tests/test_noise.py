@@ -160,3 +160,10 @@ def test_sigma_tensors_are_checked():
     for wrong in (torch.zeros(2), torch.zeros(3, 1), torch.tensor([1.0, -1, 0]), torch.tensor(float("nan"))):
         with pytest.raises(ValueError, match="sigma must be"):
             check_sigma_tensor(wrong, 3)
+
+
+def test_fewer_images_pass_at_once_on_a_cpu():
+    from transformers_nim.noise import default_batch_size
+
+    assert default_batch_size(torch.device("cpu")) == 64
+    assert default_batch_size(torch.device("cuda")) == 256

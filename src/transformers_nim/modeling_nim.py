@@ -43,12 +43,12 @@ from .loading_nim import (
 )
 from .noise import (
     FROM_CONFIG,
-    MAX_BATCH_SIZE,
     ConstantSigma,
     Generators,
     Sigma,
     SigmaDistribution,
     add_noise,
+    default_batch_size,
     draw_noise,
     resolve_sigma,
 )
@@ -563,7 +563,7 @@ class NIMForRobustImageClassification(SmoothingMixin, OtherClassifierMixin, NIMF
             a prediction does not depend on the rest of the batch.
         max_batch_size (`int`, *optional*):
             How many noisy images may pass through the network at once. By default a single draw is one pass, and
-            several draws are split into passes of 256.
+            several draws are split into passes of 256, on a CPU of 64.
         output_draws (`bool`, *optional*, defaults to `False`):
             Whether to return logits, vote, sigma, noisy and denoised image of every draw. With `sigma=None` there are
             no draws to return.
@@ -612,7 +612,7 @@ class NIMForRobustImageClassification(SmoothingMixin, OtherClassifierMixin, NIMF
         if max_batch_size is not None and max_batch_size < 1:
             raise ValueError(f"max_batch_size must be at least 1, got {max_batch_size}")
         if max_batch_size is None and num_samples > 1:
-            max_batch_size = MAX_BATCH_SIZE
+            max_batch_size = default_batch_size(pixel_values.device)
 
         def split(tensor: torch.Tensor) -> Sequence[torch.Tensor]:
             return [tensor] if max_batch_size is None else tensor.split(max_batch_size)

@@ -19,9 +19,6 @@ import torch
 # The value of a `sigma` argument that means "as the config says", because None means "defense off".
 FROM_CONFIG = "config"
 
-# How many noisy images pass through the network at once when an image has several draws.
-MAX_BATCH_SIZE = 256
-
 # One generator for the whole batch, or one for each image.
 Generators = torch.Generator | Sequence[torch.Generator]
 
@@ -240,6 +237,14 @@ def split_generator(generator: Generators, batch_size: int) -> list[torch.Genera
     if len(generators) != batch_size:
         raise ValueError(f"got {len(generators)} generators for a batch of {batch_size} images; pass one per image")
     return generators
+
+
+def default_batch_size(device: torch.device) -> int:
+    """How many noisy images pass through the network at once when an image has several draws.
+
+    Few on a CPU, where what a layer makes of them is to stay in the cache (benchmarks/README.md has figures).
+    """
+    return 64 if device.type == "cpu" else 256
 
 
 def draw_noise(

@@ -16,11 +16,11 @@ from .configuration_nim import NIMConfig
 from .layers_nim import check_image_shape
 from .noise import (
     FROM_CONFIG,
-    MAX_BATCH_SIZE,
     ConstantSigma,
     Generators,
     SigmaSpec,
     add_noise,
+    default_batch_size,
     parse_sigma,
     split_generator,
 )
@@ -115,7 +115,8 @@ class SmoothingMixin:
             generator: Source of the noise, one for the batch or one per image. An image's noise depends on it alone,
                 and not on `max_batch_size` or on the rest of the batch. Without it the global generator is used.
             interpolate_pos_encoding: Whether to accept other image sizes than the configured one.
-            max_batch_size: How many noisy images pass through the network at once; 256 by default.
+            max_batch_size: How many noisy images pass through the network at once; 256 by default, on a
+                CPU 64.
             on_pass: Called after every forward pass with its number of noisy images, for progress bars.
 
         Returns:
@@ -170,7 +171,8 @@ class SmoothingMixin:
             alpha: Probability of a wrong answer, for each image.
             generator: As for [`~NIMForRobustImageClassification.certify`], and so are the following.
             interpolate_pos_encoding: Whether to accept other image sizes than the configured one.
-            max_batch_size: How many noisy images pass through the network at once; 256 by default.
+            max_batch_size: How many noisy images pass through the network at once; 256 by default, on a
+                CPU 64.
             on_pass: Called after every forward pass with its number of noisy images.
 
         Returns:
@@ -191,7 +193,7 @@ class SmoothingMixin:
         if any(module.training for module in self.modules()):  # type: ignore[attr-defined]
             raise ValueError("nothing can be certified in train mode, where dropout applies; call model.eval()")
         check_image_shape(self.config, pixel_values, interpolate_pos_encoding)
-        batch_size = MAX_BATCH_SIZE if max_batch_size is None else max_batch_size
+        batch_size = default_batch_size(pixel_values.device) if max_batch_size is None else max_batch_size
         if type(batch_size) is not int or batch_size < 1:
             raise ValueError(f"max_batch_size must be an int of at least 1, got {max_batch_size!r}")
         generators: list[torch.Generator] | list[None] = [None] * len(pixel_values)

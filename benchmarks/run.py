@@ -99,11 +99,6 @@ def prediction_rows() -> Iterator[Row]:
                     other = Case("prediction", {**arguments, "side": side, "precision": "fp32"})
                     wanted = goal if side == "plain" else 1.0
                     yield Row("prediction", name, alternative, ours, other, precision, wanted, None, size == BASE)
-    # Where a draw is so little work that calls of Python weigh.
-    arguments = {"size": TINY, "num_images": 1, "num_draws": 1, "precision": "fp32"}
-    ours = Case("prediction", {**arguments, "side": "ours", "compiled": True})
-    other = Case("prediction", {**arguments, "side": "plain"})
-    yield Row("prediction", f"De^3, {TINY}, 1 draw, fp32, compiled", "plain fp32, a loop", ours, other, goal=1.2)
 
 
 def attack_rows() -> Iterator[Row]:

@@ -22,6 +22,7 @@ from transformers import ViTMAEConfig, ViTMAEForPreTraining
 from transformers_nim import Certificate, NIMConfig, NIMForPreTraining, NIMForRobustImageClassification
 from transformers_nim.attacks import PixelClassifier, make_attack
 from transformers_nim.extras import require
+from transformers_nim.layers_nim import unfused_attention_forward
 from transformers_nim.memory import keep_freed_memory
 from transformers_nim.training.augmentation import pretraining_transform
 from transformers_nim.training.batches import training_batches
@@ -121,6 +122,23 @@ def _pipeline(config: NIMConfig, batch_size: int, data: str, num_workers: int) -
         batch["pixel_values"]
         for batch in training_batches(images, 3, transform, batch_size, 0, num_workers=num_workers)
     )
+
+
+def attention(batch_size: int, num_tokens: int, side: str) -> Work:
+    """A layer's attention of ViT-B in bfloat16, forward and backward: `"ours"`, or torch's `"fused"` kernel."""
+    query, key, value = (
+        torch.randn(batch_size, 12, num_tokens, 64, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)
+    )
+    module = nn.Identity().train()
+
+    def run() -> None:
+        if side == "ours":
+            output, _ = unfused_attention_forward(module, query, key, value, None, scaling=0.125)
+        else:
+            output = nn.functional.scaled_dot_product_attention(query, key, value).transpose(1, 2)
+        torch.autograd.grad(output.sum(), (query, key, value))
+
+    return Work(run, batch_size, 3 * 4 * batch_size * 12 * num_tokens**2 * 64)
 
 
 def vit_mae(config: NIMConfig) -> ViTMAEForPreTraining:

@@ -101,6 +101,14 @@ def prediction_rows() -> Iterator[Row]:
                     yield Row("prediction", name, alternative, ours, other, precision, wanted, None, size == BASE)
 
 
+def attention_rows() -> Iterator[Row]:
+    for num_tokens, batch_size in ((65, 64), (197, 16), (577, 4), (1025, 2)):
+        arguments = {"batch_size": batch_size, "num_tokens": num_tokens}
+        ours, other = (Case("attention", {**arguments, "side": side}) for side in ("ours", "fused"))
+        name = f"attention of {batch_size} x {num_tokens} tokens, bf16"
+        yield Row("attention", name, "torch's fused kernel", ours, other, "bf16", 1.0)
+
+
 def attack_rows() -> Iterator[Row]:
     # Both fill the passes that our default makes of them, but that the large one would take minutes.
     for size, num_images, batch_size in ((TINY, 15, 60), (BASE, 2, 40)):
@@ -149,7 +157,18 @@ def loading_rows(folder: Path) -> Iterator[Row]:
         yield Row("loading", f"import {own}", f"import {other}", *pair, goal=1 / 1.1)
 
 
-GROUPS = ("training", "prediction", "attack", "certification", "data", "loading", "scaling", "passes", "processes")
+GROUPS = (
+    "training",
+    "attention",
+    "prediction",
+    "attack",
+    "certification",
+    "data",
+    "loading",
+    "scaling",
+    "passes",
+    "processes",
+)
 
 
 def make_pictures(folder: Path) -> None:
@@ -261,7 +280,13 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     peaks = matmul_peaks()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        rows = [*training_rows(), *prediction_rows(), *attack_rows(), *certification_rows(args.quick)]
+        rows = [
+            *training_rows(),
+            *attention_rows(),
+            *prediction_rows(),
+            *attack_rows(),
+            *certification_rows(args.quick),
+        ]
         rows += [*data_rows(root), *loading_rows(root)]
         rows = [row for row in rows if row.group in args.only and not (args.quick and row.is_large)]
         if any(group in args.only for group in ("data", "processes")):

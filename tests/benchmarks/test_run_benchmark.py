@@ -110,6 +110,15 @@ def test_a_failing_case_is_reported():
         )
 
 
+@pytest.mark.parametrize("side", ["ours", "fused"])
+def test_attention_of_both_sides(side):
+    import cases
+
+    work = cases.attention(2, 5, side)
+    work.run()
+    assert work.flops == 3 * 2 * (2 * 2 * 12 * 5 * 5 * 64)
+
+
 @pytest.mark.parametrize("side", ["ours", "plain", "vit_mae"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_every_side_trains(side, precision):
@@ -223,7 +232,13 @@ def test_all_cases_of_all_rows_exist(tmp_path):
     import cases
     import run
 
-    rows = [*run.training_rows(), *run.prediction_rows(), *run.attack_rows(), *run.certification_rows(False)]
+    rows = [
+        *run.training_rows(),
+        *run.attention_rows(),
+        *run.prediction_rows(),
+        *run.attack_rows(),
+        *run.certification_rows(False),
+    ]
     rows += [*run.data_rows(tmp_path), *run.loading_rows(tmp_path)]
     assert {row.group for row in rows} | {"scaling", "passes", "processes"} == set(run.GROUPS)
     for row in rows:

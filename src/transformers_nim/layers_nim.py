@@ -134,8 +134,8 @@ def eager_attention_forward(
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
-# So many attention weights of a layer, 64 MiB in bfloat16, may be held at once; more are not worth the speed.
-_MAX_UNFUSED_WEIGHTS = 2**25
+# So many attention weights of a layer, 32 MiB in bfloat16, may be held at once; more are not worth the speed.
+_MAX_UNFUSED_WEIGHTS = 2**24
 
 
 def _is_faster_unfused(query: torch.Tensor) -> bool:

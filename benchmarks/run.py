@@ -1,7 +1,7 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
 """What training, prediction, attacks and certificates cost on this machine's CPU, against plain alternatives.
 
-    python benchmarks/run.py --output results.json                       # everything, half an hour and 10 GB of memory
+    python benchmarks/run.py --output results.json                       # everything, an hour and 13 GB of memory
     python benchmarks/run.py --quick --output results.json               # the 32-pixel model alone, a few minutes
     python benchmarks/run.py --only attack scaling --output results.json
 

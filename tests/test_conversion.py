@@ -9,15 +9,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import tiny_config
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from transformers_nim import NIMConfig, NIMForPreTraining, NIMForRobustImageClassification, NIMImageProcessor
+from transformers_nim import (
+    NIMConfig,
+    NIMForImageClassification,
+    NIMForPreTraining,
+    NIMForRobustImageClassification,
+    NIMImageProcessor,
+)
 from transformers_nim.conversion import (
     config_from_weights,
     convert_authors_checkpoint,
     convert_authors_state_dict,
     load_authors_checkpoint,
+    main,
 )
 
 
@@ -172,3 +180,28 @@ def test_missing_tensors_are_refused(golden, tmp_path):
         convert_authors_checkpoint(
             tmp_path / "half.pt", tmp_path / "out", num_attention_heads=4, decoder_num_attention_heads=3
         )
+
+
+@pytest.mark.parametrize("cls", [NIMForPreTraining, NIMForImageClassification, NIMForRobustImageClassification])
+def test_half_the_size_on_disk_and_float32_in_memory(cls, tmp_path):
+    model = cls(tiny_config())
+    model.save_pretrained(tmp_path / "full")
+    processor = NIMImageProcessor.from_config(model.config, do_center_crop=False)
+    processor.save_pretrained(tmp_path / "full")
+    main(["--to_bfloat16", str(tmp_path / "full"), "--output_dir", str(tmp_path / "half")])
+
+    stored = load_file(tmp_path / "half" / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
+    assert stored.keys() == load_file(tmp_path / "full" / "model.safetensors").keys()
+    loaded = cls.from_pretrained(tmp_path / "half")
+    assert loaded.dtype == torch.float32
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value.to(torch.bfloat16).float()), name
+    assert NIMImageProcessor.from_pretrained(tmp_path / "half").to_dict() == processor.to_dict()
+
+
+def test_only_models_of_this_package_are_rounded(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["--to_bfloat16", str(tmp_path / "nothing"), "--output_dir", str(tmp_path / "half")])
+    assert "nothing" in capsys.readouterr().err
+    assert not (tmp_path / "half").exists()

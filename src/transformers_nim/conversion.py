@@ -19,6 +19,10 @@ And models of this package back to the authors' code (see `conversion_to_authors
 
     python -m transformers_nim.conversion --to_authors nim-vit-base-de3 --output_dir authors
 
+Last, a trained model to half its size on disk:
+
+    python -m transformers_nim.conversion --to_bfloat16 outputs/de3 --output_dir nim-vit-base-de3
+
 The authors' layout is that of MAE and timm: fused qkv projections, a mask token that NIM never uses, and position
 embeddings stored although they are fixed. Sizes are read from the tensors; what tensors cannot tell is an argument.
 """
@@ -31,7 +35,7 @@ from typing import Any
 import torch
 
 from .configuration_nim import NIM_SIZES, NIMConfig
-from .conversion_to_authors import ELSEWHERE, IN_LAYER, LAYERS, save_authors_checkpoint
+from .conversion_to_authors import ELSEWHERE, IN_LAYER, LAYERS, load_nim, save_authors_checkpoint
 from .conversion_vit_mae import load_vit_mae, read_checkpoint_file
 from .image_processing_nim import NIMImageProcessor
 from .modeling_nim import NIMForPreTraining, NIMForRobustImageClassification
@@ -236,12 +240,32 @@ def _save(model: NIMForPreTraining | NIMForRobustImageClassification, output_dir
     NIMImageProcessor.from_config(model.config).save_pretrained(output_dir)
 
 
+def save_bfloat16(name_or_path: str, output_dir: str | Path) -> None:
+    """Stores a model with weights rounded to bfloat16, which halves its files.
+
+    The folder's config still says float32: `from_pretrained` gives a model that computes in float32, with rounded
+    weights, so that attacks and certificates need no option. What the rounding does to accuracy is to be measured.
+
+    Args:
+        name_or_path: A checkpoint of [`NIMForPreTraining`] or of one of the two classifiers.
+        output_dir: The folder to write, which is made if need be.
+
+    Raises:
+        ValueError: It is none of these models.
+        OSError: There is no such checkpoint.
+    """
+    model = load_nim(name_or_path).to(torch.float32)
+    rounded = {k: v.to(torch.bfloat16) if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    model.save_pretrained(output_dir, state_dict=rounded)
+    NIMImageProcessor.from_pretrained(name_or_path).save_pretrained(output_dir)
+
+
 def main(argv: list[str] | None = None) -> None:
     """The command line; see `--help`."""
     parser = argparse.ArgumentParser(
         prog="python -m transformers_nim.conversion",
-        description="Convert checkpoints of the authors' NIM code, or a ViT-MAE, to folders for from_pretrained; or"
-        " back to checkpoints of the authors' code.",
+        description="Convert checkpoints of the authors' NIM code, or a ViT-MAE, to folders for from_pretrained; and"
+        " models of this package back, or to half their size on disk.",
     )
     parser.add_argument("--output_dir", required=True, metavar="DIR", help="the folder to write")
     start = parser.add_mutually_exclusive_group(required=True)
@@ -256,6 +280,11 @@ def main(argv: list[str] | None = None) -> None:
         "--to_authors",
         metavar="NAME_OR_PATH",
         help="a model of this package, to be written as pretraining.pth and (of a classifier) finetuned.pth",
+    )
+    start.add_argument(
+        "--to_bfloat16",
+        metavar="NAME_OR_PATH",
+        help="a model of this package, to be stored with weights rounded to bfloat16; it still computes in float32",
     )
     parser.add_argument(
         "--classifier",
@@ -272,7 +301,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     if args.pretraining is None:
-        other = next(name for name in ("to_authors", "vit_mae", "denoiser") if getattr(args, name) is not None)
+        others = ("to_authors", "to_bfloat16", "vit_mae", "denoiser")
+        other = next(name for name in others if getattr(args, name) is not None)
         for name in ("finetuned", "num_attention_heads", "decoder_num_attention_heads", "no_norm_pix_loss"):
             if getattr(args, name):
                 parser.error(f"argument --{name}: not allowed with --{other}, which says everything by itself")
@@ -284,6 +314,9 @@ def main(argv: list[str] | None = None) -> None:
             return
         if args.to_authors is not None:
             save_authors_checkpoint(args.to_authors, args.output_dir)
+            return
+        if args.to_bfloat16 is not None:
+            save_bfloat16(args.to_bfloat16, args.output_dir)
             return
         if args.vit_mae is not None:
             _save(load_vit_mae(args.vit_mae), args.output_dir)

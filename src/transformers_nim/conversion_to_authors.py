@@ -116,7 +116,7 @@ def save_authors_checkpoint(
         OSError: There is no such checkpoint.
     """
     if isinstance(model, (str, os.PathLike)):
-        model = _load(os.fspath(model))
+        model = load_nim(os.fspath(model))
     if not isinstance(model, (NIMForPreTraining, NIMForImageClassification)):
         raise ValueError(f"only NIM models with a decoder or a head can be converted, got a {type(model).__name__}")
     refuse_other_classifier(model.config)
@@ -138,7 +138,13 @@ def save_authors_checkpoint(
     return [Path(output_dir) / name for name in converted]
 
 
-def _load(name_or_path: str) -> NIMForPreTraining | NIMForImageClassification:
+def load_nim(name_or_path: str) -> NIMForPreTraining | NIMForImageClassification:
+    """The model of a checkpoint, whichever of this package's with a decoder or a head it is.
+
+    Raises:
+        ValueError: It is none of these.
+        OSError: There is no such checkpoint.
+    """
     for cls in (NIMForPreTraining, NIMForRobustImageClassification, NIMForImageClassification):
         if cls.__name__ in saved_architectures(name_or_path, {}):
             return cls.from_pretrained(name_or_path)

@@ -23,7 +23,7 @@ def test_defaults_are_the_paper_base():
 
 
 def test_named_sizes():
-    assert set(NIM_SIZES) == {"tiny", "small", "base", "large", "huge", "tiny-patch4-32"}
+    assert set(NIM_SIZES) == {"tiny", "small", "base", "large", "huge", "tiny-patch4-32", "tiny-patch8-32"}
     for size in NIM_SIZES:
         config = NIMConfig.from_size(size)
         assert config.intermediate_size == 4 * config.hidden_size

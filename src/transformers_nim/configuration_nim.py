@@ -49,7 +49,7 @@ _CODE_FIELDS = ("auto_map", "custom_pipelines")
 _PROBABILITY_FIELDS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate")
 
 # Encoder width, depth, heads, patch size, image size; decoder width, depth, heads. The sizes for 224-pixel images are
-# those of the paper (base to huge are MAE's, arXiv 2111.06377); the last is for 32-pixel images such as CIFAR-10.
+# those of the paper (base to huge are MAE's, arXiv 2111.06377); the last two are for 32-pixel images such as CIFAR-10.
 NIM_SIZES: dict[str, tuple[int, int, int, int, int, int, int, int]] = {
     "tiny": (192, 12, 3, 16, 224, 512, 8, 16),
     "small": (384, 12, 6, 16, 224, 512, 8, 16),
@@ -57,6 +57,7 @@ NIM_SIZES: dict[str, tuple[int, int, int, int, int, int, int, int]] = {
     "large": (1024, 24, 16, 16, 224, 512, 8, 16),
     "huge": (1280, 32, 16, 14, 224, 512, 8, 16),
     "tiny-patch4-32": (192, 6, 3, 4, 32, 128, 2, 4),
+    "tiny-patch8-32": (256, 4, 4, 8, 32, 128, 2, 4),
 }
 
 
@@ -248,8 +249,8 @@ class NIMConfig(PreTrainedConfig):
         """The config of a named size.
 
         Args:
-            size: One of `"tiny"`, `"small"`, `"base"`, `"large"`, `"huge"` (224-pixel images) or `"tiny-patch4-32"`
-                (32-pixel images).
+            size: One of `"tiny"`, `"small"`, `"base"`, `"large"`, `"huge"` (224-pixel images), `"tiny-patch4-32"` or
+                `"tiny-patch8-32"` (32-pixel images).
             overrides: Further fields of the config.
 
         Raises:

@@ -28,6 +28,8 @@ from transformers_nim.remote_code import write_remote_code
 
 
 MODEL_CARDS = sorted(path.parent for path in (Path(__file__).parent.parent / "model_cards").glob("*/card.json"))
+WITH_WEIGHTS = [folder for folder in MODEL_CARDS if (folder / "model.safetensors").exists()]
+WITHOUT_WEIGHTS = [folder for folder in MODEL_CARDS if folder not in WITH_WEIGHTS]
 
 
 def checkpoint(folder, architecture="NIMForRobustImageClassification", **overrides) -> Path:
@@ -154,8 +156,17 @@ def test_training_card_reads_back(tmp_path, results):
     assert ModelCard.load(tmp_path / "again.md").data.to_dict() == card.data.to_dict()
 
     rows = [line.strip("| ").split("|") for line in card.text.splitlines() if line.startswith("|")]
-    table = {name.strip(): value.strip() for name, value in rows[2 : 2 + len(results["metrics"])]}
-    assert table == {name: f"{value:.4g}" for name, value in results["metrics"].items()}
+    table = {name.strip(): value.strip() for name, value in rows[2:]}
+    assert table == (
+        {
+            "accuracy_off": "91.2 [88.8, 93.8]",
+            "accuracy_sigma_2.5": "62.5 [58.0, 67.0]",
+            "loss_off": "1.25",
+            "loss_sigma_2.5": "1.5",
+        }
+        if is_classifier
+        else {"loss": "0.01235", "psnr_sigma_25": "27.12", "psnr_noisy_sigma_25": "20.5"}
+    )
     script = "examples/finetune.py" if is_classifier else "examples/pretrain.py"
     text = " ".join(card.text.split())
     for part in (
@@ -182,6 +193,23 @@ def test_training_card_claims_no_robustness(tmp_path):
         evaluation = card.text.split("## Evaluation")[1].split("\n## ")[0]
         assert "robust" not in evaluation.lower()
         assert "adversarial-robustness" not in card.data.tags
+
+
+def test_a_classifier_and_what_it_was_made_of(tmp_path):
+    """What the results of pretraining say of a denoiser is not said of the classifier."""
+    checkpoint(tmp_path)
+    save(tmp_path, "all_results.json", {**TRAINED, "arguments": {"train_on": "denoised"}})
+    (tmp_path / "before").mkdir()
+    save(tmp_path / "before", "all_results.json", {**PRETRAINED, "steps": 70})
+    results = ["all_results.json", "before/all_results.json"]
+    card = ModelCard.load(write_card(tmp_path, name="nim", summary="A model.", results=results))
+    text = " ".join(card.text.split())
+    assert text.index("### While fine-tuning") < text.index("### While pretraining")
+    assert "12,500 updates of 1024 images by `examples/finetune.py`" in text
+    assert "Before that, trained on blocks: a data set for 70 updates of 1024 images by `examples/pretrain.py`" in text
+    assert "all arguments are in `before/all_results.json`" in text
+    assert "They say nothing about robustness" in text
+    assert "No classifier" not in text
 
 
 def test_training_card_holds_the_accuracies(tmp_path):
@@ -234,7 +262,16 @@ def test_a_masked_autoencoder_is_not_shown_as_a_denoiser(tmp_path):
     assert "denoiser =" in write_training_card(tmp_path, "name", PRETRAINED, "A model.").read_text()
 
 
-@pytest.mark.parametrize("folder", MODEL_CARDS, ids=lambda path: path.name)
+@pytest.mark.parametrize("folder", WITH_WEIGHTS, ids=lambda path: path.name)
+def test_cards_of_shipped_weights_are_as_generated(folder):
+    assert card_differences(folder) == ""
+    card = ModelCard.load(folder / "README.md")
+    assert "There are no weights here yet" not in card.text
+    assert card.data.model_name == folder.name
+    assert card.data.eval_results
+
+
+@pytest.mark.parametrize("folder", WITHOUT_WEIGHTS, ids=lambda path: path.name)
 def test_shipped_folders_are_as_generated(folder, tmp_path, capsys):
     assert card_differences(folder) == ""
     assert set(card_files(folder)) == {"README.md", "config.json", "preprocessor_config.json"}

@@ -16,7 +16,7 @@ from ..image_processing_nim import NIMImageProcessor
 from ..remote_code import config_with_code, image_processor_with_code, to_json
 from . import texts
 from .content import read_content
-from .evaluations import SCRIPTS, Evaluation, read_evaluation
+from .evaluations import NO_CLASSIFIER, SCRIPTS, Evaluation, read_evaluation
 from .tables import render_table
 
 
@@ -89,7 +89,9 @@ def card_files(folder: str | Path, with_code: bool | None = None) -> dict[str, s
     for name, plan in zip(inputs.get("plans", []), plans):
         if not plan["plans"]:
             raise ValueError(f"{folder / name} has no plans; examples/plan_run.py --output_file writes them")
-    training = next((content for content in results.values() if "task" in content), None)
+    # First that of the model itself, then those of what it started from.
+    trainings = {name: content for name, content in results.items() if "task" in content}
+    training = next(iter(trainings.values()), None)
     if config.get("classifier_config") and not inputs.get("license"):
         # Whoever made that classifier chose its license, and it need not be ours.
         raise ValueError(
@@ -99,7 +101,7 @@ def card_files(folder: str | Path, with_code: bool | None = None) -> dict[str, s
         )
     kind = _kind(config, training)
     hub_datasets = _hub_datasets(inputs, evaluations)
-    files["README.md"] = _card(inputs, config, kind, evaluations, plans, training, hub_datasets, with_code)
+    files["README.md"] = _card(inputs, config, kind, evaluations, plans, trainings, hub_datasets, with_code)
     for name, dataset in hub_datasets.items():
         if evaluations[name].figures:
             # Two files may have one name in two folders.
@@ -227,10 +229,11 @@ def _card(
     kind: str,
     evaluations: Mapping[str, Evaluation],
     plans: Sequence[Mapping[str, Any]],
-    training: Mapping[str, Any] | None,
+    trainings: Mapping[str, Mapping[str, Any]],
     hub_datasets: Mapping[str, str],
     with_code: bool,
 ) -> str:
+    training = next(iter(trainings.values()), None)
     is_attacked = any(evaluation.is_attack for evaluation in evaluations.values())
     intended = texts.INTENDED[_style(training) if kind == "undefended" else kind]
     defense = NIMConfig.from_dict(dict(config)).defense_sigma
@@ -251,7 +254,7 @@ def _card(
         "Use": "\n\n".join(usage),
         "Intended use": intended.format(within=texts.WITHIN[is_attacked]),
         "Evaluation": measured or "\n\n".join(["Nothing was measured.", texts.PROTOCOL.get(kind, "")]).strip(),
-        "Training": _training(inputs, training),
+        "Training": _training(inputs, trainings),
         "Cost": _cost(config, kind, plans),
         "Limits": _limits(inputs, config, kind, evaluations, training),
         "Citation": texts.CITATION,
@@ -312,14 +315,14 @@ def _hub_datasets(inputs: Mapping[str, Any], evaluations: Mapping[str, Evaluatio
     return dict(given)
 
 
-def _training(inputs: Mapping[str, Any], training: Mapping[str, Any] | None) -> str:
+def _training(inputs: Mapping[str, Any], trainings: Mapping[str, Mapping[str, Any]]) -> str:
     parts = []
-    if training is not None:
+    for name, training in trainings.items():
         script = SCRIPTS[training["task"]]
         parts.append(
-            f"Trained on {training['dataset']} for {training['steps']:,} updates of {training['total_batch_size']}"
-            f" images by `{script}` of transformers-nim {training['versions']['transformers_nim']}; all arguments are"
-            " in `all_results.json`."
+            f"{'Before that, trained' if parts else 'Trained'} on {training['dataset']} for {training['steps']:,}"
+            f" updates of {training['total_batch_size']} images by `{script}` of transformers-nim"
+            f" {training['versions']['transformers_nim']}; all arguments are in `{name}`."
         )
     if inputs.get("training_data"):
         parts.append(f"Training data: {inputs['training_data']}")
@@ -386,7 +389,10 @@ def _limits(
         against = [limit.format(attack=_attack(training)) for limit in against]
     if kind == "defended" and config.get("norm_pix_loss") and config.get("patch_statistics") == "input":
         against.append(texts.LEAKS)
-    parts = [*inputs.get("limits", []), *(limit for evaluation in evaluations.values() for limit in evaluation.limits)]
+    # That a denoiser classifies nothing is no limit of the classifier which was made of it.
+    unsaid = {NO_CLASSIFIER} if kind in ("defended", "undefended") else set()
+    measured = dict.fromkeys(limit for evaluation in evaluations.values() for limit in evaluation.limits)
+    parts = [*inputs.get("limits", []), *(limit for limit in measured if limit not in unsaid)]
     if not evaluations:
         untrained = "no model of this configuration has been trained or attacked yet."
         parts.append(f"Nothing is claimed: {untrained if 'model' in inputs else 'nothing was measured.'}")

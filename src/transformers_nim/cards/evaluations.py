@@ -10,7 +10,7 @@ from ..robustness import Accuracy, RobustnessReport
 from ..robustness.figures import ATTACK_GROUPS, STRONGEST
 from ..robustness.suite import CLEAN, DEFAULT_PRECISION, HEADLINE, Cell
 from .content import Content
-from .tables import attack_table, certificate_table, render_table
+from .tables import attack_table, certificate_table, percent, render_table
 
 
 @dataclass(frozen=True)
@@ -58,15 +58,15 @@ class Evaluation:
 _LEGENDS = {
     "psnr": "`psnr` is the peak signal-to-noise ratio of denoised images in dB, `psnr_noisy` that of the noisy images"
     " they were made of; sigma is the scale of the noise in units of 0..255 pixels.",
-    "accuracy": "Accuracies are shares of right predictions, from one noise draw per image, with a 95 % interval from"
-    " `low` to `high`. sigma is the scale of the noise that was added to the images, in units of 0..255 pixels; `off`"
-    " is without noise, and without the defense if there is one.",
+    "accuracy": "Accuracies are in percent, from one noise draw per image, with a 95 % interval. sigma is the scale of"
+    " the noise that was added to the images, in units of 0..255 pixels; `off` is without noise, and without the"
+    " defense if there is one.",
 }
 _UNATTACKED = (
     "The figures of training were measured without an attack. They say nothing about robustness, which has to be"
     " measured by attacking the model."
 )
-_NO_CLASSIFIER = (
+NO_CLASSIFIER = (
     "No classifier, and nothing is known of its robustness: that of a classifier made of it has to be measured by"
     " attacking it."
 )
@@ -85,20 +85,23 @@ def read_training(results: Mapping[str, Any]) -> Evaluation:
     if results["best"] is not None and split.startswith("test"):
         measured += " The model in `best/` was chosen by them, so its figures are no test."
     legends = [text for start, text in _LEGENDS.items() if any(name.startswith(start) for name in metrics)]
-    table = render_table(["figure", "value"], [[name, f"{value:.4g}"] for name, value in metrics.items()])
+    accuracies = [name for name in metrics if "accuracy" in name and not name.endswith(("_low", "_high"))]
+    rows = {name: percent(metrics[name], metrics[f"{name}_low"], metrics[f"{name}_high"]) for name in accuracies}
+    rows |= {name: f"{value:.4g}" for name, value in metrics.items() if "accuracy" not in name}
+    table = render_table(["figure", "value"], list(rows.items()))
     text = "\n\n".join([measured, table, *legends]) if metrics else "Nothing was measured."
     figures = [
         Figure(
             "accuracy",
             f"accuracy without attack, {name.removeprefix('accuracy_').replace('_', ' ')}",
-            value,
+            metrics[name],
             {"low": metrics[f"{name}_low"], "high": metrics[f"{name}_high"]},
         )
-        for name, value in metrics.items()
-        if "accuracy" in name and not name.endswith(("_low", "_high"))
+        for name in accuracies
     ]
-    limits = [_UNATTACKED if results["task"] == "finetuning" else _NO_CLASSIFIER]
-    return Evaluation("While training", results["dataset"], split, text, figures, limits, is_attack=False)
+    limits = [_UNATTACKED if results["task"] == "finetuning" else NO_CLASSIFIER]
+    title = {"pretraining": "While pretraining", "finetuning": "While fine-tuning"}[results["task"]]
+    return Evaluation(title, results["dataset"], split, text, figures, limits, is_attack=False)
 
 
 def read_attacks(results: Mapping[str, Any]) -> Evaluation:

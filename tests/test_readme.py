@@ -8,19 +8,22 @@ import pytest
 from conftest import save_with_processor, tiny_model
 
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def test_there_are_snippets():
-    assert len(SNIPPETS) == 5
+    assert len(SNIPPETS) == 6
     assert all("import" in snippet for snippet in SNIPPETS)
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda text: text.split("\n", 1)[0])
 def test_snippet(snippet, tmp_path, monkeypatch, capsys):
-    """In a folder where the quickstart has left a model (here a random one of the same shape)."""
+    """In a clone where the quickstart has left a model (here a random one of the same shape)."""
     monkeypatch.chdir(tmp_path)
+    for name in ("model_cards", "examples"):
+        (tmp_path / name).symlink_to(ROOT / name)
     model = tiny_model(num_channels=1, image_size=8, patch_size=2, num_labels=10)
     save_with_processor(model, tmp_path / "outputs" / "quickstart")
     exec(compile(snippet, "README.md", "exec"), {})
@@ -29,8 +32,9 @@ def test_snippet(snippet, tmp_path, monkeypatch, capsys):
         assert len(lines) >= snippet.count("print(")
         assert all("score" in line for line in lines[-snippet.count("print(") :])
     assert (tmp_path / "outputs" / "denoised.png").exists() == ("denoised.png" in snippet)
+    assert (tmp_path / "attacked.png").exists() == ("attacked.png" in snippet)
 
 
 def test_relative_links_exist():
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
-        assert (Path(__file__).parent.parent / target).exists(), target
+        assert (ROOT / target).exists(), target

@@ -166,8 +166,8 @@ def test_what_a_run_leaves_behind(tmp_path, task, capsys):
     card = ModelCard.load(output_dir / "README.md")
     assert "# my-model" in card.text
     assert "What it is." in card.text
-    for value in FIGURES[task].values():
-        assert f"{value:.4g}" in card.text
+    for name, value in FIGURES[task].items():
+        assert (f"{100 * value:.1f}" if "accuracy" in name else f"{value:.4g}") in card.text
     printed = capsys.readouterr().out
     assert "20 images could not be decoded and were replaced by others: rows 0, 1, 2, 3, 4" in printed
     assert "8, 9, ...\n" in printed

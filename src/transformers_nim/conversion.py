@@ -254,7 +254,7 @@ def save_bfloat16(name_or_path: str, output_dir: str | Path) -> None:
         ValueError: It is none of these models.
         OSError: There is no such checkpoint.
     """
-    model = load_nim(name_or_path).to(torch.float32)
+    model = load_nim(name_or_path).float()
     rounded = {k: v.to(torch.bfloat16) if v.is_floating_point() else v for k, v in model.state_dict().items()}
     model.save_pretrained(output_dir, state_dict=rounded)
     NIMImageProcessor.from_pretrained(name_or_path).save_pretrained(output_dir)

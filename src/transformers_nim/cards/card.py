@@ -316,7 +316,7 @@ def _hub_datasets(inputs: Mapping[str, Any], evaluations: Mapping[str, Evaluatio
 
 
 def _training(inputs: Mapping[str, Any], trainings: Mapping[str, Mapping[str, Any]]) -> str:
-    parts = []
+    parts: list[str] = []
     for name, training in trainings.items():
         script = SCRIPTS[training["task"]]
         parts.append(

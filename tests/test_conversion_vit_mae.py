@@ -299,7 +299,10 @@ def test_command_line(saved, vit_mae, pixel_values, tmp_path):
         (["--vit_mae", "x", "--pretraining", "y"], "not allowed with argument"),
         (["--vit_mae", "x", "--finetuned", "y"], "--finetuned: not allowed with --vit_mae"),
         (["--vit_mae", "x", "--no_norm_pix_loss"], "--no_norm_pix_loss: not allowed with --vit_mae"),
-        (["--finetuned", "y"], "one of the arguments --pretraining --vit_mae --denoiser --to_authors is required"),
+        (
+            ["--finetuned", "y"],
+            "one of the arguments --pretraining --vit_mae --denoiser --to_authors --to_bfloat16 is required",
+        ),
         (["--vit_mae", "no/such/folder"], "no/such/folder"),
     ],
 )

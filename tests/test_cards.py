@@ -210,6 +210,18 @@ def test_a_classifier_and_what_it_was_made_of(tmp_path):
     assert "all arguments are in `before/all_results.json`" in text
     assert "They say nothing about robustness" in text
     assert "No classifier" not in text
+    reordered = ModelCard.load(write_card(tmp_path, name="nim", summary="A model.", results=results[::-1]))
+    assert reordered.text.split("## Training")[1] == card.text.split("## Training")[1]
+
+
+def test_training_on_attacked_images_is_said(tmp_path):
+    checkpoint(tmp_path)
+    arguments = {"train_on": "denoised", "adversarial_steps": 1, "adversarial_eps": 8.0}
+    save(tmp_path, "all_results.json", {**TRAINED, "arguments": arguments})
+    text = " ".join(
+        write_card(tmp_path, name="nim", summary="A model.", results=["all_results.json"]).read_text().split()
+    )
+    assert "12,500 updates of 1024 attacked images (PGD of 1 step, Linf, eps 8/255) by `examples/finetune.py`" in text
 
 
 def test_training_card_holds_the_accuracies(tmp_path):

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_config
+from conftest import save_with_processor, tiny_config, tiny_model
 from safetensors import safe_open
 from safetensors.torch import load_file
+from transformers import ViTConfig, ViTForImageClassification
 
 from transformers_nim import (
     NIMConfig,
@@ -204,4 +205,24 @@ def test_only_models_of_this_package_are_rounded(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["--to_bfloat16", str(tmp_path / "nothing"), "--output_dir", str(tmp_path / "half")])
     assert "nothing" in capsys.readouterr().err
+    config = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=32)
+    ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
+    with pytest.raises(SystemExit):
+        main(["--to_bfloat16", str(tmp_path / "vit"), "--output_dir", str(tmp_path / "half")])
+    assert "holds no NIM model" in capsys.readouterr().err
+    assert not (tmp_path / "half").exists()
+
+
+def test_exact_weights_are_not_overwritten_by_rounded_ones(tmp_path, capsys):
+    save_with_processor(tiny_model(), tmp_path / "model")
+    with pytest.raises(SystemExit):
+        main(["--to_bfloat16", str(tmp_path / "model"), "--output_dir", str(tmp_path / "model")])
+    assert "holds the only copy" in capsys.readouterr().err
+    assert load_file(tmp_path / "model" / "model.safetensors")["classifier.weight"].dtype == torch.float32
+
+
+def test_nothing_is_written_without_an_image_processor(tmp_path):
+    tiny_model().save_pretrained(tmp_path / "model")
+    with pytest.raises(SystemExit):
+        main(["--to_bfloat16", str(tmp_path / "model"), "--output_dir", str(tmp_path / "half")])
     assert not (tmp_path / "half").exists()

@@ -251,13 +251,15 @@ def save_bfloat16(name_or_path: str, output_dir: str | Path) -> None:
         output_dir: The folder to write, which is made if need be.
 
     Raises:
-        ValueError: It is none of these models.
-        OSError: There is no such checkpoint.
+        ValueError: It is none of these models, or its own folder is to be overwritten.
+        OSError: There is no such checkpoint, or no image processor with it.
     """
-    model = load_nim(name_or_path).float()
+    if Path(name_or_path).resolve() == Path(output_dir).resolve():
+        raise ValueError(f"{output_dir} holds the only copy of the exact weights; write to another folder")
+    model, processor = load_nim(name_or_path).float(), NIMImageProcessor.from_pretrained(name_or_path)
     rounded = {k: v.to(torch.bfloat16) if v.is_floating_point() else v for k, v in model.state_dict().items()}
     model.save_pretrained(output_dir, state_dict=rounded)
-    NIMImageProcessor.from_pretrained(name_or_path).save_pretrained(output_dir)
+    processor.save_pretrained(output_dir)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -5,7 +5,7 @@ from io import BytesIO
 import pytest
 import torch
 from conftest import random_picture, save_with_processor, tiny_model
-from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+from transformers import PreTrainedConfig, ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from transformers_nim import NIMConfig, NIMForRobustImageClassification, NIMImageProcessor
 from transformers_nim.robustness.inputs import (
@@ -153,3 +153,12 @@ def test_the_hash_of_a_model_changes_with_a_weight_and_a_setting(model):
     with torch.no_grad():
         other.classifier.bias[0] += 1e-6
     assert model_hash(other) != changed
+
+
+def test_the_hash_of_a_model_stays_when_transformers_adds_a_field_to_configs(model, monkeypatch):
+    before, to_dict = model_hash(model), PreTrainedConfig.to_dict
+    monkeypatch.setattr(
+        PreTrainedConfig, "to_dict", lambda config: {**to_dict(config), "new_in_a_later_version": None}
+    )
+    assert "new_in_a_later_version" in model.config.to_dict()
+    assert model_hash(model) == before

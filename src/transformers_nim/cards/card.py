@@ -89,8 +89,9 @@ def card_files(folder: str | Path, with_code: bool | None = None) -> dict[str, s
     for name, plan in zip(inputs.get("plans", []), plans):
         if not plan["plans"]:
             raise ValueError(f"{folder / name} has no plans; examples/plan_run.py --output_file writes them")
-    # First that of the model itself, then those of what it started from.
+    # First that of the model itself, then those of what it started from: the files' order, but pretraining last.
     trainings = {name: content for name, content in results.items() if "task" in content}
+    trainings = dict(sorted(trainings.items(), key=lambda item: item[1]["task"] == "pretraining"))
     training = next(iter(trainings.values()), None)
     if config.get("classifier_config") and not inputs.get("license"):
         # Whoever made that classifier chose its license, and it need not be ours.
@@ -211,7 +212,9 @@ def _attack(training: Mapping[str, Any]) -> str:
     """The attack of adversarial training, in words."""
     arguments = training["arguments"]
     noisy = ", on images with noise" if arguments.get("train_on") == "noisy" else ""
-    return f"PGD of {arguments['adversarial_steps']} steps, Linf, eps {arguments['adversarial_eps']:g}/255{noisy}"
+    steps = arguments["adversarial_steps"]
+    length = f"{steps} step{'s' if steps > 1 else ''}"
+    return f"PGD of {length}, Linf, eps {arguments['adversarial_eps']:g}/255{noisy}"
 
 
 def _kind(config: Mapping[str, Any], training: Mapping[str, Any] | None) -> str:
@@ -319,9 +322,11 @@ def _training(inputs: Mapping[str, Any], trainings: Mapping[str, Mapping[str, An
     parts: list[str] = []
     for name, training in trainings.items():
         script = SCRIPTS[training["task"]]
+        is_attacked = bool(training["arguments"].get("adversarial_steps"))
+        images = f"attacked images ({_attack(training)})" if is_attacked else "images"
         parts.append(
             f"{'Before that, trained' if parts else 'Trained'} on {training['dataset']} for {training['steps']:,}"
-            f" updates of {training['total_batch_size']} images by `{script}` of transformers-nim"
+            f" updates of {training['total_batch_size']} {images} by `{script}` of transformers-nim"
             f" {training['versions']['transformers_nim']}; all arguments are in `{name}`."
         )
     if inputs.get("training_data"):

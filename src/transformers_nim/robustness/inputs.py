@@ -169,7 +169,8 @@ def classifier_maker(
 
 def model_hash(model: PreTrainedModel) -> str:
     """A hash of weights and settings, by which a run knows its model again."""
-    # What differs from the defaults: new versions of transformers have more of these.
+    # Without what is left at its default: a new version of transformers may have more of it, and its hash must be the
+    # same.
     config = model.config.to_diff_dict()
     # Written when a model is saved.
     for name in ("_name_or_path", "transformers_version", "architectures", "dtype"):

@@ -5,7 +5,13 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import save_with_processor, tiny_model
+from PIL import Image
+from torchvision.transforms.functional import to_pil_image
+from transformers import pipeline
+
+from transformers_nim.attacks import PixelClassifier, make_attack
 
 
 ROOT = Path(__file__).parent.parent
@@ -37,6 +43,27 @@ def test_snippet(snippet, tmp_path, monkeypatch, capsys):
         assert [line.split("'score'")[0] for line in lines] == [line.split("'score'")[0] for line in shown]
     assert (tmp_path / "outputs" / "denoised.png").exists() == ("denoised.png" in snippet)
     assert (tmp_path / "attacked.png").exists() == ("attacked.png" in snippet)
+
+
+def test_what_is_said_of_other_pictures_and_attackers():
+    model = ROOT / "model_cards" / "nim-vit-tiny-patch8-32-cifar10"
+    pipe = pipeline("image-classification", model=str(model), num_samples=16, seed=0, top_k=1)
+
+    def attacked(name, num_draws, sigma):
+        picture = Image.open(ROOT / "examples" / "pictures" / f"{name}.png")
+        pixels = pipe.image_processor(picture, do_normalize=False, return_tensors="pt")["pixel_values"]
+        labels = torch.tensor([pipe.model.config.label2id[name]])
+        attack = make_attack("eot_pgd", steps=20, num_draws=num_draws, restarts=1)
+        classifier = PixelClassifier(pipe.model, sigma=sigma)
+        return to_pil_image(attack(classifier, pixels, labels, norm="Linf", eps=8 / 255, seeds=[0])[0])
+
+    def answers(picture, *sigmas):
+        return {pipe(picture, sigma=sigma)[0]["label"] for sigma in sigmas}
+
+    assert answers(attacked("ship", 8, 50), 50) == {"ship"}
+    assert answers(attacked("automobile", 1, None), 25, 50, 75, 100) == {"ship"}
+    cat = Image.open(ROOT / "examples" / "pictures" / "cat.png")
+    assert answers(cat, None, 25, 50, 75, 100) == {"frog"}
 
 
 def test_relative_links_exist():

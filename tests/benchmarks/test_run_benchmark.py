@@ -181,6 +181,26 @@ def test_peak_memory_is_that_of_the_work():
     assert after < 20
 
 
+@pytest.mark.parametrize(("slow", "sizes"), [(None, 4), ("bfloat16", 1)])
+def test_products_that_are_emulated_are_tried_once(monkeypatch, slow, sizes):
+    import measure
+
+    clock, seen = [0.0], []
+
+    def multiply(left, right, out):
+        dtype = str(left.dtype).removeprefix("torch.")
+        seen.append((dtype, len(left)))
+        operations = 2 * left.shape[0] * left.shape[1] * right.shape[1]
+        clock[0] += operations / (1e8 if dtype == slow else 1e11)
+
+    monkeypatch.setattr(torch, "mm", multiply)
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
+    peaks = measure.matmul_peaks()
+    assert peaks == pytest.approx({"float32": 1e11, "bfloat16": 1e8 if slow else 1e11})
+    assert len({size for dtype, size in seen if dtype == "float32"}) == 4
+    assert len({size for dtype, size in seen if dtype == "bfloat16"}) == sizes
+
+
 def test_exponents():
     import measure
 
@@ -260,6 +280,7 @@ def test_what_is_no_comparison_is_shown_too(tmp_path, monkeypatch, capsys):
         return {"seconds": float(arguments.get("num_draws", arguments.get("batch_size"))), "items": 1}
 
     monkeypatch.setattr(scaling, "measure_alone", measure_alone)
+    monkeypatch.setattr(run, "matmul_peaks", lambda: {"float32": 1e10, "bfloat16": 2e10})
     results = run.main(["--only", "scaling", "passes", "--output", str(tmp_path / "results.json")])
     exponents = {row["name"]: row["exponent"] for row in results["scaling"]}
     assert exponents["batch, training step"] == pytest.approx(1)

@@ -62,10 +62,9 @@ def describe(report: "RobustnessReport") -> str:
     if num_draws == 1:
         passes = "1, as equal images are answered equally, so one shot, worst of ten and vote are the same"
     draws = f"{num_draws} fresh noise draws" if num_draws > 1 else "the one answer"
-    iterative = (
-        f"{strength['steps']} steps, {strength['num_draws']} noise draws per gradient, {strength['restarts']}"
-        f" restart{'' if strength['restarts'] == 1 else 's'} per loss"
-    )
+    restarts = f"{strength['restarts']} restart{'' if strength['restarts'] == 1 else 's'} per loss"
+    gradients = f", {strength['num_draws']} noise draws per gradient" if any(settings["sigmas"]) else ""
+    iterative = f"{strength['steps']} steps{gradients}, {restarts}"
     dtype = settings["dtype"]
     if settings["attack_precision"] != DEFAULT_PRECISION:
         approximate = f"{settings['attack_precision']} (autocast)"
@@ -77,7 +76,7 @@ def describe(report: "RobustnessReport") -> str:
         f" {NUM_TRIES}: right in each of {NUM_TRIES} draws; majority of {NUM_VOTES}: most votes are right, ties are"
         f" wrong (Wilson). Forward passes per prediction: {passes}. Attacks: {settings['norm']}, eps ="
         f" {settings['eps']:g}/255 for pixels in [0, 1]; iterative ones {iterative}; Square"
-        f" {strength['num_queries']:,} queries, draws counted; the options of each are in results.json. Suite"
+        f" {strength['num_queries']:,} queries, draws counted; the options of each are in the JSON file of results. Suite"
         f" {settings['suite']}, seed {settings['seed']}, {dtype}."
     )
 

@@ -288,7 +288,9 @@ def test_protocol_says_how():
     draws = ("sigma 50", "11 fresh noise draws", "1 for one shot, 11 for the vote")
     for part in (*attacks, *draws, report.images_hash, "seed 0", "float32"):
         assert part in report.protocol()
-    assert "prediction: 1, as equal images" in simulated(sigma=None, sigmas=()).protocol()
+    undefended = simulated(sigma=None, sigmas=()).protocol()
+    assert "prediction: 1, as equal images" in undefended
+    assert "draws per gradient" not in undefended
 
 
 def test_the_precision_of_the_search_is_told_and_older_reports_have_float32():

@@ -76,8 +76,8 @@ def describe(report: "RobustnessReport") -> str:
         f" {NUM_TRIES}: right in each of {NUM_TRIES} draws; majority of {NUM_VOTES}: most votes are right, ties are"
         f" wrong (Wilson). Forward passes per prediction: {passes}. Attacks: {settings['norm']}, eps ="
         f" {settings['eps']:g}/255 for pixels in [0, 1]; iterative ones {iterative}; Square"
-        f" {strength['num_queries']:,} queries, draws counted; the options of each are in the JSON file of results. Suite"
-        f" {settings['suite']}, seed {settings['seed']}, {dtype}."
+        f" {strength['num_queries']:,} queries, draws counted; the options of each are in the JSON file of results."
+        f" Suite {settings['suite']}, seed {settings['seed']}, {dtype}."
     )
 
 

@@ -200,7 +200,8 @@ def measure_alone(case: Case, repetitions: int, num_threads: int | None = None) 
 def matmul_peaks(repetitions: int = 5) -> dict[str, float]:
     """The most operations per second that matrix products reach, by dtype, over square matrices and a ViT-B's MLP.
 
-    Where a processor lacks a dtype, products are emulated, at a hundredth of the speed. Larger ones are left out then.
+    Larger ones are left out once these have taken some seconds: where a processor lacks a dtype, its products are
+    emulated, at a hundredth of the speed.
     """
     peaks = {}
     for name in ("float32", "bfloat16"):

@@ -182,7 +182,7 @@ def test_peak_memory_is_that_of_the_work():
 
 
 @pytest.mark.parametrize(("slow", "sizes"), [(None, 4), ("bfloat16", 1)])
-def test_products_that_are_emulated_are_tried_once(monkeypatch, slow, sizes):
+def test_products_that_are_emulated_are_tried_in_one_size(monkeypatch, slow, sizes):
     import measure
 
     clock, seen = [0.0], []

@@ -308,7 +308,10 @@ def test_the_matrix_says_how_far_its_intervals_reach():
     report = simulated()
     rows = [report.strongest(sigma, comparable=True).row.accuracy for sigma in report.sigmas]
     ends = [abs(end - one.mean) for one in rows for end in (one.low, one.high)]
-    assert f"reach at most {100 * max(ends):.1f} points" in " ".join(report.table().split())
+    text = " ".join(report.table().split())
+    assert f"reach at most {100 * max(ends):.1f} points" in text
+    tries = [report.strongest(sigma, comparable=True).row.worst_of_10.mean for sigma in report.sigmas]
+    assert "the same, worst of 10 | " + " | ".join(f"{100 * one:.1f}" for one in tries) in text
 
 
 def test_a_sigma_without_rivals_is_not_said_to_beat_them():

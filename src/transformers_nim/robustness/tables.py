@@ -135,17 +135,19 @@ def _matrix(report: "RobustnessReport") -> list[str]:
         rows.append(line(f"{attack}, made for {sigma_label(cell.attack_sigma)}", name))
     means = [f"{100 * comparable[one].row.accuracy.mean:.1f}" for one in sigmas]
     rows.append([f"strongest of these {len(names)}", *means])
+    tries = [f"{100 * comparable[one].row.worst_of_10.mean:.1f}" for one in sigmas]
+    rows.append([f"the same, worst of {NUM_TRIES}", *tries])
     everything = [report.strongest(one) for one in sigmas]
     shown = [f"{100 * one.row.accuracy.mean:.1f} ({len(one.candidates)})" for one in everything]
     rows.append(["strongest of all (their number)", *shown])
     accuracies = [one.row.accuracy for one in comparable.values()]
     widest = max(max(one.high - one.mean, one.mean - one.low) for one in accuracies)
     note = (
-        f"One-shot accuracies in % at eps {eps:g}/255; columns are the sigma of the defense, and the intervals of the"
-        f" strongest reach at most {100 * widest:.1f} points to either side."
+        f"One-shot accuracies in % at eps {eps:g}/255, but for the row that says otherwise; columns are the sigma of"
+        f" the defense, and the intervals of the strongest reach at most {100 * widest:.1f} points to either side."
     )
     if len({len(one.candidates) for one in everything}) > 1:
-        note += " Compare columns by the last row but one: in the last, some meet more attacks than others."
+        note += " Compare columns by the rows before the last: in the last, some meet more attacks than others."
     table = render_table(["accuracy in %", *map(sigma_label, sigmas)], rows)
     return ["### Sigma of the attacker and of the defense", table, wrapped(note)]
 

@@ -11,12 +11,22 @@ from safetensors import safe_open
 from transformers import AutoModelForImageClassification, pipeline
 
 from transformers_nim.attacks import PixelClassifier, make_attack
+from transformers_nim.robustness import RobustnessReport
 from transformers_nim.robustness.inputs import has_defense, model_hash
+from transformers_nim.robustness.tables import percent
 
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = sorted(path.parent for path in (ROOT / "model_cards").glob("*/model.safetensors"))
+README = (ROOT / "README.md").read_text()
 MAX_BYTES = 16e6
+# The lines of the README's table of attacks: name and sigma, by the ending of the folder's name.
+SHOWN = {
+    "-undefended": {"fine-tuned on clean images, no defense": None},
+    "-pgd": {"adversarially trained, no defense": None},
+    "": {"De³, off": None, "De³, sigma 50": 50},
+    "-adversarial": {"De³, adversarially trained, off": None, "De³, adversarially trained, sigma 50": 50},
+}
 pytestmark = pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 
 
@@ -51,8 +61,31 @@ def test_weights_are_small_and_complete(folder):
 
 def test_results_are_of_these_weights(folder, model):
     measured = [results for results in results_of(folder) if "settings" in results]
-    assert measured or not has_defense(model)
-    assert {results["settings"]["model_hash"] for results in measured} <= {model_hash(model)}
+    # Attacks, and certificates where there is a defense that can have them.
+    assert len(measured) == (2 if has_defense(model) else 1)
+    assert {results["settings"]["model_hash"] for results in measured} == {model_hash(model)}
+
+
+def test_the_first_table_of_the_card_is_of_attacks_that_know_the_defense(folder):
+    card = (folder / "README.md").read_text().split("\n---\n", 1)[1]
+    table = card.split("\n| ", 1)[1].split("\n\n", 1)[0]
+    report = RobustnessReport.load(folder / "robustness.json")
+    strongest = report.strongest(report.settings["sigma"])
+    assert {"eot_pgd", "eot_apgd_ce"} <= {report.cell(name).attack for name in strongest.candidates}
+    assert f"on each image | {len(report.images):6} | {percent(strongest.row.accuracy):>17} |" in table
+
+
+def test_the_readme_shows_what_was_measured(folder):
+    """A line of its first table for every sigma of a model that it shows."""
+    report = RobustnessReport.load(folder / "robustness.json")
+    for name, sigma in SHOWN[folder.name.removeprefix("nim-vit-tiny-patch8-32-cifar10")].items():
+        row = report.strongest(sigma).row
+        figures = [percent(report.row("clean", sigma).accuracy), percent(row.accuracy)]
+        figures.append(f"{100 * row.worst_of_10.mean:.1f}")
+        known = report.row("EOT-PGD, noise known", sigma).accuracy.mean if sigma else None
+        figures.append("" if known is None else f"{100 * known:.1f}")
+        (line,) = (line for line in README.splitlines() if line.startswith(f"| {name} "))
+        assert [part.strip() for part in line.split("|")[2:-1]] == figures
 
 
 def test_pipeline_knows_a_ship_at_every_sigma(folder, model):

@@ -80,10 +80,8 @@ def test_the_readme_shows_what_was_measured(folder):
     report = RobustnessReport.load(folder / "robustness.json")
     for name, sigma in SHOWN[folder.name.removeprefix("nim-vit-tiny-patch8-32-cifar10")].items():
         row = report.strongest(sigma).row
-        figures = [percent(report.row("clean", sigma).accuracy), percent(row.accuracy)]
-        figures.append(f"{100 * row.worst_of_10.mean:.1f}")
-        known = report.row("EOT-PGD, noise known", sigma).accuracy.mean if sigma else None
-        figures.append("" if known is None else f"{100 * known:.1f}")
+        figures = [percent(accuracy) for accuracy in (row.clean, row.accuracy, row.worst_of_10)]
+        figures.append(percent(report.row("EOT-PGD, noise known", sigma).accuracy) if sigma else "")
         (line,) = (line for line in README.splitlines() if line.startswith(f"| {name} "))
         assert [part.strip() for part in line.split("|")[2:-1]] == figures
 

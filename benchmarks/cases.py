@@ -21,13 +21,13 @@ from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from transformers_nim import Certificate, NIMConfig, NIMForPreTraining, NIMForRobustImageClassification
 from transformers_nim.attacks import PixelClassifier, make_attack
-from transformers_nim.extras import require
-from transformers_nim.layers_nim import unfused_attention_forward
-from transformers_nim.memory import keep_freed_memory
-from transformers_nim.training.augmentation import pretraining_transform
-from transformers_nim.training.batches import training_batches
-from transformers_nim.training.data import load_image_data
+from transformers_nim.data.augmentation import pretraining_transform
+from transformers_nim.data.images import training_batches
+from transformers_nim.data.loading import load_image_data
+from transformers_nim.model.layers_nim import unfused_attention_forward
 from transformers_nim.training.optimization import make_optimizer, parameter_groups
+from transformers_nim.utils.extras import require
+from transformers_nim.utils.memory import keep_freed_memory
 
 
 SIGMA = 50.0

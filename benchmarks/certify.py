@@ -19,11 +19,11 @@ import torch
 
 import transformers_nim
 from transformers_nim import NIMForRobustImageClassification, NIMImageProcessor
-from transformers_nim.cards import render_table
-from transformers_nim.extras import require
-from transformers_nim.training.batches import EvaluationImages, RowReader
-from transformers_nim.training.data import load_image_data
-from transformers_nim.training.seeding import derive_seed
+from transformers_nim.data.images import EvaluationImages, RowReader
+from transformers_nim.data.loading import load_image_data
+from transformers_nim.hub import render_table
+from transformers_nim.utils.extras import require
+from transformers_nim.utils.seeding import derive_seed_32
 
 
 def procedures(sigma: float) -> dict[str, dict[str, Any]]:
@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         for repetition in range(args.repetitions):
             for row in rows:
                 image = images[row]["pixel_values"].to(device)
-                seed = derive_seed("benchmark", repetition, row)
+                seed = derive_seed_32("benchmark", repetition, row)
                 for name, options in procedures(args.sigma).items():
                     run = measure(model, image, seed, args, options)
                     runs.append({"procedure": name, "row": row, "repetition": repetition, **run})

@@ -24,14 +24,16 @@ import torch
 
 import transformers_nim
 from transformers_nim.attacks import PixelClassifier, make_attack
-from transformers_nim.attacks.randomness import derive_seed
-from transformers_nim.extras import require
-from transformers_nim.memory import keep_freed_memory
-from transformers_nim.robustness.accuracy import Accuracy, Difference, correct_draws, mean_accuracy, paired_difference
-from transformers_nim.robustness.inputs import EvaluationSet, load_classifier
-from transformers_nim.robustness.suite import PRECISIONS
-from transformers_nim.text_table import render_table
-from transformers_nim.training.data import load_image_data
+from transformers_nim.data.evaluation_set import EvaluationSet
+from transformers_nim.data.loading import load_image_data
+from transformers_nim.robustness.accuracy import correct_draws
+from transformers_nim.robustness.classifiers import load_classifier
+from transformers_nim.robustness.protocol import PRECISIONS
+from transformers_nim.utils.extras import require
+from transformers_nim.utils.memory import keep_freed_memory
+from transformers_nim.utils.seeding import derive_seed
+from transformers_nim.utils.statistics import Accuracy, Difference, mean_accuracy, paired_difference
+from transformers_nim.utils.text_table import render_table
 
 
 def summarize(

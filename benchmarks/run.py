@@ -27,8 +27,8 @@ from scaling import measure_passes, measure_processes, measure_scaling
 
 import transformers_nim
 from transformers_nim import NIMConfig, NIMForPreTraining
-from transformers_nim.extras import require
-from transformers_nim.text_table import render_table
+from transformers_nim.utils.extras import require
+from transformers_nim.utils.text_table import render_table
 
 
 TINY, BASE = "tiny-patch4-32", "base"
@@ -151,7 +151,7 @@ def loading_rows(folder: Path) -> Iterator[Row]:
     ):
         yield Row("loading", "from_pretrained, base", name, ours, case, goal=1.0, is_large=True)
     # Both load their models when they are asked for.
-    models = ("transformers_nim.modeling_nim", "transformers.models.vit.modeling_vit")
+    models = ("transformers_nim.model.modeling_nim", "transformers.models.vit.modeling_vit")
     for own, other in (("transformers_nim", "transformers"), models):
         pair = [Case("importing", {"module": module}) for module in (own, other)]
         yield Row("loading", f"import {own}", f"import {other}", *pair, goal=1 / 1.1)

@@ -15,8 +15,8 @@ import torch
 from measure import Case, fit_exponent, measure_alone
 
 from transformers_nim import NIMConfig, NIMForPreTraining
-from transformers_nim.extras import require
 from transformers_nim.training.precision import faster_cpu_precision
+from transformers_nim.utils.extras import require
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

@@ -30,10 +30,10 @@ from transformers_nim import (
     NIMImageProcessor,
 )
 from transformers_nim.attacks import PixelClassifier, eot_pgd
-from transformers_nim.cards import attack_table, write_card
-from transformers_nim.extras import require
-from transformers_nim.noise import add_noise, draw_noise, parse_sigma
+from transformers_nim.hub import attack_table, write_card
+from transformers_nim.model.noise import add_noise, draw_noise, parse_sigma
 from transformers_nim.robustness import correct_draws, mean_accuracy
+from transformers_nim.utils.extras import require
 
 
 ATTACKS = ("no attack", "PGD", "EOT-PGD")

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 import numpy as np
 
 from transformers_nim.robustness import RobustnessReport
-from transformers_nim.robustness.suite import Cell, Strength, make_suite, sigma_key
+from transformers_nim.robustness.protocol import Cell, Strength, make_suite, sigma_key
 
 
 STRENGTH = Strength(40, 16, 11, steps=20, num_draws=8, restarts=1, num_queries=1600)

@@ -17,7 +17,7 @@ from conftest import tiny_config
 from other_classifiers import MEAN, other_classifier
 
 from transformers_nim import NIMForPreTraining
-from transformers_nim.cards import write_card
+from transformers_nim.hub import write_card
 from transformers_nim.metrics import metric_path
 
 

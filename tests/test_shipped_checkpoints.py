@@ -12,7 +12,7 @@ from transformers import AutoModelForImageClassification, pipeline
 
 from transformers_nim.attacks import PixelClassifier, make_attack
 from transformers_nim.robustness import RobustnessReport
-from transformers_nim.robustness.inputs import has_defense, model_hash
+from transformers_nim.robustness.classifiers import has_defense, model_hash
 from transformers_nim.robustness.tables import percent
 
 

@@ -2,7 +2,7 @@
 """Runs the training scripts as users do, on scikit-learn's digits."""
 
 import functools
-import importlib.util
+import importlib
 import json
 import os
 import signal
@@ -146,12 +146,10 @@ def main(script: str, *arguments: object) -> dict:
         GradientState._reset_state()
 
 
-@functools.cache
 def load_script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """The command that a script in `examples/` runs."""
+    module = {"evaluate_robustness": "evaluate", "plan_run": "plan", "push_checkpoint": "push"}.get(name, name)
+    return importlib.import_module(f"transformers_nim.commands.{module}")
 
 
 def losses(output_dir: Path) -> list[tuple[int, float]]:

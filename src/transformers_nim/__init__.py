@@ -2,98 +2,94 @@
 """Noisy image modeling (NIM) and the De^3 adversarial defense as transformers models.
 
 Importing the package makes `AutoConfig`, `AutoModel`, `AutoModelForPreTraining`, `AutoModelForImageClassification`,
-`AutoImageProcessor` and `pipeline("image-classification")` of transformers know NIM checkpoints. torch and the rest of
-transformers are imported when they are first used.
+`AutoImageProcessor` and `pipeline("image-classification")` of transformers know NIM checkpoints.
 """
 
-import importlib
-from typing import TYPE_CHECKING
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForPreTraining,
+)
+from transformers.pipelines import PIPELINE_REGISTRY
 
-from ._registration import register_with_transformers
-
-
-__version__ = "0.1.0"
-
-_EXPORTS = {
-    "certification": ["ABSTAIN", "Certificate", "SmoothedPrediction"],
-    "configuration_nim": ["NIM_SIZES", "NIMConfig", "NIMConfigError"],
-    "image_processing_nim": ["NIMImageProcessor", "NIMImageProcessorPil"],
-    "modeling_nim": [
-        "NIMForImageClassification",
-        "NIMForPreTraining",
-        "NIMForRobustImageClassification",
-        "NIMModel",
-        "NIMPreTrainedModel",
-    ],
-    "noise": [
-        "ConstantSigma",
-        "GammaSigma",
-        "SigmaDistribution",
-        "UniformSigma",
-        "add_noise",
-        "parse_sigma",
-        "register_sigma_distribution",
-    ],
-    "outputs_nim": ["NIMForPreTrainingOutput", "RobustImageClassifierOutput"],
-    "pipeline_nim": ["NIMImageClassificationPipeline"],
-    "robustness.report": ["RobustnessReport"],
-}
-_MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
-__all__ = sorted(_MODULE_OF)
-
-if TYPE_CHECKING:
-    from .certification import (
-        ABSTAIN as ABSTAIN,
-        Certificate as Certificate,
-        SmoothedPrediction as SmoothedPrediction,
-    )
-    from .configuration_nim import (
-        NIM_SIZES as NIM_SIZES,
-        NIMConfig as NIMConfig,
-        NIMConfigError as NIMConfigError,
-    )
-    from .image_processing_nim import (
-        NIMImageProcessor as NIMImageProcessor,
-        NIMImageProcessorPil as NIMImageProcessorPil,
-    )
-    from .modeling_nim import (
-        NIMForImageClassification as NIMForImageClassification,
-        NIMForPreTraining as NIMForPreTraining,
-        NIMForRobustImageClassification as NIMForRobustImageClassification,
-        NIMModel as NIMModel,
-        NIMPreTrainedModel as NIMPreTrainedModel,
-    )
-    from .noise import (
-        ConstantSigma as ConstantSigma,
-        GammaSigma as GammaSigma,
-        SigmaDistribution as SigmaDistribution,
-        UniformSigma as UniformSigma,
-        add_noise as add_noise,
-        parse_sigma as parse_sigma,
-        register_sigma_distribution as register_sigma_distribution,
-    )
-    from .outputs_nim import (
-        NIMForPreTrainingOutput as NIMForPreTrainingOutput,
-        RobustImageClassifierOutput as RobustImageClassifierOutput,
-    )
-    from .pipeline_nim import (
-        NIMImageClassificationPipeline as NIMImageClassificationPipeline,
-    )
-    from .robustness.report import (
-        RobustnessReport as RobustnessReport,
-    )
+from .model.certification import ABSTAIN, Certificate, SmoothedPrediction
+from .model.configuration_nim import NIM_SIZES, NIMConfig, NIMConfigError
+from .model.image_processing_nim import NIMImageProcessor, NIMImageProcessorPil
+from .model.modeling_nim import (
+    NIMForImageClassification,
+    NIMForPreTraining,
+    NIMForRobustImageClassification,
+    NIMModel,
+    NIMPreTrainedModel,
+)
+from .model.noise import (
+    ConstantSigma,
+    GammaSigma,
+    SigmaDistribution,
+    UniformSigma,
+    add_noise,
+    parse_sigma,
+    register_sigma_distribution,
+)
+from .model.outputs_nim import NIMForPreTrainingOutput, RobustImageClassifierOutput
+from .model.pipeline_nim import NIMImageClassificationPipeline
+from .robustness.report import RobustnessReport
+from .utils.versions import VERSION
 
 
-def __getattr__(name: str) -> object:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
-    globals()[name] = value
-    return value
+__version__ = VERSION
+
+__all__ = [
+    "ABSTAIN",
+    "NIM_SIZES",
+    "Certificate",
+    "ConstantSigma",
+    "GammaSigma",
+    "NIMConfig",
+    "NIMConfigError",
+    "NIMForImageClassification",
+    "NIMForPreTraining",
+    "NIMForPreTrainingOutput",
+    "NIMForRobustImageClassification",
+    "NIMImageClassificationPipeline",
+    "NIMImageProcessor",
+    "NIMImageProcessorPil",
+    "NIMModel",
+    "NIMPreTrainedModel",
+    "RobustImageClassifierOutput",
+    "RobustnessReport",
+    "SigmaDistribution",
+    "SmoothedPrediction",
+    "UniformSigma",
+    "add_noise",
+    "parse_sigma",
+    "register_sigma_distribution",
+]
 
 
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+class _Classes(tuple):
+    """Several classes for one config. Early 5.x releases ask every registered class for its name, tuples too."""
+
+    __slots__ = ()
+    __name__ = "NIMForRobustImageClassification"
 
 
-register_with_transformers()
+AutoConfig.register("nim", NIMConfig, exist_ok=True)
+AutoModel.register(NIMConfig, NIMModel, exist_ok=True)
+AutoModelForPreTraining.register(NIMConfig, NIMForPreTraining, exist_ok=True)
+# A checkpoint's own class is chosen; the first is for those that name neither, such as pretraining checkpoints.
+AutoModelForImageClassification.register(
+    NIMConfig, _Classes((NIMForRobustImageClassification, NIMForImageClassification)), exist_ok=True
+)
+AutoImageProcessor.register(
+    NIMConfig, image_processor_classes={"torchvision": NIMImageProcessor, "pil": NIMImageProcessorPil}, exist_ok=True
+)
+
+_task = PIPELINE_REGISTRY.supported_tasks["image-classification"]
+# Pipelines of other models stay of the class that stood there (a dotted path is transformers' own class).
+if isinstance(_task["impl"], type) and not issubclass(_task["impl"], NIMImageClassificationPipeline):
+    NIMImageClassificationPipeline.fallback = _task["impl"]
+# A new mapping: the class that stood there keeps the old one as its own registration.
+PIPELINE_REGISTRY.supported_tasks["image-classification"] = {**_task, "impl": NIMImageClassificationPipeline}

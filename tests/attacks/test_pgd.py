@@ -6,15 +6,7 @@ import torch
 from conftest import tiny_model
 from toys import Linear, Noisy, NormBall, boundary_points, share_right
 
-from transformers_nim.attacks import (
-    Ball,
-    PixelClassifier,
-    eot_apgd,
-    eot_pgd,
-    fgsm,
-    image_seeds,
-    pgd,
-)
+from transformers_nim.attacks import Ball, PixelClassifier, eot_apgd, eot_pgd, fgsm, image_seeds, pgd
 from transformers_nim.attacks.geometry import perturbation_norm
 
 

@@ -6,8 +6,8 @@ import torch
 from attacks.toys import Linear, Noisy
 
 from transformers_nim.robustness.budget import fit, seconds_per_pass
+from transformers_nim.robustness.protocol import STRENGTHS, make_suite
 from transformers_nim.robustness.runner import total_cost
-from transformers_nim.robustness.suite import STRENGTHS, make_suite
 
 
 QUICK = STRENGTHS["quick"]

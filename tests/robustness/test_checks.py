@@ -8,12 +8,12 @@ import pytest
 import torch
 from attacks.toys import Linear, Masked, NormBall
 
-from transformers_nim.records import start_records
+from transformers_nim.data.evaluation_set import EvaluationSet
 from transformers_nim.robustness import RobustnessReport
 from transformers_nim.robustness.checks import make_report, run_checks
-from transformers_nim.robustness.inputs import EvaluationSet
+from transformers_nim.robustness.protocol import FGSM, HEADLINE, SQUARE, Strength, make_suite
 from transformers_nim.robustness.runner import KEYS, Runner
-from transformers_nim.robustness.suite import FGSM, HEADLINE, SQUARE, Strength, make_suite
+from transformers_nim.utils.records import start_records
 
 
 SHAPE = (1, 6, 6)

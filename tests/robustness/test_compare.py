@@ -6,7 +6,7 @@ import pytest
 from fake_reports import STRENGTH, cell, hand_made, simulated
 
 from transformers_nim.robustness import compare, paired_difference
-from transformers_nim.robustness.suite import Cell
+from transformers_nim.robustness.protocol import Cell
 
 
 def report(num_right, sigma=50.0, eps=8.0, num_images=20, **changes):

@@ -9,7 +9,7 @@ from fake_reports import cell, hand_made, simulated
 
 import transformers_nim
 from transformers_nim.robustness import RobustnessReport, compare, wilson_interval
-from transformers_nim.robustness.suite import Cell
+from transformers_nim.robustness.protocol import Cell
 
 
 SIGMAS = (None, 0.0, 25.0, 50.0, 75.0)

@@ -9,10 +9,10 @@ import torch
 from attacks.toys import Linear, Masked, Noisy, boundary_points
 
 from transformers_nim.attacks.randomness import draw_logits
-from transformers_nim.records import read_records, start_records
-from transformers_nim.robustness.inputs import EvaluationSet
+from transformers_nim.data.evaluation_set import EvaluationSet
+from transformers_nim.robustness.protocol import CLEAN, HEADLINE, Cell, Strength, make_suite, sigma_key
 from transformers_nim.robustness.runner import KEYS, PROBE, Runner, kept_path, total_cost
-from transformers_nim.robustness.suite import CLEAN, HEADLINE, Cell, Strength, make_suite, sigma_key
+from transformers_nim.utils.records import read_records, start_records
 
 
 STRENGTH = Strength(6, 4, 12, steps=4, num_draws=3, restarts=1, num_queries=12)

@@ -11,7 +11,7 @@ from accelerate.state import AcceleratorState, GradientState
 from conftest import random_picture, tiny_model
 
 from transformers_nim import NIMForImageClassification, NIMImageProcessor
-from transformers_nim.noise import UniformSigma
+from transformers_nim.model.noise import UniformSigma
 from transformers_nim.training.adversarial import adversarial_images
 
 

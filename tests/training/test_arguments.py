@@ -2,7 +2,7 @@
 """The command line of the training scripts: what it says and what it makes of what it is told."""
 
 import argparse
-import importlib.util
+import importlib
 import json
 import re
 from pathlib import Path
@@ -10,18 +10,18 @@ from pathlib import Path
 import pytest
 
 from transformers_nim import NIMConfig
-from transformers_nim.noise import ConstantSigma, GammaSigma, UniformSigma
+from transformers_nim.data.loading import ImageData
+from transformers_nim.model.noise import ConstantSigma, GammaSigma, UniformSigma
 from transformers_nim.training import arguments
 from transformers_nim.training.arguments import (
     add_sigma_arguments,
     config_from_arguments,
-    make_parser,
     parse_overrides,
     public_arguments,
     sigma_from_arguments,
 )
-from transformers_nim.training.data import ImageData
 from transformers_nim.training.launch import Plan, make_plan, steps_of
+from transformers_nim.utils.cli import make_parser
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -30,10 +30,7 @@ UNIT = "in units of 0..255 pixels"
 
 
 def load(script: str):
-    spec = importlib.util.spec_from_file_location(script, EXAMPLES / f"{script}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module(f"transformers_nim.commands.{script}")
 
 
 def parse(script: str, *argv: str) -> argparse.Namespace:

@@ -13,18 +13,13 @@ from conftest import random_picture, tiny_config, tiny_model
 from PIL import Image
 
 from transformers_nim import NIMForImageClassification, NIMForPreTraining, NIMImageProcessor
+from transformers_nim.data.images import evaluation_loader
+from transformers_nim.data.loading import ImageData
 from transformers_nim.metrics import load_metric
-from transformers_nim.training.batches import evaluation_loader
-from transformers_nim.training.data import ImageData
-from transformers_nim.training.evaluation import (
-    evaluate_classifier,
-    evaluate_denoiser,
-    evaluate_masked,
-    plot_reconstructions,
-    sigma_name,
-)
-from transformers_nim.training.masked import MaskedAutoencoder
-from transformers_nim.training.seeding import derive_seed
+from transformers_nim.training.evaluation import evaluate_classifier, evaluate_denoiser, evaluate_masked, sigma_name
+from transformers_nim.training.mae import MaskedAutoencoder
+from transformers_nim.training.plots import plot_reconstructions
+from transformers_nim.utils.seeding import derive_seed_32
 
 
 SIGMAS = (0, 25, 75)
@@ -72,7 +67,7 @@ def pixels_of(pictures, config) -> torch.Tensor:
 
 
 def generator_of(row: int) -> torch.Generator:
-    return torch.Generator().manual_seed(derive_seed("evaluation", row))
+    return torch.Generator().manual_seed(derive_seed_32("evaluation", row))
 
 
 def random_denoiser(**overrides) -> NIMForPreTraining:

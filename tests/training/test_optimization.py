@@ -8,7 +8,7 @@ import torch
 from conftest import tiny_config
 
 from transformers_nim import NIMForImageClassification, NIMForPreTraining, NIMForRobustImageClassification
-from transformers_nim.training.masked import MaskedAutoencoder
+from transformers_nim.training.mae import MaskedAutoencoder
 from transformers_nim.training.optimization import (
     SCHEDULES,
     layer_of_parameter,

@@ -19,14 +19,14 @@ from safetensors.torch import load_file
 from timm.utils import ModelEmaV3
 
 from transformers_nim import NIMForPreTraining, NIMForRobustImageClassification, NIMImageProcessor
-from transformers_nim.noise import draw_noise, parse_sigma
-from transformers_nim.training.augmentation import LabelMixer, pretraining_transform
-from transformers_nim.training.batches import training_batches
-from transformers_nim.training.data import ImageData
-from transformers_nim.training.masked import MaskedAutoencoder
+from transformers_nim.data.augmentation import LabelMixer, pretraining_transform
+from transformers_nim.data.images import training_batches
+from transformers_nim.data.loading import ImageData
+from transformers_nim.model.noise import draw_noise, parse_sigma
+from transformers_nim.training.mae import MaskedAutoencoder
 from transformers_nim.training.optimization import make_optimizer, make_schedule, parameter_groups
 from transformers_nim.training.run import RunOptions, TrainingDivergedError, TrainingRun
-from transformers_nim.training.seeding import image_generators
+from transformers_nim.utils.seeding import image_generators
 
 
 NUM_IMAGES, BATCH_SIZE, RATE = 20, 8, 1e-2
@@ -145,7 +145,7 @@ class Training:
 
     def compute_loss(self, batch) -> torch.Tensor:
         pixel_values = batch["pixel_values"]
-        generators = image_generators(batch["noise_seed"], "cpu")
+        generators = image_generators(batch["noise_seed"], device="cpu")
         if self.recipe.task == "mae":
             return self.model(pixel_values, torch.stack([torch.rand(16, generator=g) for g in generators])).loss
         drawn, noise = draw_noise(pixel_values, parse_sigma(50), generator=generators)

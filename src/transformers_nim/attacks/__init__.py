@@ -5,6 +5,7 @@ Every attack has a name and one signature; see [`make_attack`]. Losses are avera
 for the gradient and for the choice of the best point alike.
 """
 
+from ..utils.seeding import image_generators, image_seeds
 from .adapter import PixelClassifier
 from .adaptive import low_frequency, patch_statistics, vote
 from .apgd import eot_apgd, eot_apgd_ce, eot_apgd_dlr
@@ -13,7 +14,7 @@ from .external import autoattack, torchattacks_eotpgd, torchattacks_fgsm, torcha
 from .geometry import Ball
 from .losses import adversarial_loss
 from .pgd import eot_pgd, fgsm, pgd
-from .randomness import draw_logits, image_generators, image_seeds
+from .randomness import draw_logits
 from .registry import Attack, attack_options, available_attacks, make_attack, register_attack
 
 

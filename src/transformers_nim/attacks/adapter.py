@@ -11,9 +11,8 @@ import torch
 from torch import nn
 from transformers.modeling_utils import PreTrainedModel
 
-from ..modeling_nim import FROM_CONFIG, Sigma
-from ..noise import ConstantSigma, parse_sigma, split_generator
-from ..outputs_nim import combine_draws
+from ..model.noise import FROM_CONFIG, ConstantSigma, Sigma, parse_sigma, split_generator
+from ..model.outputs_nim import combine_draws
 
 
 GRADIENTS = ("full", "bpda", "classifier")

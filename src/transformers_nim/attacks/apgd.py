@@ -10,10 +10,11 @@ from collections.abc import Sequence
 
 import torch
 
+from ..utils.seeding import image_seeds
 from .geometry import Ball, check_images, per_image
 from .losses import BestIterates, Objective
 from .pgd import OnStep, check_counts, check_losses
-from .randomness import Classifier, image_seeds
+from .randomness import Classifier
 from .registry import register_attack
 from .restarts import BATCH_SIZE, Run, effective_draws, run_restarts
 

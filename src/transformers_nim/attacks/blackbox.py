@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
+from ..utils.seeding import image_generators
 from .geometry import Ball, check_images, per_image, perturbation_norm
 from .losses import adversarial_loss
 from .pgd import OnStep, check_counts
-from .randomness import Classifier, draw_logits, image_generators, is_deterministic
+from .randomness import Classifier, draw_logits, is_deterministic
 from .registry import make_attack, register_attack
 from .restarts import BATCH_SIZE, Run, effective_draws, run_restarts
 

@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..extras import require
+from ..utils.extras import require
+from ..utils.seeding import derive_seed, forked_rng
 from .geometry import Ball, check_images
 from .pgd import OnStep, check_counts
-from .randomness import Classifier, derive_seed, draw_logits, forked_rng, is_deterministic
+from .randomness import Classifier, draw_logits, is_deterministic
 from .registry import register_attack
 from .restarts import BATCH_SIZE, run_restarts
 

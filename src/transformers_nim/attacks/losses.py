@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..outputs_nim import combine_draws
+from ..model.outputs_nim import combine_draws
 from .randomness import Classifier, draw_logits
 
 

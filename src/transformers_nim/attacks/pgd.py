@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from ..utils.seeding import image_seeds
 from .geometry import Ball, check_images
 from .losses import LOSSES, BestIterates, Objective
-from .randomness import Classifier, image_seeds
+from .randomness import Classifier
 from .registry import register_attack
 from .restarts import BATCH_SIZE, Run, effective_draws, run_restarts
 

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 
-from ..outputs_nim import combine_draws
+from ..model.outputs_nim import combine_draws
+from ..utils.seeding import derive_seed, forked_rng, image_generators
 from .geometry import check_images
 from .losses import adversarial_loss
-from .randomness import Classifier, derive_seed, draw_logits, forked_rng, image_generators, is_deterministic
+from .randomness import Classifier, draw_logits, is_deterministic
 
 
 # How many images, their draws counted, pass through the network at once.

@@ -7,7 +7,7 @@ Each folder holds a module of the same name and is complete in itself: uploaded 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..extras import require
+from ..utils.extras import require
 
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from dataclasses import replace
 import torch
 
 from ..attacks.losses import Objective
-from ..attacks.randomness import forked_rng, image_generators
-from .inputs import MakeClassifier
+from ..utils.seeding import forked_rng, image_generators
+from .classifiers import MakeClassifier
+from .protocol import Cell, Strength
 from .runner import total_cost
-from .suite import Cell, Strength
 
 
 # Below these an evaluation says too little to be worth its time.

@@ -15,12 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from ..records import read_records
-from .accuracy import paired_difference
-from .inputs import EvaluationSet
-from .report import RobustnessReport
-from .runner import KEYS, PROBE
-from .suite import (
+from ..data.evaluation_set import EvaluationSet
+from ..utils.records import read_records
+from ..utils.statistics import paired_difference
+from .protocol import (
     BPDA,
     CLEAN,
     CLEAN_NOISE_KNOWN,
@@ -35,6 +33,8 @@ from .suite import (
     large_eps_name,
     sigma_name,
 )
+from .report import RobustnessReport
+from .runner import KEYS, PROBE
 
 
 # What counts as "about 0", as a share of images.

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from ..text_table import render_table
-from .accuracy import mean_accuracy, paired_difference, unpaired_difference
+from ..utils.statistics import mean_accuracy, paired_difference, unpaired_difference
+from ..utils.text_table import render_table
 from .figures import Row
+from .protocol import Cell
 from .report import RobustnessReport
-from .suite import Cell
 from .tables import bullets, percent, sigma_label, wrapped
 
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .accuracy import Accuracy, mean_accuracy, wilson_interval
-from .suite import CLEAN, CLEAN_NOISE_KNOWN, HEADLINE, Cell, sigma_key
+from ..utils.statistics import Accuracy, mean_accuracy, wilson_interval
+from .protocol import CLEAN, CLEAN_NOISE_KNOWN, HEADLINE, Cell, sigma_key
 
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ..extras import require
+from ..utils.extras import require
+from .protocol import CLEAN
 from .report import RobustnessReport
-from .suite import CLEAN
 from .tables import column_label, sigma_label
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ..records import replace_file
+from ..utils.records import replace_file
 from .figures import ATTACK_GROUPS, NUM_VOTES, Row, Strongest, find_strongest, make_row
-from .suite import CLEAN, DEFAULT_PRECISION, FEW_STEPS, OFF_LARGE, UNBOUNDED, Cell, sigma_key
+from .protocol import CLEAN, DEFAULT_PRECISION, FEW_STEPS, OFF_LARGE, UNBOUNDED, Cell, sigma_key
 from .tables import describe, render
 from .trade_off import SigmaChoice, TradeOff, choose_sigma, find_knee
 

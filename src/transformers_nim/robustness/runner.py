@@ -18,12 +18,14 @@ import torch
 
 from ..attacks.geometry import perturbation_norm
 from ..attacks.losses import Objective, adversarial_loss
-from ..attacks.randomness import Classifier, derive_seed, draw_logits, forked_rng
+from ..attacks.randomness import Classifier, draw_logits
 from ..attacks.registry import make_attack
 from ..attacks.restarts import effective_draws
-from ..records import append_record, read_records
-from .inputs import EvaluationSet, MakeClassifier
-from .suite import CLEAN, Cell, Strength, sigma_key
+from ..data.evaluation_set import EvaluationSet
+from ..utils.records import append_record, read_records
+from ..utils.seeding import derive_seed, forked_rng
+from .classifiers import MakeClassifier
+from .protocol import CLEAN, Cell, Strength, sigma_key
 
 
 KEYS = ("cell", "row")

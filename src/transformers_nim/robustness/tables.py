@@ -6,10 +6,10 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..text_table import render_table
-from .accuracy import Accuracy
+from ..utils.statistics import Accuracy
+from ..utils.text_table import render_table
 from .figures import NUM_TRIES, NUM_VOTES, Row
-from .suite import CLEAN, DEFAULT_PRECISION, HEADLINE, UNBOUNDED, Cell, sigma_key
+from .protocol import CLEAN, DEFAULT_PRECISION, HEADLINE, UNBOUNDED, Cell, sigma_key
 
 
 if TYPE_CHECKING:

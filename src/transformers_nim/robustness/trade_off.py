@@ -4,8 +4,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .accuracy import Accuracy, paired_difference
-from .suite import sigma_key
+from ..utils.statistics import Accuracy, paired_difference
+from .protocol import sigma_key
 
 
 if TYPE_CHECKING:

@@ -5,36 +5,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..configuration_nim import NIM_SIZES, NIMConfig
-from ..noise import GammaSigma, SigmaDistribution, UniformSigma, parse_sigma
+from ..model.configuration_nim import NIM_SIZES, NIMConfig
+from ..model.noise import GammaSigma, SigmaDistribution, UniformSigma, parse_sigma
 from .optimization import SCHEDULES
 
 
 # Never written to logs, results or trackers.
 _SECRETS = ("token", "hub_token")
-
-
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, but not the None of options that say themselves what leaving them out means."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        # Not `in (None, False)`, where 0 would count too.
-        if action.default is None or action.default is False:
-            return action.help
-        if isinstance(action.default, (list, tuple)):
-            # As it is typed.
-            return f"{action.help} (default: {' '.join(map(str, action.default))})"
-        return super()._get_help_string(action)
-
-
-def make_parser(description: str | None, required: str = "--output_dir OUTPUT_DIR") -> argparse.ArgumentParser:
-    """A parser whose help shows defaults, and whose errors are not preceded by a page of options."""
-    return argparse.ArgumentParser(
-        usage=f"%(prog)s {required} [options]",
-        description=description,
-        formatter_class=_HelpFormatter,
-        allow_abbrev=False,
-    )
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:

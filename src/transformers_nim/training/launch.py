@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..extras import require
-from ..memory import keep_freed_memory
-from ..noise import parse_sigma
+from ..data.loading import ImageData, load_image_data
+from ..model.noise import parse_sigma
+from ..utils.extras import require
+from ..utils.memory import keep_freed_memory
+from ..utils.processes import check_processes, train_on_cpu
 from .arguments import public_arguments
 from .checkpoints import find_checkpoint, read_state
-from .data import ImageData, load_image_data
 from .optimization import make_schedule, scaled_learning_rate
 from .precision import Precision, faster_cpu_precision
 from .run import RunOptions
@@ -127,30 +128,6 @@ def make_accelerator(args: argparse.Namespace, precision: Precision) -> Any:
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     return accelerator
-
-
-def train_on_cpu() -> bool:
-    """What to pass to an `Accelerator` as `cpu`: whether there is no GPU, or none is wanted.
-
-    Without it, processes that torchrun starts on a machine without GPUs would not find each other.
-    """
-    return not torch.accelerator.is_available() or require("accelerate.utils").parse_flag_from_env(
-        "ACCELERATE_USE_CPU"
-    )
-
-
-def check_processes(accelerator: Any) -> None:
-    """Makes sure that all processes that were started work together.
-
-    Raises:
-        ValueError: They do not: each would do all the work, into the same folder.
-    """
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if launched != accelerator.num_processes:
-        raise ValueError(
-            f"{launched} processes were started, but Accelerate sees {accelerator.num_processes}; set"
-            " ACCELERATE_USE_CPU=true to use CPUs, or check the launch file"
-        )
 
 
 def start_trackers(accelerator: Any, project: str, args: argparse.Namespace) -> None:

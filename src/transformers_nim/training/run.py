@@ -14,17 +14,11 @@ import torch
 from torch import nn
 from transformers.utils import logging
 
-from ..extras import require
-from .batches import Batch
-from .checkpoints import (
-    find_checkpoint,
-    load_checkpoint,
-    replace_folder,
-    require_empty_or_resumed,
-    save_checkpoint,
-)
-from .masked import MaskedAutoencoder
-from .seeding import seed_step
+from ..data.images import Batch
+from ..utils.extras import require
+from ..utils.seeding import seed_step
+from .checkpoints import find_checkpoint, load_checkpoint, replace_folder, require_empty_or_resumed, save_checkpoint
+from .mae import MaskedAutoencoder
 
 
 logger = logging.get_logger(__name__)

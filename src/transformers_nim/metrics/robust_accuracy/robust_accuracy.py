@@ -8,7 +8,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from transformers_nim.robustness import mean_accuracy
+from transformers_nim.utils.statistics import mean_accuracy
 
 
 # The class that losses of PyTorch ignore, and with which padded labels are filled.

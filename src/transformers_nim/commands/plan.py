@@ -1,0 +1,335 @@
+# Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
+"""Plans a long run before GPUs are paid for: FLOPs, hours, memory, the largest batch that fits, and the command.
+
+    python examples/plan_run.py --config_name base
+    python examples/plan_run.py --task finetuning --num_gpus 4 --gpu_peak_tflops 312 --bytes_per_gpu 40e9
+
+Nothing is trained: FLOPs are counted, and activations measured, on tensors without contents. What is assumed is
+printed with the result; above all, how much of its peak a GPU reaches.
+"""
+
+import argparse
+import json
+import math
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AttentionInterface
+from transformers.initialization import no_init_weights
+
+from .. import NIMConfig, NIMForPreTraining, NIMForRobustImageClassification
+from ..hub import render_table
+from ..training import arguments
+from ..training.mae import MaskedAutoencoder
+from ..utils.cli import make_parser
+
+
+GPUS_PER_NODE = 8
+
+# Weight, gradient, AdamW's two moments and DDP's copy of the gradient in float32; autocast's copy of the weight.
+BYTES_PER_TRAINED_PARAMETER = 5 * 4 + 2
+BYTES_PER_FROZEN_PARAMETER = 4
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Equal GPUs: how many, what one does at best with dense matrices in half precision, and its memory."""
+
+    num_gpus: int
+    peak_tflops: float
+    bytes_per_gpu: float
+    precision: str = "bf16"
+
+
+# Figures of the manufacturer. A V100 has no bf16.
+HARDWARE = {
+    "8x V100": Hardware(8, 125, 32e9, "fp16"),
+    "8x A100": Hardware(8, 312, 80e9),
+    "8x H100": Hardware(8, 989, 80e9),
+    "64x A100": Hardware(64, 312, 80e9),
+}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a model takes: parameters; FLOPs and bytes of activations, each for one image."""
+
+    trained_parameters: int
+    frozen_parameters: int
+    forward_flops: int
+    step_flops: int
+    activation_bytes: int
+    checkpointed_bytes: int
+
+    @property
+    def static_bytes(self) -> int:
+        """Memory of a GPU before it sees an image."""
+        return (
+            BYTES_PER_TRAINED_PARAMETER * self.trained_parameters + BYTES_PER_FROZEN_PARAMETER * self.frozen_parameters
+        )
+
+
+def make_step(config: NIMConfig, task: str, mask_ratio: float | None) -> tuple[nn.Module, Callable]:
+    """The model that is trained, and what a step computes from images to the loss, but for drawing noise."""
+    if task == "finetuning":
+        robust = NIMForRobustImageClassification(config).train()
+
+        def finetune(images: torch.Tensor) -> torch.Tensor:
+            with torch.no_grad():
+                _, _, denoised = robust.denoiser.restore(images, torch.zeros(len(images)), images)
+            return robust(denoised, labels=torch.zeros(len(images), dtype=torch.long), sigma=None).loss
+
+        return robust, finetune
+    denoiser = NIMForPreTraining(config).train()
+    if mask_ratio is not None:
+        masked = MaskedAutoencoder(denoiser, mask_ratio)
+        return masked, lambda images: masked(images).loss
+
+    def denoise(images: torch.Tensor) -> torch.Tensor:
+        _, logits, _ = denoiser.restore(images, torch.zeros(len(images)), images)
+        return nn.functional.mse_loss(logits.float(), denoiser.patch_targets(images))
+
+    return denoiser, denoise
+
+
+def saved_bytes(run: Callable[[], torch.Tensor]) -> int:
+    """Bytes that a forward pass under autocast keeps for the backward pass."""
+    storages: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        # Views share their storage; a storage that is held here does not give its address to another.
+        storages[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
+        loss = run()
+    del loss
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+def measure(config: NIMConfig, task: str = "pretraining", mask_ratio: float | None = None) -> Cost:
+    """Counts FLOPs and measures activations.
+
+    Args:
+        config: The model.
+        task: `"pretraining"` or `"finetuning"` (of a classifier with the defense).
+        mask_ratio: Part of the patches that are hidden, to pretrain a masked autoencoder instead of a denoiser.
+    """
+    with FakeTensorMode():
+        with no_init_weights():
+            model, step = make_step(config, task, mask_ratio)
+        inner = getattr(model, "model", model)
+
+        def images(number: int) -> torch.Tensor:
+            return torch.zeros(number, config.num_channels, *config.image_shape)
+
+        # Written out, attention is nothing but matrix products, which the counter knows on every device.
+        inner.set_attn_implementation("eager")
+        with FlopCounterMode(display=False) as counter:
+            loss = step(images(1))
+            forward_flops = counter.get_total_flops()
+            loss.backward()
+        # As GPUs have it; under the name "sdpa", CPUs have it written out in bf16.
+        AttentionInterface.register("fused", AttentionInterface()["sdpa"])
+        inner.set_attn_implementation("fused")
+        for module in model.modules():
+            if isinstance(module, nn.LayerNorm):
+                # As autocast does on GPUs, and not on CPUs.
+                module.register_forward_pre_hook(lambda _, inputs: inputs[0].float())
+
+        def per_image(run: Callable) -> int:
+            # The difference leaves out what does not grow with the batch, such as weights.
+            return saved_bytes(lambda: run(images(2))) - saved_bytes(lambda: run(images(1)))
+
+        activations = per_image(step)
+        one_layer = per_image(lambda batch: inner.nim.layers[-1](inner.nim.embeddings(batch, False)))
+        # Renamed in transformers 5.23.
+        enable = getattr(inner, "activation_checkpointing_enable", None) or inner.gradient_checkpointing_enable
+        enable()
+        # In the backward pass, one layer at a time has its activations back.
+        checkpointed = per_image(step) + one_layer
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in model.parameters()) - trained
+    return Cost(trained, frozen, forward_flops, counter.get_total_flops(), activations, checkpointed)
+
+
+def largest_batch(cost: Cost, bytes_per_gpu: float, reserve: float, gradient_checkpointing: bool = False) -> int:
+    """How many images fit a GPU at a time; 0 if the model alone does not."""
+    per_image = cost.checkpointed_bytes if gradient_checkpointing else cost.activation_bytes
+    return max(int((bytes_per_gpu * (1 - reserve) - cost.static_bytes) / per_image), 0)
+
+
+def split_batch(total_batch_size: int, num_gpus: int, largest: int) -> tuple[int, int] | None:
+    """Images per GPU and pass, at most `largest`, and the fewest passes that make up the batch of an update.
+
+    Returns:
+        None if not even one image per GPU and pass fits.
+
+    Raises:
+        ValueError: The GPUs cannot share the batch evenly.
+    """
+    if total_batch_size % num_gpus:
+        raise ValueError(f"{num_gpus} GPUs cannot share a total_batch_size of {total_batch_size} evenly")
+    if largest < 1:
+        return None
+    share = total_batch_size // num_gpus
+    passes = next(passes for passes in range(math.ceil(share / largest), share + 1) if share % passes == 0)
+    return share // passes, passes
+
+
+def hours(cost: Cost, images: float, hardware: Hardware, utilization: float) -> float:
+    """Time to train on so many images."""
+    return cost.step_flops * images / (hardware.num_gpus * hardware.peak_tflops * 1e12 * utilization) / 3600
+
+
+def workers_per_gpu(args: argparse.Namespace, cost: Cost, hardware: Hardware) -> int:
+    """Processes that keep a GPU in images."""
+    images_per_second = hardware.peak_tflops * 1e12 * args.utilization / cost.step_flops
+    return math.ceil(images_per_second / args.images_per_worker)
+
+
+def launch_command(args: argparse.Namespace, hardware: Hardware, split: tuple[int, int], num_workers: int) -> str:
+    """The command for a row of the table."""
+    num_gpus, num_nodes = hardware.num_gpus, math.ceil(hardware.num_gpus / GPUS_PER_NODE)
+    name = "multi_node" if num_nodes > 1 else "ddp" if num_gpus > 1 else "single_gpu"
+    lines = [f"accelerate launch --config_file examples/configs/{name}.yaml --num_processes {num_gpus}"]
+    if num_nodes > 1:
+        lines += [f"--num_machines {num_nodes} --machine_rank $RANK --main_process_ip $ADDRESS"]
+    if args.task == "finetuning":
+        lines += ["examples/finetune.py --model_name_or_path outputs/nim --output_dir outputs/robust"]
+    else:
+        lines += [f"examples/pretrain.py --config_name {args.config_name} --output_dir outputs/{args.pretext}"]
+        if args.pretext == "mae":
+            lines += [f"--pretext mae --mask_ratio {args.mask_ratio:g}"]
+        if args.config_overrides:
+            lines += [f"--config_overrides {args.config_overrides}"]
+    lines += [f"--train_dir imagenet/train --validation_dir imagenet/val --num_train_epochs {args.num_train_epochs:g}"]
+    lines += [f"--per_device_train_batch_size {split[0]} --gradient_accumulation_steps {split[1]}"]
+    lines += [f"--num_workers {num_workers}"]
+    if args.gradient_checkpointing:
+        lines[-1] += " --gradient_checkpointing"
+    if hardware.precision != "bf16":
+        lines[-1] += f" --mixed_precision {hardware.precision}"
+    return " \\\n  ".join(lines)
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = make_parser(__doc__, required="")
+    parser.add_argument("--task", choices=("pretraining", "finetuning"), default="pretraining", help="what to plan")
+    parser.add_argument("--pretext", choices=("nim", "mae"), default="nim", help="denoise, or fill in hidden patches")
+    parser.add_argument("--mask_ratio", type=float, default=0.75, help="part of the patches that MAE hides")
+    parser.add_argument("--num_labels", type=int, default=1000, help="classes to fine-tune for")
+    arguments.add_config_arguments(parser)
+    parser.set_defaults(cache_dir=None, token=None)
+    group = parser.add_argument_group("run")
+    group.add_argument("--num_images", type=int, default=1_281_167, help="images to train on; ImageNet's by default")
+    group.add_argument("--num_train_epochs", type=float, help="if left out, the paper's: 800, fine-tuning 100")
+    group.add_argument("--total_batch_size", type=int, help="of an update; if left out, 4096, fine-tuning 1024")
+    group.add_argument("--gradient_checkpointing", action="store_true", help="choose batches that fit with it")
+    group = parser.add_argument_group("hardware; without --gpu_peak_tflops, some common choices")
+    group.add_argument("--num_gpus", type=int, default=8, help=f"in nodes of {GPUS_PER_NODE}")
+    group.add_argument("--gpu_peak_tflops", type=float, help="dense, in half precision, such as 312 for an A100")
+    group.add_argument("--bytes_per_gpu", type=float, default=80e9, help="memory")
+    group.add_argument("--utilization", type=float, default=0.4, help="part of the peak that training reaches")
+    group.add_argument(
+        "--images_per_worker", type=float, default=200, help="images that a process reads and augments per second"
+    )
+    group.add_argument("--memory_reserve", type=float, default=0.1, help="part of the memory for all else")
+    parser.add_argument("--output_file", help="JSON file for the figures and commands, as model cards take them")
+    args = parser.parse_args(argv)
+    if not 0 < args.utilization <= 1 or not 0 <= args.memory_reserve < 1:
+        parser.error("--utilization has to be more than 0 and at most 1, --memory_reserve at least 0 and less than 1")
+    defaults = (800.0, 4096) if args.task == "pretraining" else (100.0, 1024)
+    args.num_train_epochs = args.num_train_epochs or defaults[0]
+    args.total_batch_size = args.total_batch_size or defaults[1]
+    return args
+
+
+def main(argv: list[str] | None = None) -> str:
+    """The command line; returns what it prints."""
+    args = parse_arguments(argv)
+    config = arguments.config_from_arguments(args, num_labels=args.num_labels)
+    cost = measure(config, args.task, args.mask_ratio if args.pretext == "mae" else None)
+    images = args.num_images * args.num_train_epochs
+    plans = HARDWARE
+    if args.gpu_peak_tflops is not None:
+        plans = {f"{args.num_gpus} GPUs": Hardware(args.num_gpus, args.gpu_peak_tflops, args.bytes_per_gpu)}
+
+    rows, commands, records = [], [], []
+    for name, hardware in plans.items():
+        needed = hours(cost, images, hardware, args.utilization)
+        fits = [largest_batch(cost, hardware.bytes_per_gpu, args.memory_reserve, saves) for saves in (False, True)]
+        split = split_batch(args.total_batch_size, hardware.num_gpus, fits[args.gradient_checkpointing])
+        rows.append(
+            [
+                name,
+                f"{hardware.peak_tflops:g} {hardware.precision}",
+                f"{hardware.bytes_per_gpu / 1e9:g} GB",
+                f"{images / needed / 3600:,.0f}",
+                f"{needed:,.1f}",
+                f"{needed * hardware.num_gpus:,.0f}",
+                str(workers_per_gpu(args, cost, hardware)),
+                *(f"{batch:,}" for batch in fits),
+                f"{split[0]} x {hardware.num_gpus} x {split[1]}" if split else "does not fit",
+            ]
+        )
+        if split is None:
+            commands.append(
+                f"# {name}: try --gradient_checkpointing; examples/configs/fsdp2.yaml shares out the weights"
+            )
+        else:
+            num_workers = workers_per_gpu(args, cost, hardware)
+            command = launch_command(args, hardware, split, num_workers)
+            commands.append(f"# {name}, {needed:,.1f} hours\n{command}")
+            times = {"hours": round(needed, 2), "gpu_hours": round(needed * hardware.num_gpus, 1)}
+            records.append({"name": name, "num_gpus": hardware.num_gpus, **times, "command": command})
+    columns = ("GPUs", "peak TFLOP/s", "memory", "images/s", "hours", "GPU hours", "workers", "fits", "checkpointed",
+               "batch x GPUs x passes")  # fmt: skip
+    text = "\n\n".join([describe(args, cost), render_table(columns, rows), *commands])
+    print(text)
+    if args.output_file:
+        Path(args.output_file).write_text(json.dumps(as_record(args, cost, records), indent=2) + "\n")
+    return text
+
+
+def as_record(args: argparse.Namespace, cost: Cost, plans: list[dict]) -> dict:
+    """What `--output_file` holds."""
+    names = ("task", "pretext", "config_name", "num_images", "num_train_epochs", "total_batch_size", "utilization")
+    counted = ("trained_parameters", "frozen_parameters", "forward_flops", "step_flops")
+    return {
+        **{name: getattr(args, name) for name in names},
+        **{name: getattr(cost, name) for name in counted},
+        "shown": "8x A100",
+        "plans": plans,
+    }
+
+
+def describe(args: argparse.Namespace, cost: Cost) -> str:
+    """What is planned, what was counted, and what is assumed."""
+    what = f"{args.pretext.upper()} pretraining" if args.task == "pretraining" else "fine-tuning with the defense"
+    frozen = f", {cost.frozen_parameters / 1e6:,.1f} M frozen" if cost.frozen_parameters else ""
+    images = args.num_images * args.num_train_epochs
+    paragraphs = [
+        f"{what}, {args.config_name}: {cost.trained_parameters / 1e6:,.1f} M parameters are trained{frozen}.",
+        f"Run: {args.num_train_epochs:g} epochs of {args.num_images:,} images, {args.total_batch_size:,} per update:"
+        f" {math.ceil(images / args.total_batch_size):,} updates, {images * cost.step_flops / 1e18:,.1f} EFLOPs.",
+        f"An image: {cost.forward_flops / 1e9:,.1f} GFLOPs forward, {cost.step_flops / 1e9:,.1f} forward and backward;"
+        f" {cost.activation_bytes / 1e6:,.1f} MB of activations, {cost.checkpointed_bytes / 1e6:,.1f} MB with"
+        " --gradient_checkpointing.",
+        f"A GPU without images: {cost.static_bytes / 1e9:,.2f} GB, {BYTES_PER_TRAINED_PARAMETER} bytes for each"
+        " trained parameter (weight, gradient, two moments of AdamW and DDP's copy of the gradient in float32, a copy"
+        f" of the weight in half precision) and {BYTES_PER_FROZEN_PARAMETER} for each frozen one.",
+        f"Assumed: GPUs reach {args.utilization:.0%} of their peak; {args.memory_reserve:.0%} of the memory is for all"
+        f" else; a worker reads and augments {args.images_per_worker:g} images per second. Not counted: validation,"
+        " checkpoints, start-up, and what --gradient_checkpointing computes twice (up to a third of the time).",
+        "Columns: workers (--num_workers) feed one GPU; batches of a GPU that fit it, as they are and 'checkpointed'"
+        " with --gradient_checkpointing; and what makes up an update.",
+    ]
+    return "\n".join(textwrap.fill(paragraph, 119, subsequent_indent="  ") for paragraph in paragraphs)

@@ -1,0 +1,75 @@
+# Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
+"""Publishes a checkpoint with its card and results on the Hub. Without --push nothing is sent.
+
+    python examples/push_checkpoint.py outputs/de3 --repo_id NAME/nim-vit-tiny-de3          # what would change
+    python examples/push_checkpoint.py outputs/de3 --repo_id NAME/nim-vit-tiny-de3 --push
+
+It refuses cards that do not agree with the results (and shows the difference), missing or broken files, formats that
+execute code when they are read, tokens and absolute paths. What was uploaded is downloaded again and compared. The
+branch is exactly the folder afterwards: files that are on the Hub alone are listed, and removed by --push.
+"""
+
+import argparse
+import sys
+
+from huggingface_hub import ModelCard
+
+from ..hub.upload import Publication, prepare, stale_files, upload
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", help="with weights, configs, card.json and the result files that it names")
+    parser.add_argument("--repo_id", required=True, help="repository, OWNER/NAME")
+    parser.add_argument("--push", action="store_true", help="send it")
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument("--revision", default="main", help="branch (default: main)")
+    parser.add_argument(
+        "--with_code",
+        action="store_true",
+        help="add the package's Python files, for users without the package who pass trust_remote_code=True",
+    )
+    parser.add_argument("--without_weights", action="store_true", help="publish a configuration and a card alone")
+    parser.add_argument("--token", help="token of the Hub; the one of `hf auth login` by default")
+    return parser.parse_args(argv)
+
+
+def describe(publication: Publication, args: argparse.Namespace) -> str:
+    """What would be sent, where to, and what the card says."""
+    visibility = "private" if args.private else "public"
+    lines = [f"to: {args.repo_id}, branch {args.revision} ({visibility} if it is new)"]
+    lines += [f"{publication.size(name):>14,}  {name}" for name in publication.files]
+    total = sum(publication.size(name) for name in publication.files)
+    lines += [f"{total:>14,}  bytes in {len(publication.files)} files", ""]
+    # Of cards that cannot be read the problems tell.
+    if "README.md" in publication.files and not publication.problems:
+        card = ModelCard(publication.read("README.md").decode(), ignore_metadata_errors=True)
+        lines += [*card.text.strip().split("\n\n## ")[0].splitlines(), ""]
+        results = card.data.eval_results or []
+        lines += [f"{result.metric_name}: {result.metric_value:.4g}" for result in results[:20]]
+        lines += [f"and {len(results) - 20} more"] if len(results) > 20 else []
+        lines += ["no results"] if not results else []
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns 1 if the folder must not be published as it is."""
+    args = parse_arguments(argv)
+    try:
+        publication = prepare(args.folder, args.repo_id, args.with_code, args.without_weights, args.token)
+        print(describe(publication, args))
+        if publication.problems:
+            print("\nnot ready to be published:", *publication.problems, sep="\n- ", file=sys.stderr)
+            return 1
+        stale = stale_files(publication, args.revision, args.token)
+        if stale:
+            print("\non the Hub but not in the folder, to be removed:", *stale, sep="\n- ")
+        if not args.push:
+            print("\nnothing was sent; pass --push to send it")
+            return 0
+        repo_id, commit = upload(publication, args.private, args.revision, args.token)
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"\npublished and compared: {repo_id} at {commit}")
+    return 0

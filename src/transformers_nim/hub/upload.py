@@ -1,0 +1,468 @@
+# Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
+"""Publishes a folder on the Hub: looks at it first, and at what has arrived afterwards."""
+
+import hashlib
+import json
+import re
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path
+
+import torch
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from safetensors import SafetensorError, safe_open
+from yaml import YAMLError, safe_load
+
+from ..model import modeling_nim
+from ..model.configuration_nim import NIMConfig
+from .model_card import card_differences, card_files, read_inputs
+from .remote_code import code_files, remote_code_files
+
+
+# What training leaves beside a model and is no part of it.
+LOCAL_FILES = [
+    "checkpoint-*",
+    "checkpoint-*/**",
+    "logs/**",
+    "best/**",
+    "pictures/**",
+    "pretraining/**",
+    "*.partial",
+    "*.partial/**",
+    "*.old/**",
+    "__pycache__/**",
+    "*/__pycache__/**",
+]
+# Folders of tools, which are skipped wherever they lie: what git and `hf download` keep for themselves.
+_TOOLS = {".git", ".cache"}
+# Formats that execute code when they are read.
+_UNSAFE = {".bin", ".ckpt", ".joblib", ".npy", ".pickle", ".pkl", ".pt", ".pth"}
+_TEXT = {".csv", ".json", ".jsonl", ".md", ".txt", ".yaml", ".yml"}
+# All else is refused: a list of what is dangerous or private is never complete.
+_ALLOWED = _TEXT | {".jpg", ".png", ".py", ".safetensors"}
+_NAMES = {"LICENSE", "NOTICE"}
+_SECRETS = re.compile(
+    r"(?<![A-Za-z0-9])(?:hf_|api_org_)[A-Za-z0-9]{16,}|(?<![A-Za-z0-9])gh[pousr]_[A-Za-z0-9]{30,}"
+    r"|(?<![A-Za-z0-9])AKIA[0-9A-Z]{16}(?![A-Za-z0-9])|-----BEGIN [A-Z ]*PRIVATE KEY"
+)
+# The first name in a path; with a letter, so that "/8/255" is none.
+_PART = r"(?=[^\s/]*[^\W\d_])[\w.@+~-]+"
+# Where files of people lie. Other folders are told by what stands before them.
+_ROOTS = (
+    "home|root|Users|tmp|mnt|var|opt|srv|media|data|work|workspace|scratch|content|lustre|Volumes|kaggle|storage|gpfs"
+)
+_ABSOLUTE = re.compile(
+    # In an address, "/" follows a host, a ":" or another "/"; but an address of a file is one of this machine.
+    rf"\bfile:/{{1,3}}{_PART}(?:/{_PART})*"
+    rf"|(?<![\w/.~-])/(?:{_ROOTS})/[^\s\"'`,;)]+"
+    # Neither links within a site, nor closing brackets and placeholders as in "{folder}/a/b", nor what all have.
+    r"|(?<![\w/.~)\]}>%*+$<-])(?<!\]\()(?<!href=[\"'])(?<!src=[\"'])"
+    rf"/(?!(?:dev|proc|sys|bin|usr/bin|path/to)/){_PART}(?:/[\w.@+~-]+)+"
+)
+_WINDOWS = re.compile(r"\b[A-Za-z]:\\{1,2}[A-Za-z]\w*")
+# `HTTPError` of the HTTP client of huggingface_hub, which has not been the same package in all its versions.
+_HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
+# The Hub makes it itself, and its LFS files need it.
+_KEPT = ".gitattributes"
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+@dataclass
+class Publication:
+    """What is to be uploaded, and where to.
+
+    Attributes:
+        folder: Where it lies.
+        repo_id: Where it goes.
+        files: By its path in the repository, the content of every file or where it lies.
+        problems: What has to be put right before; nothing is uploaded while there are any.
+    """
+
+    folder: Path
+    repo_id: str
+    files: dict[str, Path | bytes]
+    problems: list[str] = field(default_factory=list)
+
+    def size(self, name: str) -> int:
+        """Bytes of a file."""
+        content = self.files[name]
+        return len(content) if isinstance(content, bytes) else content.stat().st_size
+
+    def read(self, name: str) -> bytes:
+        """The content of a file."""
+        content = self.files[name]
+        return content if isinstance(content, bytes) else content.read_bytes()
+
+
+def prepare(
+    folder: str | Path, repo_id: str, with_code: bool = False, without_weights: bool = False, token: str | None = None
+) -> Publication:
+    """Collects the files of a folder and looks for what must not be published; nothing is sent or written.
+
+    Args:
+        folder: A checkpoint with its card.
+        repo_id: Name of the repository, such as `"name/nim-vit-tiny"`.
+        with_code: Whether to add the Python files of [`write_remote_code`].
+        without_weights: Whether a folder may have no weights.
+        token: One that must be in no file, besides everything that looks like one.
+
+    Returns:
+        The publication, with its problems.
+
+    Raises:
+        ValueError: The folder does not exist, or the name is none of a repository.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder; pass one that holds a checkpoint and its card")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repo_id):
+        raise ValueError(f"{repo_id!r} is no name of a repository; pass OWNER/NAME")
+    files: dict[str, Path | bytes] = {}
+    links: list[str] = []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if _TOOLS & set(path.relative_to(folder).parts) or any(fnmatch(name, p) for p in LOCAL_FILES):
+            continue
+        # Their targets would be uploaded, or, of folders, nothing.
+        if path.is_symlink() and (path.is_dir() or not path.resolve().is_relative_to(folder.resolve())):
+            links.append(f"{name} is a link to a folder or out of this one; remove it or copy what it leads to")
+        elif path.is_file():
+            files[name] = path
+    publication = Publication(folder, repo_id, files, links)
+    problems = publication.problems
+    malformed = _malformed(publication)
+    problems += malformed
+    # What is made from files that cannot be read cannot be compared.
+    if not malformed:
+        problems += _card_problems(publication, with_code, without_weights)
+        problems += _other_weights(publication)
+    ours = code_files()
+    for name in files:
+        if name.endswith(".py") and publication.read(name).decode(errors="replace") != ours.get(name):
+            problems.append(
+                f"{name} is no file of transformers-nim; remove it, or pass --with_code for the package's own"
+            )
+        problems += _wrong_kind(name)
+        if name.endswith(".safetensors"):
+            problems += _broken_weights(publication, name, token)
+        if Path(name).suffix in _TEXT or Path(name).name in _NAMES | {_KEPT}:
+            problems += _private_content(name, publication.read(name), token)
+    return publication
+
+
+def _card_problems(publication: Publication, with_code: bool, without_weights: bool) -> list[str]:
+    """What is wrong with the card and missing beside it; adds the code."""
+    folder, problems = publication.folder, []
+    try:
+        difference = card_differences(folder)
+        if difference:
+            problems.append(
+                "the card does not agree with the results. If they are right, run python -m transformers_nim.cards"
+                f" {folder}. What differs:\n{difference}"
+            )
+        problems += _missing(publication, without_weights)
+        if with_code:
+            generated = {**remote_code_files(folder), **card_files(folder, with_code=True)}
+            # A folder without weights generates its configs; either way they refer to the code.
+            publication.files.update({name: text.encode() for name, text in generated.items()})
+    except ValueError as error:
+        problems.append(str(error))
+    except (AttributeError, LookupError, TypeError) as error:
+        problems.append(
+            "card.json, config.json or a file that card.json names is not as transformers-nim writes it"
+            f" ({type(error).__name__}: {error}); write it again"
+        )
+    return problems
+
+
+def _malformed(publication: Publication) -> list[str]:
+    """Files that are not of the format that their names say."""
+    problems = []
+    for name in publication.files:
+        path = Path(name)
+        try:
+            if path.suffix == ".json":
+                content = json.loads(publication.read(name))
+                if name in ("card.json", "config.json", _INDEX) and not isinstance(content, dict):
+                    problems.append(f"{name} must hold an object, not {type(content).__name__}; write it again")
+                if name == _INDEX and not isinstance(content.get("weight_map"), dict):
+                    problems.append(f"{name} has no weight_map; save the model again")
+            elif path.suffix in (".yaml", ".yml"):
+                safe_load(publication.read(name))
+            elif name == "README.md":
+                ModelCard(publication.read(name).decode(), ignore_metadata_errors=True)
+        except UnicodeDecodeError:
+            # Told with the other texts.
+            continue
+        except (YAMLError, ValueError) as error:
+            kind = "JSON" if path.suffix == ".json" else "YAML"
+            reason = " ".join(str(error).split())
+            problems.append(f"{name} cannot be read as {kind} ({reason}); correct it, or write it again")
+    return problems
+
+
+def _missing(publication: Publication, without_weights: bool) -> list[str]:
+    inputs = read_inputs(publication.folder)
+    needed = [
+        "README.md",
+        "config.json",
+        "preprocessor_config.json",
+        *inputs.get("results", []),
+        *inputs.get("plans", []),
+    ]
+    if _INDEX in publication.files:
+        needed += sorted(set(json.loads(publication.read(_INDEX))["weight_map"].values()))
+    elif not without_weights:
+        needed.append(_WEIGHTS)
+    problems = [f"{name} is missing" for name in needed if name not in publication.files]
+    if f"{_WEIGHTS} is missing" in problems:
+        problems.append("to publish a configuration and a card alone, pass --without_weights")
+    if "model" in inputs and _WEIGHTS in publication.files:
+        problems.append("the card says that there are no weights, but there are: remove `model` from card.json")
+    return problems
+
+
+def _other_weights(publication: Publication) -> list[str]:
+    """Differences of the weights from the model that `config.json` describes."""
+    if "config.json" not in publication.files or not {_WEIGHTS, _INDEX} & publication.files.keys():
+        return []
+    try:
+        config = json.loads(publication.read("config.json"))
+        cls = getattr(modeling_nim, (config.get("architectures") or ["NIMForPreTraining"])[0])
+        # On this device no memory is taken.
+        with torch.device("meta"):
+            model = cls(NIMConfig.from_dict(config))
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        return [f"config.json describes no model of transformers-nim: {error}; save the model again"]
+    wanted = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    problems = []
+    if {_WEIGHTS, _INDEX} <= publication.files.keys():
+        problems.append(f"there are both {_WEIGHTS} and {_INDEX}; remove the weights that are not the model's")
+    weights = {_WEIGHTS: None}
+    if _WEIGHTS not in publication.files:
+        weights = dict.fromkeys(json.loads(publication.read(_INDEX))["weight_map"].values())
+    there: dict[str, list[int]] = {}
+    for name in sorted(weights):
+        try:
+            with safe_open(publication.folder / name, framework="pt") as file:
+                there |= {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError):
+            # Told as missing or broken; what else there would be to say follows from that.
+            return problems
+    if _WEIGHTS not in publication.files:
+        # Only what the index names is looked for in the parts.
+        listed = json.loads(publication.read(_INDEX))["weight_map"].keys()
+        if listed != there.keys():
+            problems.append(f"{_INDEX} and the files that it names differ in {_some(listed ^ there.keys())}")
+    other = [
+        f"{n}: {there[n]}, not {wanted[n]}" for n in sorted(wanted.keys() & there.keys()) if there[n] != wanted[n]
+    ]
+    for what, names in (
+        ("missing", sorted(wanted.keys() - there.keys())),
+        ("unexpected", sorted(there.keys() - wanted.keys())),
+        ("of other shapes", other),
+    ):
+        if names:
+            problems.append(
+                f"the weights are not those of the {cls.__name__} that config.json describes; {len(names)} {what}:"
+                f" {_some(names)}. Save model and configuration together"
+            )
+    return problems
+
+
+def _some(names: Iterable[str]) -> str:
+    names = sorted(names)
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def _wrong_kind(name: str) -> list[str]:
+    path = Path(name)
+    if path.suffix in _UNSAFE:
+        return [f"{name}: such files can execute code when they are read; save weights as safetensors"]
+    hidden = [part for part in path.parts if part.startswith(".")]
+    if name == _KEPT or (path.parts[0] == ".eval_results" and len(hidden) == 1 and path.suffix in _TEXT):
+        return []
+    if hidden:
+        return [f"{name} is hidden, as settings and secrets are; remove it"]
+    if path.suffix not in _ALLOWED and path.name not in _NAMES:
+        kinds = ", ".join(sorted(_ALLOWED | _NAMES))
+        return [f"{name} is of no kind that is published, which are {kinds}; remove it"]
+    return []
+
+
+def _broken_weights(publication: Publication, name: str, token: str | None) -> list[str]:
+    try:
+        with safe_open(publication.folder / name, framework="pt") as file:
+            list(file.keys())
+            metadata = file.metadata()
+    except (SafetensorError, OSError) as error:
+        return [f"{name} cannot be read: {error}"]
+    return _private_text(f"{name} (metadata)", "\n".join(map("=".join, sorted((metadata or {}).items()))), token)
+
+
+def _private_content(name: str, content: bytes, token: str | None) -> list[str]:
+    try:
+        return _private_text(name, content.decode(), token)
+    except UnicodeDecodeError:
+        return [f"{name} is no text in UTF-8, as files of its name are; save it as such, or remove it"]
+
+
+def _private_text(name: str, text: str, token: str | None) -> list[str]:
+    problems = []
+    known = [secret for secret in (token, get_token()) if secret and secret in text]
+    if known or _SECRETS.search(text):
+        line = next(n for n, x in enumerate(text.splitlines(), 1) if _SECRETS.search(x) or any(k in x for k in known))
+        problems.append(
+            f"{name}, line {line}: this looks like a token or a key; remove it, and revoke it if it is real"
+        )
+    # Escapes as what they stand for, or "\\n/home" would seem to have an "n" before the path. Outside of JSON a
+    # backslash is also the one of Windows.
+    if name.endswith((".json", ".jsonl")):
+        text = re.sub(r"\\(.)", lambda escape: escape[1] if escape[1] in '\\/"' else " ", text)
+    found = _WINDOWS.search(text) or _ABSOLUTE.search(re.sub(r"\\[nrt]", " ", text))
+    if found:
+        problems.append(
+            f"{name}: {found.group()} is an absolute path, which says where files lie on a machine; remove it"
+        )
+    return problems
+
+
+@contextmanager
+def _in_words(api: HfApi, repo_id: str) -> Iterator[None]:
+    """Errors of the Hub and of the way there as sentences that say what to do."""
+    try:
+        yield
+    except LocalTokenNotFoundError:
+        raise ValueError("there is no token of the Hub: run `hf auth login`, or pass one as --token") from None
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        said = f"the Hub answered {status} ({error.server_message or 'without a reason'}) for {repo_id}"
+        advice = {
+            401: "the token is missing or not valid; run `hf auth login`, or pass a valid one as --token",
+            403: "the token may not write there; pass one that may as --token, or choose another repository",
+            404: "there is no such repository, or the token may not see it; check the name and --token",
+            412: "somebody has changed the repository meanwhile; start again",
+        }
+        raise ValueError(f"{said}: {advice.get(status, 'wait a little and start again')}") from error
+    # Offline mode is a ConnectionError.
+    except (_HTTP_ERROR, LocalEntryNotFoundError, ConnectionError) as error:
+        raise ValueError(
+            f"the Hub cannot be reached at {api.endpoint} ({type(error).__name__}): check the network, and HF_ENDPOINT"
+            " and HF_HUB_OFFLINE if they are set"
+        ) from error
+
+
+def stale_files(publication: Publication, revision: str = "main", token: str | None = None) -> list[str]:
+    """Files on the Hub that [`upload`] would remove because the publication has none of that name; nothing is sent.
+
+    Args:
+        publication: What is to be uploaded.
+        revision: Branch; where there is none yet, the new one begins with the files of `main`.
+        token: Of the Hub; by default the one of `hf auth login`.
+
+    Returns:
+        Their names; none where there is no repository yet.
+
+    Raises:
+        ValueError: The Hub cannot be reached, or does not accept the token.
+    """
+    api = HfApi(token=token)
+    repo_id = publication.repo_id
+    with _in_words(api, repo_id):
+        if "/" not in repo_id:
+            # `create_repo` fills in the owner of the token; reading would find somebody else's.
+            repo_id = f"{api.whoami()['name']}/{repo_id}"
+        try:
+            return sorted(_remote_files(api, repo_id, revision) - publication.files.keys() - {_KEPT})
+        except RepositoryNotFoundError:
+            return []
+
+
+def _remote_files(api: HfApi, repo_id: str, revision: str) -> set[str]:
+    try:
+        return set(api.list_repo_files(repo_id, revision=revision))
+    except RevisionNotFoundError:
+        return set(api.list_repo_files(repo_id))
+
+
+def upload(
+    publication: Publication, private: bool = False, revision: str = "main", token: str | None = None
+) -> tuple[str, str]:
+    """Makes a branch exactly the publication, in one commit, downloads everything again and compares.
+
+    What lies on the branch and is not in the publication is removed, see [`stale_files`]: old weights or code would
+    be loaded along with the new files.
+
+    Args:
+        publication: Without problems.
+        private: Whether a new repository is private.
+        revision: Branch, made if there is none.
+        token: Of the Hub; by default the one of `hf auth login`.
+
+    Returns:
+        The repository's name and the commit.
+
+    Raises:
+        ValueError: There are problems, the Hub cannot be reached or does not accept the token, or what has arrived is
+            something else.
+    """
+    if publication.problems:
+        raise ValueError(f"{publication.folder} is not ready to be published: " + "; ".join(publication.problems))
+    api = HfApi(token=token)
+    with _in_words(api, publication.repo_id):
+        repo_id = api.create_repo(publication.repo_id, private=private, exist_ok=True).repo_id
+        if revision != "main":
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        # A commit of somebody else in between makes this one fail, so that only what was listed is removed.
+        parent = api.repo_info(repo_id, revision=revision).sha
+        stale = sorted(_remote_files(api, repo_id, parent or revision) - publication.files.keys() - {_KEPT})
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [
+            CommitOperationDelete(name, is_folder=False) for name in stale
+        ]
+        operations += [CommitOperationAdd(name, content) for name, content in publication.files.items()]
+        message = f"Upload {read_inputs(publication.folder)['name']}"
+        commit = api.create_commit(
+            repo_id, operations, commit_message=message, revision=revision, parent_commit=parent
+        ).oid
+        wrong = compare(publication, repo_id, commit, token)
+    if wrong:
+        raise ValueError(
+            f"{repo_id} at {commit} differs from {publication.folder} in {', '.join(wrong)}; upload again"
+        )
+    return repo_id, commit
+
+
+def compare(publication: Publication, repo_id: str, revision: str, token: str | None = None) -> list[str]:
+    """Downloads a revision to an empty cache and compares names and hashes.
+
+    Returns:
+        Names of files that differ, or that only one of the two has.
+    """
+    api = HfApi(token=token)
+    there = set(api.list_repo_files(repo_id, revision=revision))
+    # The Hub adds this one to repositories that have none.
+    wrong = (there ^ publication.files.keys()) - ({_KEPT} - publication.files.keys())
+    with tempfile.TemporaryDirectory() as cache:
+        for name in publication.files.keys() & there:
+            path = Path(api.hf_hub_download(repo_id, name, revision=revision, cache_dir=cache))
+            if _sha256(path) != _sha256(publication.files[name]):
+                wrong.add(name)
+            path.resolve().unlink()
+    return sorted(wrong)
+
+
+def _sha256(content: Path | bytes) -> str:
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).hexdigest()
+    with content.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,15 @@
+# Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
+"""Checks of arguments that many functions share."""
+
+from numbers import Integral
+
+
+def check_counts(**counts: int | None) -> None:
+    """Refuse what is no number of things; `None` is left out.
+
+    Raises:
+        ValueError: One is not an int of at least 1.
+    """
+    for name, value in counts.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
+            raise ValueError(f"{name} must be an int of at least 1, got {value!r}")

@@ -1,0 +1,700 @@
+# Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
+"""NIM: a vision transformer pretrained to denoise, and the De^3 defense made of it.
+
+Noisy image modeling (arXiv 2302.01056) pretrains a ViT encoder and a light decoder to restore images from Gaussian
+noise of a random scale sigma. De^3 keeps both: it adds noise to an image, denoises it, and classifies the result with
+an encoder that was fine-tuned on denoised images.
+"""
+
+import copy
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutput, ImageClassifierOutput
+from transformers.modeling_utils import PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, auto_docstring, logging
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_nim import NIMConfig
+from .external_classifier_nim import OtherClassifierMixin, describe_classifier, is_nim_checkpoint, load_classifier
+from .layers_nim import (
+    NIMAttention,
+    NIMDecoder,
+    NIMEmbeddings,
+    NIMLayer,
+    check_image_shape,
+    sincos_position_embeddings,
+)
+from .loading_nim import (
+    check_same_architecture,
+    load_derived_weights,
+    refuse_other_classifier,
+    saved_architectures,
+    saved_config,
+    set_fields,
+    source_arguments,
+)
+from .noise import (
+    FROM_CONFIG,
+    ConstantSigma,
+    Generators,
+    Sigma,
+    SigmaDistribution,
+    add_noise,
+    default_batch_size,
+    draw_noise,
+    resolve_sigma,
+)
+from .outputs_nim import NIMForPreTrainingOutput, RobustImageClassifierOutput, combine_draws, concatenate_states
+from .smoothing_nim import SmoothingMixin
+
+
+logger = logging.get_logger(__name__)
+
+# A floor of the variance by which patches are normalized, as in the authors' code.
+_PATCH_VARIANCE_EPS = 1e-6
+
+
+@auto_docstring(custom_intro="Base class of the NIM models: initialization, loading and what they support.")
+class NIMPreTrainedModel(PreTrainedModel):
+    config: NIMConfig
+    base_model_prefix = "nim"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)  # type: ignore[assignment]
+    supports_gradient_checkpointing = True
+    # Losses are means over the batch: a Trainer that accumulates gradients has to divide them itself.
+    accepts_loss_kwargs = False
+    _no_split_modules = ["NIMEmbeddings", "NIMLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": NIMLayer, "attentions": NIMAttention}
+    _input_embed_layer = "patch_embeddings"
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight, gain=getattr(module, "init_gain", 1.0))
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv2d) and module.bias is not None:
+            # Xavier's bound of the flattened matrix; initializing a view would overwrite loaded weights.
+            bound = math.sqrt(6.0 / (module.weight[0].numel() + module.out_channels))
+            init.uniform_(module.weight, -bound, bound)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, NIMEmbeddings):
+            init.normal_(module.cls_token, std=self.config.initializer_range)
+            init.copy_(module.position_embeddings, sincos_position_embeddings(self.config.hidden_size, module.grid))
+        elif isinstance(module, NIMDecoder):
+            width = self.config.decoder_hidden_size
+            init.copy_(module.position_embeddings, sincos_position_embeddings(width, module.grid))
+
+
+@auto_docstring(custom_intro="The NIM encoder: a vision transformer over all patches, with no head.")
+class NIMModel(NIMPreTrainedModel):
+    # Heads of the models that contain this one.
+    _keys_to_ignore_on_load_unexpected = [r"^(decoder|denoiser|fc_norm|classifier)\."]
+
+    def __init__(self, config: NIMConfig, for_classification: bool = False):
+        r"""
+        for_classification (`bool`, *optional*, defaults to `False`):
+            Whether this is the encoder of a classifier, which has trainable position embeddings, stochastic depth and
+            no final layer norm (its head has one of its own).
+        """
+        super().__init__(config)
+        self.embeddings = NIMEmbeddings(config, trainable_position_embeddings=for_classification)
+        depth = config.num_hidden_layers
+        last_rate = config.drop_path_rate if for_classification else 0.0
+        self.layers = nn.ModuleList(
+            NIMLayer(
+                config,
+                config.hidden_size,
+                config.num_attention_heads,
+                config.intermediate_size,
+                drop_path_rate=last_rate * index / max(depth - 1, 1),
+            )
+            for index in range(depth)
+        )
+        self.layernorm = (
+            nn.Identity() if for_classification else nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        )
+        self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """Loads the encoder of any NIM checkpoint, that of a classifier where there is one.
+
+        Arguments, returns and errors are those of `PreTrainedModel.from_pretrained`.
+        """
+        refuse_other_classifier(saved_config(pretrained_model_name_or_path, kwargs))
+        return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    @auto_docstring
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutput:
+        r"""
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+            Images as [`NIMImageProcessor`] makes them: pixels in [0, 1], normalized by `config.image_mean` and
+            `config.image_std`.
+        """
+        dtype = self.embeddings.patch_embeddings.projection.weight.dtype
+        hidden_states = self.embeddings(pixel_values.to(dtype), interpolate_pos_encoding)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, **kwargs)
+        return BaseModelOutput(last_hidden_state=self.layernorm(hidden_states))
+
+
+@auto_docstring(
+    custom_intro="""
+    NIM for pretraining (arXiv 2302.01056): adds Gaussian noise of a random scale to images and learns to restore them.
+    The pretrained model is the denoiser of [`NIMForRobustImageClassification`].
+    """
+)
+class NIMForPreTraining(NIMPreTrainedModel):
+    _keys_to_ignore_on_load_unexpected = [r"^(fc_norm|classifier)\."]
+
+    def __init__(self, config: NIMConfig):
+        super().__init__(config)
+        self.nim = NIMModel(config)
+        self.decoder = NIMDecoder(config)
+        self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """Loads a pretraining checkpoint, or the denoiser of a [`NIMForRobustImageClassification`] checkpoint.
+
+        Arguments, returns and errors are those of `PreTrainedModel.from_pretrained`.
+        """
+        if "NIMForRobustImageClassification" not in saved_architectures(pretrained_model_name_or_path, kwargs):
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        # The checkpoint's own `nim` is the classifier's encoder, so a plain load would pair it with a new decoder.
+        prefix = "denoiser."
+        robust = NIMForRobustImageClassification.from_pretrained(
+            pretrained_model_name_or_path, **source_arguments(kwargs)
+        )
+        state_dict = {k.removeprefix(prefix): v for k, v in robust.state_dict().items() if k.startswith(prefix)}
+        return load_derived_weights(
+            super().from_pretrained, state_dict, pretrained_model_name_or_path, model_args, kwargs
+        )
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        sigma: Sigma | str = FROM_CONFIG,
+        pixel_noise: torch.Tensor | None = None,
+        generator: Generators | None = None,
+        interpolate_pos_encoding: bool = False,
+        return_loss: bool = True,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> NIMForPreTrainingOutput:
+        r"""
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+            Clean images as [`NIMImageProcessor`] makes them.
+        sigma (number, `torch.Tensor` of shape `(batch_size,)`, mapping or [`SigmaDistribution`], *optional*):
+            Noise scale in units of 0..255 pixels; drawn from `config.pretraining_sigma` by default.
+        pixel_noise (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`, *optional*):
+            Standard normal noise to use instead of drawing it.
+        generator (`torch.Generator` or a list with one for each image, *optional*):
+            Source of the noise, and of sigma if it is drawn. One generator gives each image a seed of its own.
+        return_loss (`bool`, *optional*, defaults to `True`):
+            Whether to compute the loss.
+
+        Example:
+
+        ```python
+        >>> import torch
+        >>> from transformers_nim import NIMConfig, NIMForPreTraining
+
+        >>> model = NIMForPreTraining(NIMConfig.from_size("tiny-patch4-32"))
+        >>> outputs = model(torch.randn(2, 3, 32, 32))
+        >>> tuple(outputs.denoised_pixel_values.shape)
+        (2, 3, 32, 32)
+        >>> tuple(model.denoise(torch.randn(2, 3, 32, 32), sigma=25).shape)
+        (2, 3, 32, 32)
+        ```"""
+        sigma, noisy = self._add_noise(pixel_values, sigma, pixel_noise, generator, interpolate_pos_encoding)
+        outputs, logits, denoised = self.restore(noisy, sigma, pixel_values, interpolate_pos_encoding, **kwargs)
+        loss = None
+        if return_loss:
+            loss = nn.functional.mse_loss(logits.to(torch.float32), self.patch_targets(pixel_values))
+        return NIMForPreTrainingOutput(
+            loss=loss,
+            logits=logits,
+            denoised_pixel_values=denoised.to(pixel_values.dtype),
+            noisy_pixel_values=noisy.to(pixel_values.dtype),
+            sigma=sigma,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def denoise(
+        self,
+        pixel_values: torch.Tensor,
+        sigma: Sigma | str = FROM_CONFIG,
+        pixel_noise: torch.Tensor | None = None,
+        generator: Generators | None = None,
+        interpolate_pos_encoding: bool = False,
+    ) -> torch.Tensor:
+        """Adds noise to images and denoises them: the purification step of De^3.
+
+        Args:
+            pixel_values: Images of shape `(batch, channels, height, width)`, normalized.
+            sigma: Scale of the noise that is added, in units of 0..255 pixels; 0 denoises without adding any. Drawn
+                from `config.pretraining_sigma` by default.
+            pixel_noise: Standard normal noise of the images' shape to use instead of drawing it.
+            generator: Source of the noise, one for the batch or one per image.
+            interpolate_pos_encoding: Whether to accept other image sizes than the configured one.
+
+        Returns:
+            The denoised images, clamped to valid pixels and normalized, in the shape and dtype of `pixel_values`.
+
+        Raises:
+            ValueError: sigma, an image's shape or the noise's shape is wrong.
+        """
+        sigma, noisy = self._add_noise(pixel_values, sigma, pixel_noise, generator, interpolate_pos_encoding)
+        _, _, denoised = self.restore(noisy, sigma, pixel_values, interpolate_pos_encoding)
+        return self.clamp_pixels(denoised).to(pixel_values.dtype)
+
+    def restore(
+        self,
+        noisy_pixel_values: torch.Tensor,
+        sigma: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[BaseModelOutput, torch.Tensor, torch.Tensor]:
+        """Denoises images that are already noisy.
+
+        Args:
+            noisy_pixel_values: Normalized noisy images of shape `(batch, channels, height, width)`.
+            sigma: How noisy they are, in units of 0..255 pixels, shape `(batch,)`; used by `patch_statistics="noisy"`.
+            pixel_values: The images before noise was added; used by `patch_statistics="input"` alone.
+            interpolate_pos_encoding: Whether to accept other image sizes than the configured one.
+
+        Returns:
+            The encoder's outputs, the decoder's raw prediction for each patch, and the denoised images in float32,
+            normalized and not clamped.
+        """
+        outputs = self.nim(noisy_pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+        size = noisy_pixel_values.shape[-2:]
+        patch_height, patch_width = self.config.patch_shape
+        grid = (size[0] // patch_height, size[1] // patch_width)
+        logits = self.decoder(outputs.last_hidden_state, grid)
+        patches = logits.to(torch.float32)
+        if self.config.norm_pix_loss:
+            if self.config.patch_statistics == "input":
+                assert pixel_values is not None
+                mean, std = self._patch_statistics(self._patchify(pixel_values.to(torch.float32)))
+            else:
+                mean, std = self._patch_statistics(self._patchify(noisy_pixel_values), sigma)
+            patches = patches * std + mean
+        return outputs, logits, self._unpatchify(patches, grid)
+
+    def patch_targets(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """What the decoder is to predict of clean images: float32, shape `(batch, patches, values of a patch)`."""
+        target = self._patchify(pixel_values.to(torch.float32))
+        if self.config.norm_pix_loss:
+            mean, std = self._patch_statistics(target)
+            target = (target - mean) / std
+        return target
+
+    def clamp_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Clamps normalized images to pixels in [0, 1]."""
+        mean = torch.tensor(self.config.image_mean, device=pixel_values.device)[:, None, None]
+        std = torch.tensor(self.config.image_std, device=pixel_values.device)[:, None, None]
+        return torch.clamp(pixel_values, -mean / std, (1 - mean) / std)
+
+    def _add_noise(
+        self, pixel_values, sigma, pixel_noise, generator, interpolate_pos_encoding
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        # Before the noise, with which an image of one channel would broadcast to three.
+        check_image_shape(self.config, pixel_values, interpolate_pos_encoding)
+        resolved = resolve_sigma(sigma, self.config.pretraining_sigma, pixel_values.shape[0])
+        if resolved is None:
+            raise ValueError("a denoiser needs a sigma; pass 0 to denoise without adding noise")
+        drawn, noise = draw_noise(pixel_values, resolved, 1, pixel_noise, generator)
+        noisy = add_noise(pixel_values, drawn[:, 0], noise[:, 0], self.config.image_std)
+        return drawn[:, 0], noisy
+
+    def _patch_statistics(
+        self, patches: torch.Tensor, sigma: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation of each patch, less the variance of known noise of scale `sigma`."""
+        variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+        if sigma is not None:
+            noise = sum((1 / 255 / std) ** 2 for std in self.config.image_std) / self.config.num_channels
+            variance = (variance - noise * sigma[:, None, None] ** 2).clamp(min=0)
+        return mean, (variance + _PATCH_VARIANCE_EPS).sqrt()
+
+    def _patchify(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """`(batch, channels, height, width)` to `(batch, patches, patch_height * patch_width * channels)`."""
+        height, width = self.config.patch_shape
+        patches = pixel_values.unflatten(3, (-1, width)).unflatten(2, (-1, height))
+        return patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+
+    def _unpatchify(self, patches: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        """The inverse of `_patchify`."""
+        patches = patches.unflatten(2, (*self.config.patch_shape, self.config.num_channels)).unflatten(1, grid)
+        return patches.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+
+
+@auto_docstring(
+    custom_intro="""
+    The NIM encoder with a classification head on its mean-pooled patches: a classifier without the defense.
+    """
+)
+class NIMForImageClassification(NIMPreTrainedModel):
+    # A pretraining checkpoint has a final norm and a decoder, a robust one a denoiser.
+    _keys_to_ignore_on_load_unexpected = [r"^(nim\.)?layernorm\.", r"^(decoder|denoiser)\."]
+
+    def __init__(self, config: NIMConfig):
+        super().__init__(config)
+        if config.problem_type not in (None, "single_label_classification") or (config.num_labels or 0) < 2:
+            raise ValueError(
+                "NIM classifiers choose one of at least two labels; got"
+                f" problem_type={config.problem_type!r}, num_labels={config.num_labels}"
+            )
+        self.num_labels = config.num_labels
+        self._make_classifier(config)
+        self.post_init()
+
+    def _make_classifier(self, config: NIMConfig) -> None:
+        refuse_other_classifier(config)
+        self.nim = NIMModel(config, for_classification=True)
+        self.fc_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels or 0)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is getattr(self, "classifier", None):
+            # Fine-tuning starts from a prediction that is uniform, as in the authors' code.
+            init.trunc_normal_(module.weight, std=2e-5)
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ImageClassifierOutput:
+        r"""
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+            Images as [`NIMImageProcessor`] makes them.
+        labels (`torch.Tensor` of shape `(batch_size,)` or `(batch_size, num_labels)`, *optional*):
+            Class indices, or the probabilities of the classes (as mixup makes them), for the cross-entropy loss.
+        """
+        outputs, logits = self._classify(pixel_values, interpolate_pos_encoding, **kwargs)
+        return ImageClassifierOutput(
+            loss=self._loss(logits, labels),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _classify(
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[BaseModelOutput, torch.Tensor]:
+        outputs = self.nim(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+        return outputs, self.classifier(self.fc_norm(outputs.last_hidden_state[:, 1:].mean(dim=1)))
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor | None:
+        # Not transformers' loss_function: it takes float labels for those of a multi-label problem.
+        if labels is None:
+            return None
+        labels = labels.to(logits.device, torch.float32 if labels.is_floating_point() else torch.long)
+        return nn.functional.cross_entropy(logits.to(torch.float32), labels)
+
+
+@auto_docstring(
+    custom_intro="""
+    De^3 (arXiv 2302.01056): adds noise to an image, denoises it with a frozen [`NIMForPreTraining`] and classifies the
+    result. The strength of the defense is the noise scale sigma, chosen at call time.
+
+    A pretraining checkpoint fills the denoiser and starts the classifier's encoder; a [`NIMForImageClassification`]
+    checkpoint fills the classifier and leaves the denoiser untrained, for which
+    [`~NIMForRobustImageClassification.from_denoiser`] is there. That also takes classifiers of other kinds.
+    """
+)
+class NIMForRobustImageClassification(SmoothingMixin, OtherClassifierMixin, NIMForImageClassification):
+    _keys_to_ignore_on_load_unexpected = [r"^(nim\.)?layernorm\."]
+
+    def __init__(self, config: NIMConfig):
+        # `nim` comes before `denoiser`, because tools take the first layers they find for those that are trained.
+        super().__init__(config)
+        self.denoiser = NIMForPreTraining(config)
+        self.post_init()
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "NIMForRobustImageClassification":
+        """Sets train or eval mode of the classifier; the denoiser stays frozen and in eval mode."""
+        super().train(mode)
+        # Here and not in __init__ alone, because from_pretrained makes loaded parameters trainable.
+        self.denoiser.requires_grad_(False).eval()
+        return self
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """Loads a checkpoint of this class, of [`NIMForPreTraining`] or of [`NIMForImageClassification`].
+
+        A pretraining checkpoint becomes the denoiser and the start of the classifier's encoder, so only `fc_norm` and
+        `classifier` are new. Arguments, returns and errors are those of `PreTrainedModel.from_pretrained`.
+        """
+        architectures = saved_architectures(pretrained_model_name_or_path, kwargs)
+        if "NIMForPreTraining" in architectures:
+            denoiser = NIMForPreTraining.from_pretrained(pretrained_model_name_or_path, **source_arguments(kwargs))
+            state_dict = _robust_state_dict(denoiser)
+            return load_derived_weights(
+                super().from_pretrained, state_dict, pretrained_model_name_or_path, model_args, kwargs
+            )
+        if architectures and set(architectures) <= {"NIMModel", "NIMForImageClassification"}:
+            logger.warning(
+                f"{pretrained_model_name_or_path} has no denoiser: the new one is random and the defense useless."
+                f" Switch it off with sigma=None, or use {cls.__name__}.from_denoiser(denoiser, classifier=...)."
+            )
+        return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+
+    @classmethod
+    def from_denoiser(
+        cls,
+        denoiser: NIMForPreTraining | str,
+        classifier: nn.Module | str | None = None,
+        classifier_image_processor: Any = None,
+        **config_overrides,
+    ) -> "NIMForRobustImageClassification":
+        """Puts a pretrained denoiser in front of any image classifier.
+
+        Args:
+            denoiser: A pretrained model or the name or path of its checkpoint.
+            classifier: A [`NIMForImageClassification`] of the same size or any other image classifier of transformers
+                or timm (then `model.classifier_model`), or the name or path of its checkpoint. Code from the Hub is
+                not run. Left out, a new NIM classifier starts from the denoiser's encoder, ready to be fine-tuned.
+            classifier_image_processor: Of a classifier of another kind; by default it is found where the classifier
+                was loaded from. Normalization and size are taken from it, but no crop: the image processor of the
+                denoiser crops the picture, and the classifier sees the whole denoised image, resized.
+            config_overrides: Fields of the config to change, such as `num_labels` or `defense_sigma`.
+
+        Returns:
+            A model in eval mode, in the denoiser's dtype, that shares no weights with its arguments.
+
+        Raises:
+            ValueError: The classifier does not fit the denoiser or is none, its normalization is not known or cannot
+                be reproduced, or a config field is wrong.
+        """
+        pretrained: NIMForPreTraining = (
+            denoiser if isinstance(denoiser, NIMForPreTraining) else NIMForPreTraining.from_pretrained(denoiser)
+        )
+        if isinstance(classifier, (str, os.PathLike)) and is_nim_checkpoint(classifier):
+            classifier = NIMForImageClassification.from_pretrained(classifier)
+        config = copy.deepcopy(pretrained.config)
+        config.classifier_config = config.classifier_input = None
+        if classifier is not None and not isinstance(classifier, NIMForImageClassification):
+            other = load_classifier(classifier)
+            set_fields(config, describe_classifier(other, classifier_image_processor, config) | config_overrides)
+            return cls._with_other_classifier(config, pretrained, other)
+        state_dict, fields = _robust_state_dict(pretrained), {}
+        if classifier is not None:
+            check_same_architecture(config, classifier.config)
+            fields = {name: getattr(classifier.config, name) for name in ("id2label", "label2id", "drop_path_rate")}
+            own = {k: v for k, v in classifier.state_dict().items() if not k.startswith("denoiser.")}
+            state_dict = {k: v for k, v in state_dict.items() if k.startswith("denoiser.")} | own
+        set_fields(config, fields | config_overrides)
+        # transformers takes the tensors of a state dict as they are.
+        state_dict = {name: tensor.detach().clone() for name, tensor in state_dict.items()}
+        return cls.from_pretrained(None, config=config, state_dict=state_dict, dtype=pretrained.dtype)
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        sigma: Sigma | str = FROM_CONFIG,
+        num_samples: int | None = None,
+        vote: str | None = None,
+        pixel_noise: torch.Tensor | None = None,
+        generator: Generators | None = None,
+        interpolate_pos_encoding: bool = False,
+        max_batch_size: int | None = None,
+        output_draws: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> RobustImageClassifierOutput:
+        r"""
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+            Images as [`NIMImageProcessor`] makes them.
+        labels (`torch.Tensor` of shape `(batch_size,)` or `(batch_size, num_labels)`, *optional*):
+            Class indices, or the probabilities of the classes (as mixup makes them), for the cross-entropy loss.
+        sigma (number, `torch.Tensor` of shape `(batch_size,)`, mapping, [`SigmaDistribution`] or `None`, *optional*):
+            Scale of the added noise in units of 0..255 pixels. 0 denoises without adding noise; `None` switches the
+            defense off, so that the bare classifier sees the image as it is. By default `config.defense_sigma` in
+            eval mode and `config.finetuning_sigma` in train mode.
+        num_samples (`int`, *optional*):
+            Noise draws per image; `config.num_samples` by default, 1 in train mode. Without noise one is enough, and
+            one is used.
+        vote (`"mean"` or `"majority"`, *optional*):
+            How several draws are combined: by their mean probability or by the number that chose each class (ties go
+            to the higher mean probability). `config.vote` by default. Gradients make sense for `"mean"` only.
+        pixel_noise (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`, *optional*):
+            Standard normal noise to use instead of drawing it; for several draws of the shape
+            `(batch_size, num_samples, num_channels, height, width)`.
+        generator (`torch.Generator` or a list with one for each image, *optional*):
+            Source of the noise, and of sigma if it is drawn. One generator gives each image a seed of its own, so that
+            a prediction does not depend on the rest of the batch.
+        max_batch_size (`int`, *optional*):
+            How many noisy images may pass through the network at once. By default a single draw is one pass, and
+            several draws are split into passes of 256, on a CPU of 64.
+        output_draws (`bool`, *optional*, defaults to `False`):
+            Whether to return logits, vote, sigma, noisy and denoised image of every draw. With `sigma=None` there are
+            no draws to return.
+
+        Example:
+
+        ```python
+        >>> import torch
+        >>> from transformers_nim import NIMConfig, NIMForRobustImageClassification
+
+        >>> model = NIMForRobustImageClassification(NIMConfig.from_size("tiny-patch4-32", num_labels=10)).eval()
+        >>> images = torch.randn(2, 3, 32, 32)
+        >>> tuple(model(images, sigma=25, num_samples=8).logits.shape)
+        (2, 10)
+        >>> undefended = model(images, sigma=None).logits
+        ```"""
+        resolved = resolve_sigma(
+            sigma, self.config.finetuning_sigma if self.training else self.config.defense_sigma, pixel_values.shape[0]
+        )
+        if num_samples is None:
+            num_samples = 1 if self.training else self.config.num_samples
+        if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
+            raise ValueError(f"num_samples must be an int of at least 1, got {num_samples!r}")
+        vote = self.config.vote if vote is None else vote
+        if vote not in ("mean", "majority"):
+            raise ValueError(f'vote must be "mean" or "majority", got {vote!r}')
+
+        if resolved is None:
+            outputs, logits = self._classify(pixel_values, interpolate_pos_encoding, **kwargs)
+            return RobustImageClassifierOutput(
+                loss=self._loss(logits, labels),
+                logits=logits,
+                hidden_states=outputs.hidden_states,
+                attentions=outputs.attentions,
+            )
+
+        check_image_shape(self.config, pixel_values, interpolate_pos_encoding)
+        if pixel_noise is None and isinstance(resolved, SigmaDistribution) and resolved == ConstantSigma(0):
+            num_samples = 1
+        drawn, noise = draw_noise(pixel_values, resolved, num_samples, pixel_noise, generator)
+        noisy = add_noise(pixel_values.unsqueeze(1), drawn, noise, self.config.image_std).flatten(0, 1)
+        clean = None
+        if self.config.norm_pix_loss and self.config.patch_statistics == "input":
+            clean = pixel_values.unsqueeze(1).expand(-1, num_samples, -1, -1, -1).flatten(0, 1)
+
+        if max_batch_size is not None and max_batch_size < 1:
+            raise ValueError(f"max_batch_size must be at least 1, got {max_batch_size}")
+        if max_batch_size is None and num_samples > 1:
+            max_batch_size = default_batch_size(pixel_values.device)
+
+        def split(tensor: torch.Tensor) -> Sequence[torch.Tensor]:
+            return [tensor] if max_batch_size is None else tensor.split(max_batch_size)
+
+        parts = split(noisy)
+        clean_parts = [None] * len(parts) if clean is None else split(clean)
+        passes, draw_logits, denoised = [], [], []
+        for part, part_sigma, part_clean in zip(parts, split(drawn.flatten()), clean_parts):
+            outputs, logits, purified = self.classify_noisy(
+                part, part_sigma, part_clean, pixel_values.dtype, interpolate_pos_encoding, **kwargs
+            )
+            passes.append(outputs)
+            draw_logits.append(logits)
+            denoised.append(purified)
+
+        all_logits = torch.cat(draw_logits).unflatten(0, (-1, num_samples))
+        logits = combine_draws(all_logits, vote)
+        extra = {}
+        if output_draws:
+            extra = {
+                "draw_logits": all_logits,
+                "votes": all_logits.argmax(dim=-1),
+                "sigma": drawn,
+                "noisy_pixel_values": noisy.to(pixel_values.dtype).unflatten(0, (-1, num_samples)),
+                "denoised_pixel_values": torch.cat(denoised).unflatten(0, (-1, num_samples)),
+            }
+        return RobustImageClassifierOutput(
+            loss=self._loss(logits, labels),
+            logits=logits,
+            hidden_states=concatenate_states([outputs.hidden_states for outputs in passes]),
+            attentions=concatenate_states([outputs.attentions for outputs in passes]),
+            **extra,
+        )
+
+    def classify_noisy(
+        self,
+        noisy_pixel_values: torch.Tensor,
+        sigma: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
+        dtype: torch.dtype | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[BaseModelOutput, torch.Tensor, torch.Tensor]:
+        """Denoises and classifies images that are already noisy: one draw of De^3.
+
+        Args:
+            noisy_pixel_values, sigma, pixel_values, interpolate_pos_encoding: As for
+                [`~NIMForPreTraining.restore`].
+            dtype: Of the denoised images; by default that of the noisy ones.
+
+        Returns:
+            The outputs of the classifier's encoder, the logits, and the denoised images that the classifier saw.
+        """
+        _, _, restored = self.denoiser.restore(
+            noisy_pixel_values,
+            sigma,
+            pixel_values,
+            interpolate_pos_encoding,
+            output_hidden_states=False,
+            output_attentions=False,
+        )
+        purified = self.denoiser.clamp_pixels(restored).to(dtype or noisy_pixel_values.dtype)
+        outputs, logits = self._classify(purified, interpolate_pos_encoding, **kwargs)
+        return outputs, logits, purified
+
+
+def _robust_state_dict(denoiser: NIMForPreTraining) -> dict[str, torch.Tensor]:
+    """The weights of a De^3 model whose denoiser and classifier's encoder are those of a pretrained model."""
+    weights = denoiser.state_dict()
+    state_dict = {f"denoiser.{name}": tensor for name, tensor in weights.items()}
+    is_encoder = [name for name in weights if name.startswith("nim.") and not name.startswith("nim.layernorm.")]
+    return state_dict | {name: weights[name].clone() for name in is_encoder}
+
+
+for _model in (NIMModel, NIMForPreTraining, NIMForImageClassification, NIMForRobustImageClassification):
+    # auto_docstring knows the configs of models inside transformers alone.
+    _model.forward.__doc__ = (_model.forward.__doc__ or "").replace("([`None`])", "([`NIMConfig`])")
+
+__all__ = [
+    "NIMForImageClassification",
+    "NIMForPreTraining",
+    "NIMForRobustImageClassification",
+    "NIMModel",
+    "NIMPreTrainedModel",
+]

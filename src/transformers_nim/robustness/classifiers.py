@@ -1,0 +1,77 @@
+# Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
+"""Load a classifier and hand it to attacks with one sigma or another."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers.modeling_utils import PreTrainedModel
+
+from ..attacks.adapter import PixelClassifier
+from ..attacks.randomness import Classifier
+from ..model.configuration_nim import NIMConfig
+from ..model.image_processing_nim import NIMImageProcessor
+
+
+# From sigma (None: defense off), gradient mode and whether the noise is fixed to what an attack is given.
+MakeClassifier = Callable[[float | None, str, bool], Classifier]
+
+
+def load_classifier(name_or_path: str, device: torch.device, **source: Any) -> tuple[PreTrainedModel, Any]:
+    """Any image classifier of transformers in eval mode and float32, and its image processor.
+
+    Args:
+        name_or_path: A folder or a repository of the Hub.
+        device: Where the model goes.
+        source: `cache_dir`, `token` and `revision`.
+    """
+    model = AutoModelForImageClassification.from_pretrained(name_or_path, dtype=torch.float32, **source)
+    if isinstance(model.config, NIMConfig):
+        return model.to(device).eval(), NIMImageProcessor.from_config(model.config)
+    return model.to(device).eval(), AutoImageProcessor.from_pretrained(name_or_path, **source)
+
+
+def has_defense(model: PreTrainedModel) -> bool:
+    """Whether a model adds noise and denoises before it decides."""
+    return hasattr(model.config, "defense_sigma") and hasattr(model, "denoiser")
+
+
+def classifier_maker(
+    model: PreTrainedModel, image_processor: Any, seed: int, autocast_dtype: torch.dtype | None = None
+) -> MakeClassifier:
+    """What attacks are given of a model, for every sigma.
+
+    Args:
+        model: An image classifier of transformers in eval mode.
+        image_processor: Its image processor, for the normalization.
+        seed: Seed of the fixed noise.
+        autocast_dtype: See [`PixelClassifier`].
+    """
+    common = {"image_processor": image_processor, "seed": seed, "autocast_dtype": autocast_dtype}
+
+    def make(sigma: float | None, gradient: str = "full", fixed_noise: bool = False) -> Classifier:
+        if not has_defense(model):
+            if sigma is not None:
+                raise ValueError(f"{type(model).__name__} has no defense, so sigma must be None, got {sigma!r}")
+            return PixelClassifier(model, **common)
+        return PixelClassifier(model, sigma=sigma, gradient=gradient, fixed_noise=fixed_noise, **common)
+
+    return make
+
+
+def model_hash(model: PreTrainedModel) -> str:
+    """A hash of weights and settings, by which a run knows its model again."""
+    # Without what is left at its default: a new version of transformers may have more of it, and its hash must be the
+    # same.
+    config = model.config.to_diff_dict()
+    # Written when a model is saved.
+    for name in ("_name_or_path", "transformers_version", "architectures", "dtype"):
+        config.pop(name, None)
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,15 @@
+# Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
+"""Versions of the packages that figures depend on."""
+
+import importlib
+import platform
+
+
+VERSION = "0.1.0"
+
+
+def package_versions(*further: str) -> dict[str, str]:
+    """Return the versions of Python, torch, transformers and this package, and of `further` packages by import name."""
+    names = ("torch", "transformers", *further)
+    versions = {name: str(importlib.import_module(name).__version__) for name in names}
+    return {"python": platform.python_version(), **versions, "transformers_nim": VERSION}

@@ -1,0 +1,150 @@
+# Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
+"""The calculator of long runs against what can be worked out by hand."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.commands.launch import launch_command_parser
+
+from transformers_nim import NIMConfig, NIMForPreTraining
+from transformers_nim.commands import finetune, plan, pretrain
+
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SCRIPTS = {"pretrain": pretrain, "finetune": finetune}
+
+
+@pytest.fixture(scope="module")
+def base():
+    """ViT-B/16: 196 patches, encoder 12 x 768, decoder 8 x 512."""
+    return plan.measure(NIMConfig.from_size("base"))
+
+
+def layers_flops(tokens: int, width: int, depth: int) -> int:
+    """Matrix products of transformer layers, 2 FLOPs for each multiplication: q, k, v, o and an MLP 4 times as wide
+    are 12 width^2 weights; queries times keys and weights times values take the rest."""
+    return depth * (2 * 12 * width**2 * tokens + 2 * 2 * tokens**2 * width)
+
+
+def test_pretraining_flops(base):
+    patch = 16 * 16 * 3
+    expected = 2 * 196 * patch * 768 + layers_flops(197, 768, 12)
+    expected += 2 * 197 * 768 * 512 + layers_flops(197, 512, 8) + 2 * 197 * 512 * patch
+    assert base.forward_flops == pytest.approx(expected, rel=1e-3)
+    # The backward pass takes twice as many: one product for the weights and one for the input.
+    assert base.step_flops == pytest.approx(3 * expected, rel=0.02)
+    # The rule of thumb.
+    assert base.step_flops == pytest.approx(3 * 2 * 197 * base.trained_parameters, rel=0.06)
+
+
+def test_masked_flops(base):
+    """The encoder sees 49 of 196 patches, the decoder all."""
+    mae = plan.measure(NIMConfig.from_size("base"), mask_ratio=0.75)
+    saved = layers_flops(197, 768, 12) - layers_flops(50, 768, 12) + 2 * (197 - 50) * 768 * 512
+    assert base.forward_flops - mae.forward_flops == pytest.approx(saved, rel=1e-3)
+    assert mae.step_flops == pytest.approx(3 * mae.forward_flops, rel=0.02)
+    assert mae.activation_bytes < 0.6 * base.activation_bytes
+    assert mae.trained_parameters == base.trained_parameters + 512
+
+
+def test_finetuning_flops():
+    """The denoiser only goes forward."""
+    config = NIMConfig.from_size("tiny", num_labels=1000)
+    denoiser, robust = plan.measure(config), plan.measure(config, "finetuning")
+    classifier = 2 * 196 * 768 * 192 + layers_flops(197, 192, 12) + 2 * 192 * 1000
+    assert robust.forward_flops == pytest.approx(denoiser.forward_flops + classifier, rel=1e-3)
+    assert robust.step_flops == pytest.approx(denoiser.forward_flops + 3 * classifier, rel=0.02)
+    assert robust.frozen_parameters == denoiser.trained_parameters
+    assert robust.static_bytes == 22 * robust.trained_parameters + 4 * robust.frozen_parameters
+
+
+def test_activations(base):
+    """In units of tokens x width x bytes. Both layer norms keep their input in float32 (4 + 4), the products their
+    inputs in half precision (q, k, v: 3 x 2; o: 2; MLP: 2 and 8), attention q, k, v (3 x 2), GELU its input (8)."""
+    expected = 40 * 197 * (12 * 768 + 8 * 512)
+    assert base.activation_bytes == pytest.approx(expected, rel=0.05)
+    # What enters the layers, in half precision, and one layer, besides what lies around the layers.
+    entering, one_layer = 2 * 197 * (12 * 768 + 8 * 512), 40 * 197 * 768
+    assert entering + one_layer < base.checkpointed_bytes < 1.5 * (entering + one_layer)
+
+
+def test_tensors_without_contents_are_measured_like_others():
+    config = NIMConfig.from_size("tiny-patch4-32")
+    measured = plan.measure(config).activation_bytes
+    torch.manual_seed(0)
+    model = NIMForPreTraining(config)
+    model.set_attn_implementation("fused")
+    for module in model.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.register_forward_pre_hook(lambda _, inputs: inputs[0].float())
+
+    def loss(images):
+        logits = model.restore(images, torch.zeros(len(images)))[1]
+        return torch.nn.functional.mse_loss(logits.float(), model.patch_targets(images))
+
+    one, three = (plan.saved_bytes(lambda n=n: loss(torch.randn(n, 3, 32, 32))) for n in (1, 3))
+    assert measured == pytest.approx((three - one) / 2, rel=0.01)
+
+
+def test_batches(base):
+    fits = plan.largest_batch(base, 80e9, 0.1)
+    assert base.static_bytes + fits * base.activation_bytes <= 0.9 * 80e9
+    assert base.static_bytes + (fits + 1) * base.activation_bytes > 0.9 * 80e9
+    assert plan.largest_batch(base, 80e9, 0.1, gradient_checkpointing=True) > 5 * fits
+    assert plan.largest_batch(base, 1e9, 0.1) == 0
+    assert plan.split_batch(4096, 8, 642) == (512, 1)
+    assert plan.split_batch(4096, 8, 500) == (256, 2)
+    assert plan.split_batch(96, 8, 5) == (4, 3)
+    assert plan.split_batch(4096, 8, 0) is None
+    with pytest.raises(ValueError, match="7 GPUs cannot share a total_batch_size of 4096"):
+        plan.split_batch(4096, 7, 500)
+
+
+def test_hours(base):
+    hardware = plan.Hardware(num_gpus=2, peak_tflops=100, bytes_per_gpu=80e9)
+    per_second = 2 * 100e12 * 0.5 / base.step_flops
+    assert plan.hours(base, 3600 * per_second, hardware, utilization=0.5) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "total", "epochs"),
+    [
+        ("pretrain", ["--config_name", "tiny"], 4096, 800),
+        ("pretrain", ["--config_name", "tiny", "--pretext", "mae", "--total_batch_size", "2048"], 2048, 800),
+        ("finetune", ["--config_name", "tiny", "--task", "finetuning", "--gradient_checkpointing"], 1024, 100),
+    ],
+)
+def test_its_commands_are_accepted(script, arguments, total, epochs, capsys):
+    """By Accelerate and by the scripts, and they make up the batch that was asked for."""
+    text = plan.main(arguments)
+    assert text in capsys.readouterr().out
+    assert "40% of their peak" in text
+    commands = re.findall(r"^accelerate launch (.*?)(?=\n\n|\Z)", text, flags=re.MULTILINE | re.DOTALL)
+    assert len(commands) == len(plan.HARDWARE) == 4
+    assert text.count("\n| ") == 2 + 4
+    for command, hardware in zip(commands, plan.HARDWARE.values()):
+        words = shlex.split(command.replace("\\\n", " ").replace("$RANK", "3").replace("$ADDRESS", "10.0.0.1"))
+        launch = launch_command_parser().parse_args(words)
+        assert (EXAMPLES.parent / launch.config_file).is_file()
+        assert (EXAMPLES.parent / launch.training_script).samefile(EXAMPLES / f"{script}.py")
+        assert launch.num_processes == hardware.num_gpus
+        args = SCRIPTS[script].parse_arguments(launch.training_script_args)
+        assert args.num_train_epochs == epochs
+        batch = args.per_device_train_batch_size * launch.num_processes * args.gradient_accumulation_steps
+        assert batch == total
+        assert args.mixed_precision == (None if hardware.precision == "bf16" else hardware.precision)
+        assert args.gradient_checkpointing == ("--gradient_checkpointing" in arguments)
+    assert "--machine_rank" in commands[-1]
+
+
+def test_own_gpus_that_are_too_small(capsys):
+    arguments = ["--config_name", "huge", "--gpu_peak_tflops", "65", "--num_gpus", "2", "--bytes_per_gpu", "12e9"]
+    text = plan.main(arguments)
+    assert "does not fit" in text
+    assert "accelerate launch" not in text
+    with pytest.raises(SystemExit):
+        plan.main(["--utilization", "40"])
+    assert "--utilization has to be more than 0 and at most 1" in capsys.readouterr().err

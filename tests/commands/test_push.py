@@ -1,0 +1,425 @@
+# Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
+"""Publishing over HTTP, as a user does, and what is refused."""
+
+import hashlib
+import importlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
+
+from transformers_nim.hub import upload as publishing, write_card
+from transformers_nim.hub.upload import prepare
+
+
+SCRIPT = Path(__file__).parent.parent.parent / "examples" / "push_checkpoint.py"
+SIZES = Path(__file__).parent.parent.parent / "model_cards"
+REPO = "nim/nim-vit-tiny"
+RESULTS = {
+    "dataset": "digits",
+    "protocol": "Measured somehow.",
+    "rows": [
+        {"model": "De^3", "sigma": 50, "attack": "PGD", "mean": 41.5, "low": 33.0, "high": 50.0, "settings": {}},
+    ],
+}
+
+
+@pytest.fixture
+def folder(robust_path, tmp_path) -> Path:
+    folder = tmp_path / "outputs" / "tiny"
+    shutil.copytree(robust_path, folder)
+    (folder / "results.json").write_text(json.dumps(RESULTS))
+    write_card(folder, name="nim-vit-tiny", summary="A test's model.", results=["results.json"])
+    # What training leaves beside it.
+    (folder / "checkpoint-7").mkdir()
+    (folder / "checkpoint-7" / "optimizer.bin").write_bytes(b"x")
+    return folder
+
+
+def push(hub, tmp_path, *arguments, **environment):
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *map(str, arguments)],
+        env={**hub.environment(tmp_path), "OMP_NUM_THREADS": "1", **environment},
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def published(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_without_push_nothing_is_sent(loopback_hub, folder, tmp_path):
+    done = push(loopback_hub, tmp_path, "outputs/tiny", "--repo_id", REPO, "--private")
+    assert done.returncode == 0, done.stderr
+    assert {method for method, _, _ in loopback_hub.requests} == {"GET"}
+    assert ("models", REPO) not in loopback_hub.storage.repos
+    for text in (f"to: {REPO}, branch main (private if it is new)", "A test's model.", "accuracy, De^3, PGD: 0.415"):
+        assert text in done.stdout
+    for name, content in published(folder).items():
+        assert f"{len(content):,}  {name}" in done.stdout
+    assert "optimizer.bin" not in done.stdout
+    assert "nothing was sent; pass --push to send it" in done.stdout
+
+
+def test_push_and_compare(loopback_hub, folder, tmp_path):
+    done = push(loopback_hub, tmp_path, folder, "--repo_id", REPO, "--push")
+    assert done.returncode == 0, done.stderr
+    assert loopback_hub.files(REPO) == published(folder)
+    assert "published and compared: nim/nim-vit-tiny at " in done.stdout
+    fetched = [path for method, path, _ in loopback_hub.requests if method == "GET" and "/resolve/" in path]
+    assert len(fetched) == len(published(folder)), "everything is downloaded again"
+    assert loopback_hub.token not in done.stdout + done.stderr
+
+
+def test_with_code(loopback_hub, folder, tmp_path):
+    before = published(folder)
+    done = push(loopback_hub, tmp_path, folder, "--repo_id", REPO, "--push", "--with_code")
+    assert done.returncode == 0, done.stderr
+    assert published(folder) == before, "the folder stays as it is"
+    files = loopback_hub.files(REPO)
+    assert {"modeling_nim.py", "noise.py"} < files.keys()
+    assert "auto_map" in json.loads(files["config.json"])
+    assert "trust_remote_code" in files["README.md"].decode()
+    assert ModelCard(files["README.md"].decode()).data.eval_results
+
+
+def test_revision_is_a_branch(loopback_hub, folder, tmp_path):
+    done = push(loopback_hub, tmp_path, folder, "--repo_id", REPO, "--push", "--revision", "v1")
+    assert done.returncode == 0, done.stderr
+    assert loopback_hub.files(REPO) == {}
+    assert loopback_hub.files(REPO, revision="v1") == published(folder)
+
+
+def test_what_arrives_broken_is_told(loopback_hub, folder, tmp_path, monkeypatch):
+    loopback_hub.corrupt = "results.json"
+    done = push(loopback_hub, tmp_path, folder, "--repo_id", REPO, "--push")
+    assert done.returncode == 1
+    assert "differs from" in done.stderr
+    assert "in results.json; upload again" in done.stderr
+    assert "published" not in done.stdout
+
+
+STALE = {
+    "pytorch_model.bin": b"x",
+    "evil.py": b"x",
+    "modeling_nim.py": b"x",
+    ".eval_results/old.yaml": b"x",
+}
+
+
+def test_what_is_on_the_hub_alone_is_shown_and_removed(loopback_hub, folder, tmp_path):
+    before = loopback_hub.add(REPO, {**STALE, "README.md": b"old", ".gitattributes": b"kept"})
+    done = push(loopback_hub, tmp_path, folder, "--repo_id", REPO)
+    assert done.returncode == 0, done.stderr
+    shown = done.stdout.split("on the Hub but not in the folder, to be removed:\n")[1].split("\n\n")[0]
+    assert shown.splitlines() == [f"- {name}" for name in sorted(STALE)]
+    assert loopback_hub.files(REPO) == loopback_hub.files(REPO, revision=before)
+    done = push(loopback_hub, tmp_path, folder, "--repo_id", REPO, "--push")
+    assert done.returncode == 0, done.stderr
+    assert loopback_hub.files(REPO) == {**published(folder), ".gitattributes": b"kept"}
+    commits = loopback_hub.storage.repo("models", REPO).history
+    assert commits[-2].sha == before, "one commit adds and removes"
+
+
+def test_a_new_branch_does_not_keep_what_main_has(loopback_hub, folder, tmp_path):
+    loopback_hub.add(REPO, STALE)
+    arguments = (folder, "--repo_id", REPO.split("/")[1], "--revision", "v1")
+    assert "- evil.py\n" in push(loopback_hub, tmp_path, *arguments).stdout
+    done = push(loopback_hub, tmp_path, *arguments, "--push")
+    assert done.returncode == 0, done.stderr
+    assert loopback_hub.files(REPO) == STALE
+    assert loopback_hub.files(REPO, revision="v1") == published(folder)
+
+
+def test_files_that_only_one_side_has_differ(folder, monkeypatch):
+    class Api:
+        def __init__(self, token=None):
+            pass
+
+        def list_repo_files(self, repo_id, revision):
+            return [*(name for name in names if name != "config.json"), "evil.py", ".gitattributes"]
+
+        def hf_hub_download(self, repo_id, name, revision, cache_dir):
+            return shutil.copy(folder / name, cache_dir)
+
+    publication = prepare(folder, REPO)
+    names = list(publication.files)
+    monkeypatch.setattr(publishing, "HfApi", Api)
+    assert publishing.compare(publication, REPO, "main") == ["config.json", "evil.py"]
+
+
+def one_sentence(done, *parts):
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    for part in parts:
+        assert part in done.stderr.splitlines()[-1]
+
+
+def test_tokens_that_do_not_work(loopback_hub, folder, tmp_path):
+    arguments = (folder, "--repo_id", REPO, "--push")
+    done = push(loopback_hub, tmp_path, *arguments, HF_TOKEN="")
+    one_sentence(done, "401", "nim/nim-vit-tiny", "run `hf auth login`", "--token")
+    done = push(loopback_hub, tmp_path, *arguments, "--token", "hf_wrong")
+    one_sentence(done, "401", "run `hf auth login`", "--token")
+    done = push(loopback_hub, tmp_path, folder, "--repo_id", "nim-vit-tiny", HF_TOKEN="")
+    one_sentence(done, "run `hf auth login`", "--token")
+    assert loopback_hub.storage.repos == {}
+
+
+def test_a_hub_that_is_down(loopback_hub, folder, tmp_path):
+    done = push(loopback_hub, tmp_path, folder, "--repo_id", REPO, HF_ENDPOINT="http://127.0.0.1:9")
+    one_sentence(done, "cannot be reached at http://127.0.0.1:9 (ConnectError)", "check the network, and HF_ENDPOINT")
+
+
+MALFORMED = {
+    "README.md": ("---\na: [\n---\nx", "README.md cannot be read as YAML"),
+    ".eval_results/x.yaml": ("a: [", ".eval_results/x.yaml cannot be read as YAML"),
+    "card.json": ("{", "card.json cannot be read as JSON (Expecting property name"),
+    "config.json": ("[]", "config.json must hold an object, not list"),
+    "results.json": ('{"dataset": "digits", "rows": [{}]}', "results.json"),
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_malformed_files(folder, capsys, name):
+    content, expected = MALFORMED[name]
+    write(folder, name, content.encode())
+    assert load_script().main([str(folder), "--repo_id", REPO, "--push"]) == 1
+    assert expected in capsys.readouterr().err
+
+
+def load_script():
+    return importlib.import_module("transformers_nim.commands.push")
+
+
+def test_weights_of_another_model(folder):
+    tensors = load_file(folder / "model.safetensors")
+    first, second, *_ = sorted(tensors)
+    wrong = {name: tensor for name, tensor in tensors.items() if name != first}
+    wrong |= {second: torch.zeros(3, 7), "extra.weight": torch.zeros(1)}
+    save_file(wrong, folder / "model.safetensors")
+    problems = prepare(folder, REPO).problems
+    assert len(problems) == 3
+    for problem, end in zip(
+        problems,
+        (
+            f"1 missing: {first}. Save model and configuration together",
+            "1 unexpected: extra.weight. Save model and configuration together",
+            f"1 of other shapes: {second}: [3, 7], not {list(tensors[second].shape)}. Save model and configuration"
+            " together",
+        ),
+        strict=True,
+    ):
+        assert problem.startswith("the weights are not those of the NIMForRobustImageClassification that config.json")
+        assert problem.endswith(end)
+
+
+def test_weights_in_parts(folder):
+    tensors = load_file(folder / "model.safetensors")
+    first, *rest = sorted(tensors)
+    parts = {"model-00001-of-00002.safetensors": [first], "model-00002-of-00002.safetensors": rest}
+    for name, keys in parts.items():
+        save_file({key: tensors[key] for key in keys}, folder / name)
+    index = {"metadata": {}, "weight_map": {key: name for name, keys in parts.items() for key in keys}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (both,) = prepare(folder, REPO).problems
+    assert both.startswith("there are both model.safetensors and model.safetensors.index.json")
+    (folder / "model.safetensors").unlink()
+    assert prepare(folder, REPO).problems == []
+    del index["weight_map"][rest[0]]
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (unlisted,) = prepare(folder, REPO).problems
+    assert unlisted == f"model.safetensors.index.json and the files that it names differ in {rest[0]}"
+    del index["weight_map"][first]
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert f"1 missing: {first}." in "\n".join(prepare(folder, REPO).problems)
+
+
+def change_results(folder):
+    (folder / "results.json").write_text(json.dumps(RESULTS).replace("41.5", "61.5"))
+
+
+def change_card(folder):
+    card = folder / "README.md"
+    card.write_text(card.read_text().replace("41.5", "61.5"))
+
+
+def token_in(name):
+    return lambda folder: (folder / name).write_text('{"token": "hf_' + "aB3" * 10 + '"}')
+
+
+REFUSED = {
+    "card": (change_card, "-| De^3          | 61.5"),
+    "results": (change_results, "+| De^3          | 61.5"),
+    "no card": (lambda folder: (folder / "card.json").unlink(), "has no card.json"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors is missing"),
+    "no processor": (
+        lambda folder: (folder / "preprocessor_config.json").unlink(),
+        "preprocessor_config.json is missing",
+    ),
+    "no results": (lambda folder: (folder / "results.json").unlink(), "results.json is missing"),
+    "half of the weights": (
+        lambda folder: (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:5000]),
+        "model.safetensors cannot be read",
+    ),
+    "pickle": (lambda folder: (folder / "extra.pt").write_bytes(b"x"), "extra.pt: such files can execute code"),
+    "bin": (lambda folder: (folder / "pytorch_model.bin").write_bytes(b"x"), "pytorch_model.bin: such files"),
+    "pkl": (lambda folder: (folder / "a.pkl").write_bytes(b"x"), "a.pkl: such files"),
+    "token": (token_in("notes.json"), "notes.json, line 1: this looks like a token"),
+    "path": (
+        lambda folder: (folder / "log.jsonl").write_text('{"dir": "/home/me/data"}'),
+        "/home/me/data is an absolute",
+    ),
+    "windows path": (lambda folder: (folder / "a.txt").write_text("C:\\Users\\me"), "C:\\Users is an absolute path"),
+    "foreign code": (lambda folder: (folder / "modeling_x.py").write_text("1"), "modeling_x.py is no file of"),
+}
+
+
+def write(folder, name, content=b"x"):
+    (folder / name).parent.mkdir(exist_ok=True, parents=True)
+    (folder / name).write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("x.pth.tar", "is of no kind"), ("x.PT", "is of no kind"), ("x.npz", "is of no kind"),
+        ("x.h5", "is of no kind"), ("run.log", "is of no kind"), ("a/x.ipynb", "is of no kind"),
+        ("x", "is of no kind"), ("x.pth", ": such files can"), (".env", "is hidden"), ("a/.env.txt", "is hidden"),
+        (".ssh/key.txt", "is hidden"), (".eval_results/.x.yaml", "is hidden"), (".eval_results/a.pt", ": such files"),
+        (".eval_results/x.so", "is hidden"), (".gitignore", "is hidden"), (".github/a.yml", "is hidden"),
+    ],
+)  # fmt: skip
+def test_other_kinds_of_files_are_refused(folder, name, reason):
+    write(folder, name)
+    (problem,) = prepare(folder, REPO).problems
+    assert problem.startswith(f"{name}{reason if reason[0] == ':' else ' ' + reason}")
+
+
+def test_kinds_that_are_published_and_skipped(folder):
+    before = prepare(folder, REPO).files.keys()
+    new = {"a.csv", "a.txt", "b/c.yml", "p.png", "p.jpg", ".eval_results/x.yaml", ".gitattributes", "LICENSE"}
+    skipped = (".git/config", ".cache/x.pt", "a/.git/x", "a/__pycache__/x.pyc")
+    for name in (*new, *skipped):
+        write(folder, name)
+    publication = prepare(folder, REPO)
+    assert publication.problems == []
+    assert publication.files.keys() - before == new
+
+
+def test_links_that_leave_the_folder(folder, tmp_path):
+    (tmp_path / "secret.txt").write_text("x")
+    (folder / "in.txt").symlink_to("results.json")
+    assert prepare(folder, REPO).problems == []
+    for name, target in (("out.txt", tmp_path / "secret.txt"), ("up", ".."), ("lost.txt", tmp_path / "none")):
+        (folder / name).symlink_to(target)
+    problems = prepare(folder, REPO).problems
+    assert [problem.split(" is a link")[0] for problem in problems] == ["lost.txt", "out.txt", "up"]
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("/lustre/x", "/lustre/x"), ('"/Volumes/x"', "/Volumes/x"), ("(/kaggle/input)", "/kaggle/input"),
+        ("at /storage/x.", "/storage/x."), ("file:///home/x", "file:///home/x"), ("cwd:/home/x", "/home/x"),
+        ("--a=/nfs7/2024", "/nfs7/2024"), ("/gpfs/1/x", "/gpfs/1/x"), ("[x](/home/me/x)", "/home/me/x"),
+        ("D:/Projects/x", "/Projects/x"), ("C:\\Users\\me", "C:\\Users"), ("`/p1/p2/p3`", "/p1/p2/p3"),
+    ],
+)  # fmt: skip
+def test_absolute_paths(folder, text, path):
+    (folder / "a.txt").write_text(text)
+    # In JSON, too, where line ends and backslashes are escaped.
+    (folder / "a.json").write_text(json.dumps([f"a:\n{text}\n"]))
+    (folder / "b.json").write_text(json.dumps([f"a:\n{text}"]).replace("/", "\\/"))
+    problems = prepare(folder, REPO).problems
+    assert [problem.split(":")[0] for problem in problems] == ["a.json", "a.txt", "b.json"]
+    assert f"a.txt: {path} is an absolute path" in problems[1]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://a.b/home/c/d", "https://huggingface.co/nim/x/resolve/main/a", "see http://localhost:80/a/b.", "8/255",
+        "eps = 8/255/2 or /8/255", "application/json", "image/svg+xml; text/plain", "[a](/docs/transformers/main)",
+        '<img src="/a/b/c.png">', "<b>a</b></p>", "../a/b ./c/d ~/e/f", "{folder}/a/b $X/c/d ${Y}/e/f <Z>/g/h",
+        "hf://datasets/a/b s3://a/b", "#!/usr/bin/env", "> /dev/null", "and/or/not", "/home", "a:\nb", "//cdn/a/b",
+        "hf_hub_download", "NAME/nim-vit-tiny", "mean / low / high", "/path/to/checkpoint",
+    ],
+)  # fmt: skip
+def test_no_absolute_paths(folder, text):
+    (folder / "a.txt").write_text(text)
+    (folder / "a.json").write_text(json.dumps([text]))
+    assert prepare(folder, REPO).problems == []
+
+
+def test_texts_and_metadata_are_read(folder):
+    secret = "x_hf_" + "aB3" * 10
+    for name in ("a.csv", "b.yml", "LICENSE", ".gitattributes"):
+        write(folder, name, f"1\n{secret}".encode())
+    write(folder, "c.md", b"\xff\xfe")
+    save_file({"x": torch.zeros(1)}, folder / "d.safetensors", {"by": secret, "from": "/lustre/me"})
+    problems = prepare(folder, REPO).problems
+    assert [problem.split(": ")[0] for problem in problems] == [
+        ".gitattributes, line 2", "LICENSE, line 2", "a.csv, line 2", "b.yml, line 2",
+        "c.md is no text in UTF-8, as files of its name are; save it as such, or remove it",
+        "d.safetensors (metadata), line 1", "d.safetensors (metadata)",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(folder, name):
+    change, expected = REFUSED[name]
+    change(folder)
+    problems = "\n".join(prepare(folder, REPO).problems)
+    assert expected in problems
+    assert "aB3aB3" not in problems, "tokens are not shown"
+    with pytest.raises(ValueError, match="not ready to be published"):
+        publishing.upload(prepare(folder, REPO))
+
+
+def test_own_token_is_found(folder):
+    (folder / "a.txt").write_text("x short-secret y")
+    assert not prepare(folder, REPO).problems
+    assert "a.txt, line 1" in prepare(folder, REPO, token="short-secret").problems[0]
+
+
+def test_refused_by_the_script(loopback_hub, folder, tmp_path):
+    change_results(folder)
+    done = push(loopback_hub, tmp_path, folder, "--repo_id", REPO, "--push")
+    assert done.returncode == 1
+    assert "+| De^3          | 61.5 [33.0, 50.0] |" in done.stderr
+    assert loopback_hub.requests == []
+
+
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in SIZES.glob("*/card.json")))
+def test_shipped_folders_can_be_published(name):
+    has_weights = (SIZES / name / "model.safetensors").exists()
+    if not has_weights:
+        (missing, how) = prepare(SIZES / name, f"nim/{name}").problems
+        assert missing == "model.safetensors is missing"
+        assert "--without_weights" in how
+    for with_code in (False, True):
+        publication = prepare(SIZES / name, f"nim/{name}", with_code=with_code, without_weights=not has_weights)
+        assert publication.problems == []
+        assert ("modeling_nim.py" in publication.files) == with_code
+
+
+def test_wrong_arguments(tmp_path):
+    with pytest.raises(ValueError, match="is no folder"):
+        prepare(tmp_path / "none", REPO)
+    with pytest.raises(ValueError, match="is no name of a repository"):
+        prepare(tmp_path, "https://hub/nim")
+
+
+def test_hashes():
+    assert publishing._sha256(b"1") == hashlib.sha256(b"1").hexdigest()

@@ -60,5 +60,5 @@ def render_table(columns: Sequence[str], rows: Sequence[Sequence[str]], numbers:
         others = (cell.rjust(width) if numbers else cell.ljust(width) for cell, width in zip(row[1:], widths[1:]))
         return f"| {' | '.join([row[0].ljust(widths[0]), *others])} |"
 
-    rule = ["-" * widths[0], *(f"{'-' * (width - 1)}:" if numbers else "-" * max(width, 3) for width in widths[1:])]
+    rule = ["-" * widths[0], *(f"{'-' * (width - 1)}:" if numbers else "-" * (width or 3) for width in widths[1:])]
     return "\n".join([line(cells[0]), f"| {' | '.join(rule)} |", *map(line, cells[1:])])

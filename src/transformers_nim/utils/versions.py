@@ -9,7 +9,7 @@ VERSION = "0.1.0"
 
 
 def package_versions(*further: str) -> dict[str, str]:
-    """Return the versions of Python, torch, transformers and this package, and of `further` packages by import name."""
+    """Return the versions of Python, torch, transformers, this package and `further` ones (names to import)."""
     names = ("torch", "transformers", *further)
     versions = {name: str(importlib.import_module(name).__version__) for name in names}
     return {"python": platform.python_version(), **versions, "transformers_nim": VERSION}

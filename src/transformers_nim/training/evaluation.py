@@ -11,15 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..metrics import load_metric
 from ..model.modeling_nim import NIMForPreTraining, NIMForRobustImageClassification
 from ..model.noise import add_noise, draw_noise, parse_sigma
 from ..utils.seeding import derive_seed_32, image_generators
+from ..utils.statistics import mean_accuracy
 from .mae import MaskedAutoencoder
-
-
-# A padding that metrics leave out.
-_IGNORED = -100
 
 
 def _generators(rows: torch.Tensor, device: torch.device) -> list[torch.Generator]:
@@ -133,7 +129,6 @@ def evaluate_classifier(
     """
     inner = accelerator.unwrap_model(model)
     is_robust = isinstance(inner, NIMForRobustImageClassification)
-    metrics = {sigma_name(sigma): load_metric("robust_accuracy", keep_in_memory=True) for sigma in sigmas}
     sums: dict[str, list[torch.Tensor]] = {}
     with _eval_mode(model):
         for batch in loader:
@@ -146,16 +141,13 @@ def evaluate_classifier(
                 else:
                     outputs = model(pixels if sigma is None else _noisy(pixels, sigma, generators, inner.config))
                 logits = outputs.logits.float()
-                references = torch.where(is_valid, labels, _IGNORED)
-                predicted, references = accelerator.gather_for_metrics((logits.argmax(dim=-1), references))
-                metrics[sigma_name(sigma)].add_batch(predictions=predicted.tolist(), references=references.tolist())
                 figures[f"loss_{sigma_name(sigma)}"] = nn.functional.cross_entropy(logits, labels, reduction="none")
+                figures[f"accuracy_{sigma_name(sigma)}"] = logits.argmax(dim=-1) == labels
             _gather(accelerator, figures, is_valid, sums)
     results = _means(sums)
-    for name, metric in metrics.items():
-        computed = metric.compute()
-        if computed is not None:
-            results |= {f"accuracy_{name}{end}": float(computed[f"accuracy{end}"]) for end in ("", "_low", "_high")}
+    for name in [name for name in results if name.startswith("accuracy_")]:
+        accuracy = mean_accuracy(torch.cat(sums[name]).bool().numpy()[:, None])
+        results |= {name: accuracy.mean, f"{name}_low": accuracy.low, f"{name}_high": accuracy.high}
     return results
 
 

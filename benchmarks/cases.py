@@ -23,7 +23,7 @@ from transformers_nim import Certificate, NIMConfig, NIMForPreTraining, NIMForRo
 from transformers_nim.attacks import PixelClassifier, make_attack
 from transformers_nim.data.augmentation import pretraining_transform
 from transformers_nim.data.images import training_batches
-from transformers_nim.data.loading import load_image_data
+from transformers_nim.data.loading import ImageSource
 from transformers_nim.model.layers_nim import unfused_attention_forward
 from transformers_nim.training.optimization import make_optimizer, parameter_groups
 from transformers_nim.utils.extras import require
@@ -116,7 +116,7 @@ def input_pipeline(size: str, batch_size: int, data: str) -> Work:
 
 
 def _pipeline(config: NIMConfig, batch_size: int, data: str, num_workers: int) -> Iterator[torch.Tensor]:
-    images = load_image_data(data, train_val_split=0)
+    images = ImageSource(data, train_val_split=0).load()
     transform = pretraining_transform(config)
     return (
         batch["pixel_values"]

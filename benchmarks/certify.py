@@ -20,7 +20,7 @@ import torch
 import transformers_nim
 from transformers_nim import NIMForRobustImageClassification, NIMImageProcessor
 from transformers_nim.data.images import EvaluationImages, RowReader
-from transformers_nim.data.loading import load_image_data
+from transformers_nim.data.loading import ImageSource
 from transformers_nim.hub import render_table
 from transformers_nim.utils.extras import require
 from transformers_nim.utils.seeding import derive_seed_32
@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = NIMForRobustImageClassification.from_pretrained(args.model_name_or_path).to(device)
-    data = load_image_data(args.dataset_name, train_split_name=args.split, train_val_split=0)
+    data = ImageSource(args.dataset_name, train_split_name=args.split, train_val_split=0).load()
     processor = NIMImageProcessor.from_config(model.config)
     images = EvaluationImages(data.train, RowReader.of(data, data.train, model.config.num_channels), processor)
     rows = np.unique(np.linspace(0, len(images) - 1, args.max_eval_samples).round().astype(int)).tolist()

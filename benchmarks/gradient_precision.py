@@ -25,7 +25,7 @@ import torch
 import transformers_nim
 from transformers_nim.attacks import PixelClassifier, make_attack
 from transformers_nim.data.evaluation_set import EvaluationSet
-from transformers_nim.data.loading import load_image_data
+from transformers_nim.data.loading import ImageSource
 from transformers_nim.robustness.accuracy import correct_draws
 from transformers_nim.robustness.classifiers import load_classifier
 from transformers_nim.robustness.protocol import PRECISIONS
@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     if device.type == "cpu":
         keep_freed_memory()
     model, processor = load_classifier(args.model_name_or_path, device)
-    data = load_image_data(args.dataset_name, train_split_name=args.split, train_val_split=0, with_labels=True)
+    data = ImageSource(args.dataset_name, train_split_name=args.split, train_val_split=0).load(with_labels=True)
     images = EvaluationSet.from_data(data, model, processor, args.max_eval_samples, args.labels_by_index)
     rows = [image.row for image in images.images]
     pixels = torch.stack([images.read(row) for row in rows]).to(device)

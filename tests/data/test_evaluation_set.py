@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig, ViTConfig, ViTForImageClassification,
 
 from transformers_nim import NIMConfig, NIMForRobustImageClassification, NIMImageProcessor
 from transformers_nim.data.evaluation_set import EvaluationSet, class_numbers
-from transformers_nim.data.loading import load_image_data
+from transformers_nim.data.loading import ImageSource
 from transformers_nim.robustness.classifiers import classifier_maker, has_defense, load_classifier, model_hash
 
 
@@ -31,7 +31,7 @@ def data(tmp_path_factory):
     rows = {"image": [encoded(seed) for seed in range(8)], "label": [seed % 5 for seed in range(8)]}
     split = datasets.Dataset.from_dict(rows, features=features).cast_column("image", datasets.Image())
     datasets.DatasetDict({"test": split}).save_to_disk(path)
-    return load_image_data(str(path), train_split_name="test", train_val_split=0, with_labels=True)
+    return ImageSource(str(path), train_split_name="test", train_val_split=0).load(with_labels=True)
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from transformers_nim.data import loading as data_module
-from transformers_nim.data.loading import ImageData, UnknownLabelError, decode_picture, load_image_data
+from transformers_nim.data.loading import ImageData, ImageSource, UnknownLabelError, decode_picture
 
 
 CLASSES = ("ant", "bee", "cat")
@@ -72,10 +72,14 @@ def found(data: ImageData, rows: Any) -> list[tuple[str, tuple[int, int, int]]]:
 
 @pytest.fixture
 def load(tmp_path, monkeypatch):
-    """`load_image_data` with caches below the test's folder."""
+    """Loads an [`ImageSource`] with caches below the test's folder."""
     # `datasets` counts over the net how often its readers of local files are used.
     monkeypatch.setattr(datasets.config, "HF_UPDATE_DOWNLOAD_COUNTS", False)
-    return lambda *args, **kwargs: load_image_data(*args, **{"cache_dir": str(tmp_path / "cache"), **kwargs})
+
+    def load(*args, with_labels=False, **kwargs) -> ImageData:
+        return ImageSource(*args, **{"cache_dir": str(tmp_path / "cache"), **kwargs}).load(with_labels)
+
+    return load
 
 
 def make_source(kind: str, folder: Path, splits: tuple[str, ...]) -> dict[str, str]:
@@ -134,7 +138,7 @@ def test_sources(kind, streaming, load, tmp_path):
 def test_without_labels(streaming, load, tmp_path):
     data = load(**make_source("folder of images", tmp_path, ("train", "validation")), streaming=streaming)
     assert data.label_column is None
-    assert data.label_names is None
+    assert data.label_names == []
     for rows in (data.train, data.validation):
         assert {tuple(row) for row in rows} == {("image",)}
         label_of = data.label_reader(rows)
@@ -143,10 +147,10 @@ def test_without_labels(streaming, load, tmp_path):
 
 HUB_SCRIPT = """
 import json, sys
-from transformers_nim.data.loading import decode_picture, load_image_data
+from transformers_nim.data.loading import ImageSource, decode_picture
 answers = []
 for name, streaming in json.loads(sys.argv[1]):
-    data = load_image_data(name, with_labels=True, streaming=streaming, train_val_split=0, token="hf_loopback")
+    data = ImageSource(name, streaming=streaming, train_val_split=0, token="hf_loopback").load(with_labels=True)
     label_of = data.label_reader(data.train)
     answer = []
     for row in data.train:
@@ -550,9 +554,9 @@ def test_caches_are_where_they_should_be(load, tmp_path, monkeypatch):
         ({"dataset_name": "a", "validation_dir": "b"}, "a validation_dir goes with a train_dir"),
         ({"dataset_name": "a", "train_val_split": 1.0}, "train_val_split must be at least 0 and less than 1, got 1.0"),
         ({"dataset_name": "a", "train_val_split": -0.1}, "got -0.1"),
-        ({"dataset_name": "a", "max_train_samples": 0}, "max_train_samples must be at least 1, got 0"),
-        ({"dataset_name": "a", "max_eval_samples": -3}, "max_eval_samples must be at least 1, got -3"),
-        ({"dataset_name": "a", "shuffle_buffer": 0}, "shuffle_buffer must be at least 1, got 0"),
+        ({"dataset_name": "a", "max_train_samples": 0}, "max_train_samples must be an int of at least 1, got 0"),
+        ({"dataset_name": "a", "max_eval_samples": -3}, "max_eval_samples must be an int of at least 1, got -3"),
+        ({"dataset_name": "a", "shuffle_buffer": 0}, "shuffle_buffer must be an int of at least 1, got 0"),
         ({"dataset_name": "nowhere/a.parquet"}, "no such file: nowhere/a.parquet"),
         ({"dataset_name": __file__}, r"in a single file must be a .parquet file, got .*test_loading.py"),
         ({"train_dir": "nowhere"}, "no such folder of images: nowhere"),
@@ -560,7 +564,7 @@ def test_caches_are_where_they_should_be(load, tmp_path, monkeypatch):
 )
 def test_arguments_out_of_range(arguments, message):
     with pytest.raises(ValueError, match=message):
-        load_image_data(**arguments)
+        ImageSource(**arguments).load()
 
 
 def test_splits_that_are_not_there(load, tmp_path):

@@ -30,7 +30,7 @@ import transformers
 from .. import NIMForRobustImageClassification, NIMImageProcessor, __version__
 from ..data.evaluation_set import class_numbers
 from ..data.images import EvaluationImages, RowReader
-from ..data.loading import load_image_data
+from ..data.loading import ImageSource
 from ..hub import certificate_table
 from ..metrics import load_metric
 from ..model.smoothing_nim import certifiable_sigma
@@ -225,16 +225,15 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     )
     for sigma in args.sigmas:
         certifiable_sigma(model.config, sigma)
-    data = load_image_data(
+    data = ImageSource(
         dataset_name=args.dataset_name,
         dataset_config_name=args.dataset_config_name,
         train_split_name=args.split,
         train_val_split=0,
         image_column_name=args.image_column_name,
         label_column_name=args.label_column_name,
-        with_labels=True,
         **source,
-    )
+    ).load(with_labels=True)
     number_of = class_numbers(data, model.config, args.labels_by_index)
     rows = list(range(0, len(data.train), args.every_k))[: args.max_eval_samples]
     processor = NIMImageProcessor.from_config(model.config)

@@ -35,7 +35,7 @@ import transformers
 from .. import __version__
 from ..attacks import attack_options
 from ..data.evaluation_set import EvaluationSet
-from ..data.loading import load_image_data
+from ..data.loading import ImageSource
 from ..robustness import RobustnessReport, compare, plot_eps_curve, plot_examples, plot_tradeoff
 from ..robustness.budget import fit, seconds_per_pass
 from ..robustness.checks import make_report
@@ -278,16 +278,15 @@ def main(argv: list[str] | None = None) -> RobustnessReport | str | None:
             )
         surrogate_hashes[name] = model_hash(other)
         surrogates[name] = classifier_maker(other, other_processor, args.seed)(None, "full", False)
-    data = load_image_data(
+    data = ImageSource(
         dataset_name=args.dataset_name,
         dataset_config_name=args.dataset_config_name,
         train_split_name=args.split,
         train_val_split=0,
         image_column_name=args.image_column_name,
         label_column_name=args.label_column_name,
-        with_labels=True,
         **source,
-    )
+    ).load(with_labels=True)
     strength = chosen_strength(args)
     images = EvaluationSet.from_data(data, model, processor, strength.num_images, args.labels_by_index)
     strength = replace(strength, num_images=len(images.images))

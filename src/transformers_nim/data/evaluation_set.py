@@ -127,7 +127,7 @@ def class_numbers(data: ImageData, config: Any, by_index: bool = False) -> list[
     Raises:
         ValueError: The model does not know a class.
     """
-    names = data.label_names or []
+    names = data.label_names
     known: Mapping[str, int] = {str(name): int(index) for name, index in config.label2id.items()}
     unknown = [name for name in names if name not in known]
     if not unknown and not by_index:

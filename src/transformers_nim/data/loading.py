@@ -1,5 +1,5 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""Finds images and labels: on the Hub, in folders, in parquet files, on disk or in a stream."""
+"""Find images and labels: on the Hub, in folders, in parquet files, on disk or in a stream."""
 
 import glob
 import os
@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 from transformers.utils import logging
 
+from ..model.checks_nim import check_counts
 from ..model.image_processing_nim import convert_image
 from ..utils.extras import require
 
@@ -31,18 +32,18 @@ class UnknownLabelError(ValueError):
 
 
 def decode_picture(value: Any, num_channels: int, token: str | None = None) -> Image.Image:
-    """Opens what a data set holds as an image: encoded bytes, a path or URL, a PIL image or an array.
+    """Decode an image of a data set: encoded bytes, a path or URL, a PIL image or an array.
 
     Args:
-        value: A cell of the image column.
+        value: The row's value in the image column.
         num_channels: 1 for a grey picture, 3 for RGB.
-        token: Token for files of private data sets on the Hub, which streams of image folders have the URLs of.
+        token: Token for files of private data sets on the Hub, to which streams of image folders hold URLs.
 
     Returns:
         An upright 8-bit picture with that many channels, all its pixels read.
 
     Raises:
-        Exception: It is not a readable picture. Pillow's decoders raise almost anything when a file is broken.
+        Exception: It is no readable picture. Pillow's decoders raise almost anything when a file is broken.
     """
     if isinstance(value, Mapping):
         value = value["bytes"] if value.get("bytes") is not None else value.get("path")
@@ -69,15 +70,15 @@ def _from_array(values: np.ndarray) -> Image.Image:
 
 @dataclass(frozen=True)
 class ImageData:
-    """Images to train on and to validate with, as [`load_image_data`] found them.
+    """Images to train on and to validate with, as [`ImageSource`] found them.
 
     Attributes:
         name: What to call the data on cards.
         train: A `datasets.Dataset` or, streamed, a `datasets.IterableDataset`.
         validation: A `datasets.Dataset`, or None.
         image_column: Name of the column of images; they are not yet decoded.
-        label_column: Name of the column of labels, or None where none was asked for.
-        label_names: The classes, in the order of their indices.
+        label_column: Name of the column of labels; None if labels are not needed.
+        label_names: The classes, in the order of their indices; empty if labels are not needed.
         token: Token for images that are still on the Hub.
     """
 
@@ -86,37 +87,37 @@ class ImageData:
     validation: Any
     image_column: str
     label_column: str | None = None
-    label_names: list[str] | None = None
+    label_names: list[str] = field(default_factory=list)
     token: str | None = field(default=None, repr=False)
 
     @property
     def is_streamed(self) -> bool:
-        """Whether the training images have no number and no length."""
+        """Whether the training images come as a stream, without row numbers and of unknown length."""
         return not hasattr(self.train, "__len__")
 
     def label_reader(self, rows: Any) -> Callable[[Mapping[str, Any]], int]:
-        """A function from a row of `rows` (train or validation, whose classes can be numbered otherwise) to its class.
+        """Return a function from a row of `rows` to the index of its class in `label_names`.
 
-        Without labels it returns 0.
+        Without labels it returns 0. `rows` are those to train on or to validate with; the two splits may number their
+        classes differently.
 
         Raises:
-            ValueError: (the function) A label is not one of the classes to train on.
+            UnknownLabelError: (the function) A label is none of the classes to train on.
         """
-        classes = self.label_names or []
-        index: dict[Any, int] = {name: number for number, name in enumerate(classes)}
+        index: dict[Any, int] = {name: number for number, name in enumerate(self.label_names)}
         names = getattr((rows.features or {}).get(self.label_column), "names", None)
         if names is not None:
             index = {number: index[name] for number, name in enumerate(names) if name in index}
-        return _LabelReader(self.label_column, names, classes, index)
+        return _LabelReader(self.label_column, names, self.label_names, index)
 
 
 @dataclass(frozen=True)
 class _LabelReader:
-    # A class, because a closure cannot be sent to worker processes.
+    # A closure could not be sent to worker processes.
     column: str | None
     names: list[str] | None
     classes: list[str]
-    # From numbers if `names` says what they mean, else from text.
+    # From numbers if `names` names them, else from text.
     index: dict[Any, int]
 
     def __call__(self, row: Mapping[str, Any]) -> int:
@@ -135,143 +136,161 @@ class _LabelReader:
         return found
 
 
-def load_image_data(
-    dataset_name: str | None = None,
-    dataset_config_name: str | None = None,
-    train_dir: str | None = None,
-    validation_dir: str | None = None,
-    train_split_name: str = "train",
-    validation_split_name: str | None = None,
-    train_val_split: float = 0.1,
-    image_column_name: str | None = None,
-    label_column_name: str | None = None,
-    with_labels: bool = False,
-    streaming: bool = False,
-    max_train_samples: int | None = None,
-    max_eval_samples: int | None = None,
-    shuffle_buffer: int = 10_000,
-    seed: int = 0,
-    cache_dir: str | None = None,
-    revision: str | None = None,
-    token: str | None = None,
-) -> ImageData:
-    """Loads images from wherever they are.
+@dataclass(frozen=True)
+class ImageSource:
+    """Where images are, and which of them to take.
 
-    Args:
+    Attributes:
         dataset_name: A name on the Hub, a folder (of parquet files, of images in one folder per class, or written by
             `save_to_disk`) or a `.parquet` file.
         dataset_config_name: Configuration of a data set that has several.
+        dataset_revision: Version of a data set on the Hub.
         train_dir: Instead of a name: a folder with one folder of images per class.
         validation_dir: Another such folder, for validation.
         train_split_name: Split to train on.
-        validation_split_name: Split to validate with. By default one called validation, valid or val if there is one;
-            a test split is never taken unasked.
-        train_val_split: Without a validation split: part of the training images to hold out, in [0, 1). 0 for none.
+        validation_split_name: Split to validate with. By default the one called validation, valid or val, if any; a
+            test split is taken only when it is named.
+        train_val_split: Without a validation split: share of the training images to hold out, in [0, 1). 0 for none.
             A stream holds out none.
         image_column_name: Column of images; found by its type or name by default.
         label_column_name: Column of labels; likewise.
-        with_labels: Whether labels are needed.
+        max_train_samples: Number of images to train on at most. They are chosen at random; of a stream, every process
+            and worker takes its first ones, in equal parts.
+        max_eval_samples: Number of images to validate with at most (likewise); 1000 by default for a stream.
         streaming: Whether to read the training images while they are downloaded. Validation images are then read
             once and kept in memory.
-        max_train_samples: How many images to train on at most. They are chosen at random, except from a stream: it
-            gives the first ones, in equal parts of every process and worker.
-        max_eval_samples: How many to validate with at most (likewise); 1000 by default for a stream.
-        shuffle_buffer: How many images of a stream wait to be drawn at random.
+        shuffle_buffer: Number of images of a stream that wait to be drawn at random.
         seed: Seed of the choice of training images and of the order of a stream. Validation images are the same with
-            every seed, so that runs can be compared and no pretraining sees those of fine-tuning.
+            every seed: runs can be compared, and no pretraining sees the validation images of fine-tuning.
         cache_dir: Where downloads are kept.
-        revision: Version of a data set on the Hub.
         token: Token for private data sets.
 
     Raises:
-        ValueError: Neither name nor folder is given, or both; a split or column does not exist; labels are missing;
-            a number is out of range.
+        ValueError: Neither name nor folder is given, or both; a number is out of range.
     """
-    datasets = require("datasets")
-    if (dataset_name is None) == (train_dir is None):
-        raise ValueError("give either a dataset_name or a train_dir (a folder with one folder of images per class)")
-    if validation_dir is not None and train_dir is None:
-        raise ValueError("a validation_dir goes with a train_dir; for a dataset_name pass validation_split_name")
-    if not 0 <= train_val_split < 1:
-        raise ValueError(f"train_val_split must be at least 0 and less than 1, got {train_val_split}")
-    for name, value in (
-        ("max_train_samples", max_train_samples),
-        ("max_eval_samples", max_eval_samples),
-        ("shuffle_buffer", shuffle_buffer),
-    ):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    if train_dir is not None:
-        splits: Mapping[str, Any] = {"train": _image_folder(train_dir, streaming, cache_dir)}
-        train_split_name = "train"
-        if validation_dir is not None:
-            # It need not have all classes, and may have but one, which `datasets` would not call a label by itself.
-            validation = _image_folder(validation_dir, streaming, cache_dir, drop_labels=False)
-            splits = {**splits, "validation": validation}
-    elif streaming and _is_saved_to_disk(dataset_name):
-        raise ValueError(f"{dataset_name} was written by save_to_disk and is read by rows; leave out streaming")
-    else:
-        splits = _load_splits(dataset_name, dataset_config_name, streaming, cache_dir, revision, token)
-    if train_split_name not in splits:
-        raise ValueError(f"there is no split {train_split_name!r} to train on; there are {sorted(splits)}")
-    if validation_split_name is None:
-        validation_split_name = next((name for name in _VALIDATION_SPLITS if name in splits), None)
-    elif validation_split_name not in splits:
-        raise ValueError(f"there is no split {validation_split_name!r} to validate with; there are {sorted(splits)}")
 
-    train = splits[train_split_name]
-    validation = splits[validation_split_name] if validation_split_name is not None else None
-    image_column = _find_column(train, image_column_name, _IMAGE_COLUMNS, datasets.Image, "image_column_name")
-    label_column = label_names = None
-    if with_labels:
-        label_column = _find_column(train, label_column_name, _LABEL_COLUMNS, datasets.ClassLabel, "label_column_name")
-        label_names = _label_names(train, label_column)
-    columns = [image_column] if label_column is None else [image_column, label_column]
-    train = _undecoded(train, columns)
-    if validation is not None:
-        missing = [column for column in columns if column not in (validation.column_names or columns)]
-        if missing:
+    dataset_name: str | None = None
+    dataset_config_name: str | None = None
+    dataset_revision: str | None = None
+    train_dir: str | None = None
+    validation_dir: str | None = None
+    train_split_name: str = "train"
+    validation_split_name: str | None = None
+    train_val_split: float = 0.1
+    image_column_name: str | None = None
+    label_column_name: str | None = None
+    max_train_samples: int | None = None
+    max_eval_samples: int | None = None
+    streaming: bool = False
+    shuffle_buffer: int = 10_000
+    seed: int = 0
+    cache_dir: str | None = None
+    token: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if (self.dataset_name is None) == (self.train_dir is None):
             raise ValueError(
-                f"the split to validate with has no column {missing[0]!r}; there are {validation.column_names}"
+                "give either a dataset_name or a train_dir (a folder with one folder of images per class)"
             )
-        validation = _undecoded(validation, columns)
+        if self.validation_dir is not None and self.train_dir is None:
+            raise ValueError("a validation_dir goes with a train_dir; for a dataset_name pass validation_split_name")
+        if not 0 <= self.train_val_split < 1:
+            raise ValueError(f"train_val_split must be at least 0 and less than 1, got {self.train_val_split}")
+        check_counts(
+            max_train_samples=self.max_train_samples,
+            max_eval_samples=self.max_eval_samples,
+            shuffle_buffer=self.shuffle_buffer,
+        )
 
-    if validation is None and train_val_split and not streaming:
-        order = np.random.default_rng(_VALIDATION_SEED).permutation(len(train))
-        held_out, kept = np.split(order, [max(1, round(train_val_split * len(train)))])
-        # In memory, because the folder of a saved data set need not be writable.
-        train, validation = (train.select(np.sort(part), keep_in_memory=True) for part in (kept, held_out))
-    if streaming:
+    def load(self, with_labels: bool = False) -> ImageData:
+        """Find the images.
+
+        Args:
+            with_labels: Whether labels are needed.
+
+        Raises:
+            ValueError: A split or column does not exist, labels are missing, or there are no images.
+        """
+        datasets = require("datasets")
+        train, validation = self._splits()
+        image_column = _find_column(train, self.image_column_name, _IMAGE_COLUMNS, datasets.Image, "image_column_name")
+        label_column, label_names = None, []
+        if with_labels:
+            name = self.label_column_name
+            label_column = _find_column(train, name, _LABEL_COLUMNS, datasets.ClassLabel, "label_column_name")
+            label_names = _label_names(train, label_column)
+        columns = [image_column] if label_column is None else [image_column, label_column]
+        train = _undecoded(train, columns)
+        if validation is not None:
+            missing = [column for column in columns if column not in (validation.column_names or columns)]
+            if missing:
+                raise ValueError(
+                    f"the split to validate with has no column {missing[0]!r}; there are {validation.column_names}"
+                )
+            validation = _undecoded(validation, columns)
+        train, validation = (self._choose_streamed if self.streaming else self._choose)(train, validation)
+        if any(rows is not None and hasattr(rows, "__len__") and len(rows) == 0 for rows in (train, validation)):
+            raise ValueError("there are no images to train on or to validate with; check the splits")
+        name = str(self.train_dir or self.dataset_name)
+        if os.path.exists(name):
+            # Where the folder lies is not to be published on a card.
+            name = Path(name).resolve().name
+        return ImageData(name, train, validation, image_column, label_column, label_names, self.token)
+
+    def _splits(self) -> tuple[Any, Any]:
+        """Return the rows to train on, and those to validate with or None."""
+        train_name = self.train_split_name
+        if self.train_dir is not None:
+            train_name = "train"
+            splits: Mapping[str, Any] = {"train": _image_folder(self.train_dir, self.streaming, self.cache_dir)}
+            if self.validation_dir is not None:
+                # It may lack classes, or have a single one, which `datasets` would not call a label by itself.
+                validation = _image_folder(self.validation_dir, self.streaming, self.cache_dir, drop_labels=False)
+                splits = {**splits, "validation": validation}
+        else:
+            splits = _load_splits(self)
+        if train_name not in splits:
+            raise ValueError(f"there is no split {train_name!r} to train on; there are {sorted(splits)}")
+        name = self.validation_split_name
+        if name is None:
+            name = next((usual for usual in _VALIDATION_SPLITS if usual in splits), None)
+        elif name not in splits:
+            raise ValueError(f"there is no split {name!r} to validate with; there are {sorted(splits)}")
+        return splits[train_name], splits[name] if name is not None else None
+
+    def _choose(self, train: Any, validation: Any) -> tuple[Any, Any]:
+        if validation is None and self.train_val_split:
+            order = np.random.default_rng(_VALIDATION_SEED).permutation(len(train))
+            held_out, kept = np.split(order, [max(1, round(self.train_val_split * len(train)))])
+            # In memory, because the folder of a saved data set need not be writable.
+            train, validation = (train.select(np.sort(part), keep_in_memory=True) for part in (kept, held_out))
+        train = _some_rows(train, self.max_train_samples, self.seed)
+        if validation is not None:
+            validation = _some_rows(validation, self.max_eval_samples, _VALIDATION_SEED)
+        return train, validation
+
+    def _choose_streamed(self, train: Any, validation: Any) -> tuple[Any, Any]:
         if validation is not None:
             # Rows by number, so that every process finds its own.
-            rows = list(validation.take(max_eval_samples or 1000))
-            validation = datasets.Dataset.from_list(rows, features=validation.features) if rows else rows
-        if max_train_samples is not None:
-            train = train.take(max_train_samples)
-        # From one shard at a time: interleaving them leaves workers without images in datasets 5.1, and rests for five
+            rows = list(validation.take(self.max_eval_samples or 1000))
+            validation = require("datasets").Dataset.from_list(rows, features=validation.features) if rows else rows
+        if self.max_train_samples is not None:
+            train = train.take(self.max_train_samples)
+        # One shard at a time: interleaving them leaves workers without images in datasets 5.1, and pauses for five
         # seconds at the end of every epoch.
-        train = train.shuffle(seed=seed, buffer_size=shuffle_buffer, max_buffer_input_shards=1)
-    else:
-        train = _choose(train, max_train_samples, seed)
-        validation = _choose(validation, max_eval_samples, _VALIDATION_SEED) if validation is not None else None
-    if any(rows is not None and hasattr(rows, "__len__") and len(rows) == 0 for rows in (train, validation)):
-        raise ValueError("there are no images to train on or to validate with; check the splits")
-    name = str(train_dir or dataset_name)
-    if os.path.exists(name):
-        # Where the folder lay is nobody's concern on a card.
-        name = Path(name).resolve().name
-    return ImageData(name, train, validation, image_column, label_column, label_names, token)
+        train = train.shuffle(seed=self.seed, buffer_size=self.shuffle_buffer, max_buffer_input_shards=1)
+        return train, validation
 
 
-def _is_saved_to_disk(name: str | None) -> bool:
-    return any(os.path.isfile(os.path.join(name or "", file)) for file in ("state.json", "dataset_dict.json"))
+def _is_saved_to_disk(name: str) -> bool:
+    return any(os.path.isfile(os.path.join(name, file)) for file in ("state.json", "dataset_dict.json"))
 
 
 def _image_folder(folder: str, streaming: bool, cache_dir: str | None, drop_labels: bool | None = None):
     if not os.path.isdir(folder):
         raise ValueError(f"no such folder of images: {folder}")
-    # All files as one split: data_dir= would make splits of folders that are called train or test. A pattern for each
-    # class, because ** does not look into folders that are links.
+    # All files as one split: data_dir= would turn folders called train or test into splits. One pattern per class,
+    # because ** does not follow links.
     root = os.path.abspath(folder)
     classes = sorted((e for e in os.scandir(root) if e.is_dir() and not e.name.startswith(".")), key=lambda e: e.name)
     if glob.escape(root) != root and any(entry.is_symlink() for entry in classes):
@@ -291,9 +310,12 @@ def _image_folder(folder: str, streaming: bool, cache_dir: str | None, drop_labe
         raise ValueError(f"cannot read images from the folder {folder}: {error}") from error
 
 
-def _load_splits(name, config_name, streaming, cache_dir, revision, token) -> Mapping[str, Any]:
+def _load_splits(source: ImageSource) -> Mapping[str, Any]:
     datasets = require("datasets")
+    name, streaming = str(source.dataset_name), source.streaming
     if _is_saved_to_disk(name):
+        if streaming:
+            raise ValueError(f"{name} was written by save_to_disk and is read by rows; leave out streaming")
         loaded = datasets.load_from_disk(name)
     elif os.path.isfile(name) or name.endswith(".parquet"):
         if not os.path.isfile(name):
@@ -301,10 +323,15 @@ def _load_splits(name, config_name, streaming, cache_dir, revision, token) -> Ma
         if not name.endswith(".parquet"):
             raise ValueError(f"a data set in a single file must be a .parquet file, got {name}")
         files = {"train": glob.escape(os.path.abspath(name))}
-        loaded = datasets.load_dataset("parquet", data_files=files, streaming=streaming, cache_dir=cache_dir)
+        loaded = datasets.load_dataset("parquet", data_files=files, streaming=streaming, cache_dir=source.cache_dir)
     else:
         loaded = datasets.load_dataset(
-            name, config_name, streaming=streaming, cache_dir=cache_dir, revision=revision, token=token
+            name,
+            source.dataset_config_name,
+            streaming=streaming,
+            cache_dir=source.cache_dir,
+            revision=source.dataset_revision,
+            token=source.token,
         )
     return loaded if isinstance(loaded, Mapping) else {"train": loaded}
 
@@ -319,7 +346,7 @@ def _find_column(dataset, name: str | None, usual: Sequence[str], feature: type,
     features = dataset.features or {}
     candidates = [column for column in columns if isinstance(features.get(column), feature)]
     named = [column for column in usual if column in columns]
-    # A data set with several columns of the type (coarse and fine labels, say) is decided by name.
+    # The name decides between several columns of the type (coarse and fine labels, say).
     for found in (candidates if len(candidates) == 1 else [], [c for c in named if c in candidates], named):
         if found:
             return found[0]
@@ -346,7 +373,7 @@ def _label_names(dataset, column: str) -> list[str]:
 
 
 def _undecoded(dataset, columns: list[str]):
-    """These columns only (others could hold pictures too), and bytes for images: a broken one must not end the run."""
+    """Keep these columns only (others may hold pictures too), images as bytes: a broken one must not end the run."""
     datasets = require("datasets")
     if not hasattr(dataset, "__len__"):
         # cast_column would not reach the threads that decode streams of image folders on the Hub.
@@ -358,7 +385,7 @@ def _undecoded(dataset, columns: list[str]):
     return dataset
 
 
-def _choose(dataset, limit: int | None, seed: int):
+def _some_rows(dataset, limit: int | None, seed: int):
     if limit is None or limit >= len(dataset):
         return dataset
     chosen = np.random.default_rng(seed).permutation(len(dataset))[:limit]

@@ -15,7 +15,7 @@ _SECRETS = ("token", "hub_token")
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where images come from; the names are those of `load_image_data`."""
+    """Where images come from; the names are the fields of `ImageSource`."""
     group = parser.add_argument_group("data")
     group.add_argument(
         "--dataset_name",

@@ -6,14 +6,14 @@ import importlib.util
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..data.loading import ImageData, load_image_data
+from ..data.loading import ImageData, ImageSource
 from ..model.noise import parse_sigma
 from ..utils.extras import require
 from ..utils.memory import keep_freed_memory
@@ -140,35 +140,16 @@ def start_trackers(accelerator: Any, project: str, args: argparse.Namespace) -> 
 
 
 def load_data(args: argparse.Namespace, with_labels: bool) -> ImageData:
-    """`load_image_data` with the arguments of `add_data_arguments`.
+    """[`ImageSource`] with the arguments of `add_data_arguments`.
 
     Raises:
-        ValueError: See `load_image_data`; or a stream has no `--max_train_steps`.
+        ValueError: See [`ImageSource`]; or a stream has no `--max_train_steps`.
     """
     if args.streaming and args.max_train_steps is None:
         raise ValueError("a stream has no known length: pass --max_train_steps")
     if args.num_workers < 0:
         raise ValueError(f"num_workers must be at least 0, got {args.num_workers}")
-    return load_image_data(
-        dataset_name=args.dataset_name,
-        dataset_config_name=args.dataset_config_name,
-        train_dir=args.train_dir,
-        validation_dir=args.validation_dir,
-        train_split_name=args.train_split_name,
-        validation_split_name=args.validation_split_name,
-        train_val_split=args.train_val_split,
-        image_column_name=args.image_column_name,
-        label_column_name=args.label_column_name if with_labels else None,
-        with_labels=with_labels,
-        streaming=args.streaming,
-        max_train_samples=args.max_train_samples,
-        max_eval_samples=args.max_eval_samples,
-        shuffle_buffer=args.shuffle_buffer,
-        seed=args.seed,
-        cache_dir=args.cache_dir,
-        revision=args.dataset_revision,
-        token=args.token,
-    )
+    return ImageSource(**{field.name: getattr(args, field.name) for field in fields(ImageSource)}).load(with_labels)
 
 
 def make_plan(args: argparse.Namespace, data: ImageData, num_processes: int) -> Plan:

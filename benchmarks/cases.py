@@ -1,7 +1,7 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""What is timed: functions that prepare some work, by the package or by an alternative to it.
+"""Prepare the work that is timed, done by the package or by an alternative to it.
 
-Models are new ones: how fast they are does not depend on their weights.
+Models have random weights: their speed does not depend on them.
 """
 
 import itertools
@@ -43,19 +43,19 @@ def training_step(
     keep: bool = True,
     attention: str | None = None,
 ) -> Work:
-    """Updates of pretraining: noise, loss, gradients and optimizer, without clipping, logs and schedule.
+    """Prepare updates of pretraining: noise, loss, gradients and optimizer, without clipping, logs and schedule.
 
     Args:
         size: A name of `NIM_SIZES`.
-        batch_size: Images.
+        batch_size: Images per step.
         side: `"ours"` with the scripts' optimizer, `"plain"` with torch's unfused AdamW, or `"vit_mae"`: transformers'
-            model with nothing masked, and with the fused AdamW of its Trainer.
+            model with nothing masked and the fused AdamW of its Trainer.
         precision: `"fp32"` or `"bf16"` (autocast).
         overrides: Fields of the config.
-        data: A folder of images that the input pipeline reads batch after batch, with one worker. Left out, there is
-            one batch, which is at hand.
-        keep: Whether freed memory is kept, as in the scripts.
-        attention: Implementation for `"vit_mae"`; its default if left out.
+        data: A folder of images, which one worker reads batch after batch. By default a single batch in memory is used
+            for every step.
+        keep: Whether to keep freed memory, as the scripts do.
+        attention: Attention implementation of `"vit_mae"`; transformers' default if left out.
     """
     torch.manual_seed(0)
     if keep:
@@ -104,13 +104,13 @@ def training_step(
 
 
 def repeated_step(steps: int, **arguments: Any) -> Work:
-    """As [`training_step`], several times."""
+    """Prepare several updates in a row; see [`training_step`]."""
     work = training_step(**arguments)
     return Work(lambda: [work.run() for _ in range(steps)], steps * work.items, steps * work.flops)
 
 
 def input_pipeline(size: str, batch_size: int, data: str) -> Work:
-    """A batch decoded and augmented in this process, as one worker does it."""
+    """Prepare decoding and augmenting a batch in this process, as one worker does it."""
     batches = _pipeline(NIMConfig.from_size(size), batch_size, data, num_workers=0)
     return Work(lambda: next(batches), batch_size)
 
@@ -125,7 +125,10 @@ def _pipeline(config: NIMConfig, batch_size: int, data: str, num_workers: int) -
 
 
 def attention(batch_size: int, num_tokens: int, side: str) -> Work:
-    """A layer's attention of ViT-B in bfloat16, forward and backward: `"ours"`, or torch's `"fused"` kernel."""
+    """Prepare one layer's attention of ViT-B in bfloat16, forward and backward.
+
+    `side` is `"ours"`, or `"fused"` for torch's kernel.
+    """
     query, key, value = (
         torch.randn(batch_size, 12, num_tokens, 64, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)
     )
@@ -142,7 +145,7 @@ def attention(batch_size: int, num_tokens: int, side: str) -> Work:
 
 
 def vit_mae(config: NIMConfig) -> ViTMAEForPreTraining:
-    """transformers' ViT-MAE of the same sizes, with nothing masked."""
+    """Return transformers' ViT-MAE in the size of `config`, with nothing masked."""
     return ViTMAEForPreTraining(
         ViTMAEConfig(
             hidden_size=config.hidden_size,
@@ -168,8 +171,11 @@ def prediction(
     precision: str,
     max_batch_size: int | None = None,
 ) -> Work:
-    """A prediction of De^3: `"ours"`, or `"plain"` with one draw after the other, or all as a `"plain batch"`."""
-    # For all sides: left alone, the allocator's state at the start decides who has to ask the system again and again.
+    """Prepare a prediction of De^3.
+
+    `side` is `"ours"`, `"plain"` (one draw after the other) or `"plain batch"` (all draws at once).
+    """
+    # For every side: otherwise the allocator's state at the start decides which one asks the system again and again.
     keep_freed_memory()
     model = _robust(size)
     pixel_values = torch.randn(num_images, 3, *model.config.image_shape)
@@ -199,9 +205,11 @@ def prediction(
 
 
 def eot_step(size: str, num_images: int, num_draws: int, side: str, batch_size: int = 60) -> Work:
-    """A step of EOT-PGD in float32: `"ours"`, or `"torchattacks"`.
+    """Prepare a step of EOT-PGD in float32: `side` is `"ours"` or `"torchattacks"`.
 
-    Ours fills the last group of images up: `batch_size` (noisy images per pass) has to divide the work.
+    Raises:
+        ValueError: Groups of `batch_size` noisy images do not divide the work. Ours would fill the last one up, and do
+            more than the other side.
     """
     keep_freed_memory()
     model = _robust(size).requires_grad_(False)
@@ -214,7 +222,10 @@ def eot_step(size: str, num_images: int, num_draws: int, side: str, batch_size: 
     flops = _count_flops(model, lambda: _input_gradient(model, pixels[:1])) * rows
     group = batch_size // num_draws * num_draws
     if rows % group:
-        raise ValueError(f"{rows} noisy images do not fill groups of {group}; ours would pass more than the other")
+        raise ValueError(
+            f"{rows} noisy images do not fill groups of {group}, which ours would fill up; choose a batch_size that"
+            " divides them"
+        )
     attack = make_attack(
         "eot_pgd",
         steps=1,
@@ -230,7 +241,7 @@ def eot_step(size: str, num_images: int, num_draws: int, side: str, batch_size: 
 
 
 class _Pixels(nn.Module):
-    """The model as a user of torchattacks would wrap it."""
+    """Classify pixels in [0, 1], as a user of torchattacks would wrap the model."""
 
     def __init__(self, model: NIMForRobustImageClassification):
         super().__init__()
@@ -243,10 +254,10 @@ class _Pixels(nn.Module):
 
 
 def certification(size: str, num_images: int, n: int, side: str) -> Work:
-    """Certificates for images on which all votes agree: is the radius at least half of sigma?
+    """Prepare certificates of a radius of half of sigma, for images on which all votes agree.
 
-    `"fixed n"` takes all draws, as Cohen et al. do, and `"ours"` stops when the question is answered. The fact `cost`
-    is the number of noisy images of one run.
+    `side` is `"fixed n"`, which takes all draws (Cohen et al.), or `"ours"`, which stops once the radius is reached.
+    The fact `cost` is the number of noisy images of one run.
     """
     model = _robust(size)
     pixel_values = torch.randn(num_images, 3, *model.config.image_shape)
@@ -260,14 +271,16 @@ def certification(size: str, num_images: int, n: int, side: str) -> Work:
     def run() -> None:
         certificates = certify(pixel_values)
         if min(certificate.radius for certificate in certificates) < 0.5 * SIGMA / 255:
-            raise ValueError("not all images are easy for this model, and the two would not do the same")
+            raise ValueError(
+                "not all images reach a radius of half of sigma, so the two sides would do different work"
+            )
         facts["cost"] = sum(certificate.num_draws for certificate in certificates)
 
     return Work(run, num_images, facts=facts, warm_up=lambda: certify(pixel_values[:1]))
 
 
 def loading(folder: str, side: str) -> Work:
-    """A model from disk: `"ours"` and `"vit_mae"` by `from_pretrained`, `"plain"` by `torch.load` of its weights."""
+    """Prepare loading a model: `"ours"` and `"vit_mae"` by `from_pretrained`, `"plain"` by `torch.load`."""
     if side == "plain":
         config = NIMConfig.from_pretrained(folder)
 
@@ -280,28 +293,28 @@ def loading(folder: str, side: str) -> Work:
 
 
 def importing(module: str) -> Work:
-    """A new interpreter that imports a module."""
+    """Prepare a new interpreter that imports a module."""
     return Work(lambda: subprocess.run([sys.executable, "-c", f"import {module}"], check=True))
 
 
 def _robust(size: str) -> NIMForRobustImageClassification:
     torch.manual_seed(0)
     model = NIMForRobustImageClassification(NIMConfig.from_size(size, num_labels=10)).eval()
-    # A new classifier's logits are all but equal, and votes a matter of chance.
+    # The logits of a new classifier are almost equal, so votes would be chance.
     nn.init.normal_(model.classifier.weight)
     return model
 
 
 def _input_gradient(model: NIMForRobustImageClassification, images: torch.Tensor) -> None:
     images = images.clone().requires_grad_()
-    # Not autograd.grad, which the counter does not support.
+    # The counter does not support autograd.grad.
     model(images, sigma=SIGMA, num_samples=1).logits.sum().backward()
 
 
 def _count_flops(model: Any, run: Callable[[], object]) -> float:
-    """Operations of matrix products in `run`."""
+    """Return the floating point operations of matrix products in `run`."""
     usual = model.config._attn_implementation
-    # The counter does not know the fused kernel of CPUs.
+    # The counter does not know the fused kernel for CPUs.
     model.set_attn_implementation("eager")
     with FlopCounterMode(display=False) as counter:
         run()

@@ -1,15 +1,14 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""What a certificate costs: noise draws and seconds per image, of the plain procedure and of sequential tests.
+"""Measure what a certificate costs: noise draws and seconds per image, by the plain procedure and sequential tests.
 
     python benchmarks/certify.py --model_name_or_path MODEL --dataset_name DATA --output_dir DIR
 
-Every repetition certifies every image by each procedure in turn, so that a machine that slows down slows all of them.
+Each repetition certifies each image by all procedures in turn, so that a machine that slows down slows all of them.
 Prints a table and writes `certify.json`. Ratios are to the plain procedure (arXiv 1902.02918) of the same run.
 """
 
 import argparse
 import json
-import platform
 import time
 from pathlib import Path
 from typing import Any
@@ -17,17 +16,17 @@ from typing import Any
 import numpy as np
 import torch
 
-import transformers_nim
-from transformers_nim import NIMForRobustImageClassification, NIMImageProcessor
+from transformers_nim import ABSTAIN, NIMForRobustImageClassification, NIMImageProcessor
 from transformers_nim.data.images import EvaluationImages, RowReader
 from transformers_nim.data.loading import ImageSource
-from transformers_nim.hub import render_table
 from transformers_nim.utils.extras import require
 from transformers_nim.utils.seeding import derive_seed_32
+from transformers_nim.utils.text_table import render_table
+from transformers_nim.utils.versions import package_versions
 
 
 def procedures(sigma: float) -> dict[str, dict[str, Any]]:
-    """Options of `certify`, by name. Tolerances and targets are parts of sigma, which is what radii grow with."""
+    """Return options of `certify`, by name. Tolerances and targets are parts of sigma, because radii grow with it."""
     unit = sigma / 255
     return {
         "plain": {},
@@ -39,7 +38,7 @@ def procedures(sigma: float) -> dict[str, dict[str, Any]]:
 
 
 def measure(model, image: torch.Tensor, seed: int, args: argparse.Namespace, options: dict[str, Any]) -> dict:
-    """One certificate and its cost."""
+    """Certify an image. Return its certificate and the cost."""
     passes: list[int] = []
     started = time.perf_counter()
     (certificate,) = model.certify(
@@ -64,7 +63,7 @@ def measure(model, image: torch.Tensor, seed: int, args: argparse.Namespace, opt
 
 
 def summarize(runs: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Means over images and repetitions, by procedure."""
+    """Return means over images and repetitions, by procedure."""
     keys = ("num_draws", "num_passes", "seconds", "radius")
     plain = {(run["row"], run["repetition"]): run for run in runs if run["procedure"] == "plain"}
     summary = {}
@@ -77,13 +76,34 @@ def summarize(runs: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
             "speedup": float(np.mean([run["seconds"] for run in plain.values()])) / means["seconds"],
             "mean_radius_lost": float(np.mean(lost)),
             "max_radius_lost": float(np.max(lost)),
-            "abstained": float(np.mean([run["label"] == transformers_nim.ABSTAIN for run in own])),
+            "abstained": float(np.mean([run["label"] == ABSTAIN for run in own])),
         }
     return summary
 
 
+def table_of(summary: dict[str, dict[str, float]]) -> str:
+    """Return the means as a table."""
+    columns = ["per image", "draws", "passes", "seconds", "speed-up", "radius"]
+    columns += ["lost (mean)", "lost (max)", "abstains"]
+    lines = [
+        [
+            name,
+            f"{row['num_draws']:,.0f}",
+            f"{row['num_passes']:.1f}",
+            f"{row['seconds']:.2f}",
+            f"{row['speedup']:.2f}x",
+            f"{row['radius']:.3f}",
+            f"{row['mean_radius_lost']:.3f}",
+            f"{row['max_radius_lost']:.3f}",
+            f"{100 * row['abstained']:.0f} %",
+        ]
+        for name, row in summary.items()
+    ]
+    return render_table(columns, lines)
+
+
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """The command line; returns what `certify.json` holds."""
+    """Run the command line. Return what `certify.json` holds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_name_or_path", required=True)
     parser.add_argument("--dataset_name", required=True, help="as for examples/certify.py")
@@ -122,42 +142,13 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "settings": {"dataset": data.name, "images": len(rows), "device": device.type}
         | {name: getattr(args, name) for name in ("sigma", "n0", "n", "alpha", "repetitions", "batch_size", "split")},
         "summary": summary,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers_nim": transformers_nim.__version__,
-        },
+        "versions": package_versions(),
         "runs": runs,
     }
     output_dir = Path(args.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     (output_dir / "certify.json").write_text(json.dumps(results, indent=2) + "\n")
-    columns = [
-        "per image",
-        "draws",
-        "passes",
-        "seconds",
-        "speed-up",
-        "radius",
-        "lost (mean)",
-        "lost (max)",
-        "abstains",
-    ]
-    lines = [
-        [
-            name,
-            f"{row['num_draws']:,.0f}",
-            f"{row['num_passes']:.1f}",
-            f"{row['seconds']:.2f}",
-            f"{row['speedup']:.2f}x",
-            f"{row['radius']:.3f}",
-            f"{row['mean_radius_lost']:.3f}",
-            f"{row['max_radius_lost']:.3f}",
-            f"{100 * row['abstained']:.0f} %",
-        ]
-        for name, row in summary.items()
-    ]  # fmt: skip
-    print(f"\n{results['settings']}\n\n{render_table(columns, lines)}\n")
+    print(f"\n{results['settings']}\n\n{table_of(summary)}\n")
     return results
 
 

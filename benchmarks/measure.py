@@ -1,8 +1,8 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""Timing of two ways to do the same work, each in a process of its own, in turns.
+"""Time two ways to do the same work, each in a process of its own, in turns.
 
-A process of its own, because what one side does to the allocator, to threads and to caches is not to help or to hurt
-the other, and because its peak memory can be read at its end. In turns, because machines slow down and speed up.
+A process of its own keeps one side from changing the allocator, the threads and the caches of the other, and its peak
+memory can be read at its end. Turns are fair to both when the machine slows down or speeds up.
 """
 
 import gc
@@ -12,32 +12,31 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
 
-# A measurement repeats the work until it has taken about so long.
+# Short work is repeated until a measurement takes about this long.
 MIN_SECONDS = 0.3
-# Work that takes longer is done once to warm up, other work three times; no further products are tried after it.
+# Work that takes longer warms up once instead of three times. Also the limit on trying matrix products of a dtype.
 _LONG_SECONDS = 5.0
-# Of the process that asks (proc(5)).
+# The calling process's own (proc(5)).
 _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is timed.
+    """Work to time.
 
     Attributes:
-        run: Does it once.
-        items: How many images (or noisy images) that are.
-        flops: Floating point operations of matrix products; 0 if they are not counted.
-        facts: Other figures, by name, known once it has run.
-        warm_up: A short form of it, where once is long enough to be measured.
+        run: Does the work once.
+        items: Images (or noisy images) per run.
+        flops: Floating point operations of matrix products per run; 0 if they are not counted.
+        facts: Other figures, by name; filled by `run`.
+        warm_up: A short form of the work, for work that is long enough to be measured once.
     """
 
     run: Callable[[], object]
@@ -47,19 +46,15 @@ class Work:
     warm_up: Callable[[], object] | None = None
 
 
-@dataclass(frozen=True)
-class Case:
-    """A function of `cases` that prepares some [`Work`], and its arguments."""
-
-    function: str
-    arguments: dict[str, Any] = field(default_factory=dict)
-
-    def prepare(self) -> Work:
-        return getattr(import_module("cases"), self.function)(**self.arguments)
+# Prepares work: a function at the top of a module, with its arguments, so that another process can be given it.
+Case: TypeAlias = partial[Work]
 
 
 class Worker:
-    """A process that prepares a case and does its work when it is asked to. A context, at whose end it ends too."""
+    """A process that prepares a case and does its work on request.
+
+    A context manager: the process ends with the context.
+    """
 
     def __init__(self, case: Case, num_threads: int | None = None):
         context = multiprocessing.get_context("spawn")
@@ -73,20 +68,20 @@ class Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # After an error of another one it still waits to be asked.
+        # It still waits for requests if another worker failed.
         self._process.terminate()
         self._process.join()
 
     def seconds(self) -> float:
-        """Does the work, as often as it takes to measure it, and returns the seconds of doing it once."""
+        """Do the work as often as it takes to measure it. Return the seconds of one run."""
         return self._ask("run")
 
     def warm_up(self) -> None:
-        """Does the work until its memory has settled, and finds out how often a measurement has to repeat it."""
+        """Do the work until its memory has settled, and find out how often a measurement has to repeat it."""
         self._ask("warm up")
 
     def close(self) -> dict[str, Any]:
-        """Ends the process. Returns items, flops, facts and `peak_memory_mb`."""
+        """End the process. Return its items, flops, facts and `peak_memory_mb`."""
         report = self._ask("close")
         self._process.join()
         return report
@@ -97,7 +92,7 @@ class Worker:
                 self._pipe.send(question)
             kind, value = self._pipe.recv()
         except (EOFError, BrokenPipeError) as error:
-            raise RuntimeError("a measured process ended by itself; was there enough memory?") from error
+            raise RuntimeError("a measured process ended by itself; check that there is enough memory") from error
         if kind == "error":
             self._process.join()
             raise RuntimeError(value)
@@ -108,7 +103,7 @@ def _serve(pipe: Any, case: Case, num_threads: int | None) -> None:
     try:
         if num_threads is not None:
             torch.set_num_threads(num_threads)
-        work = case.prepare()
+        work = case()
         _forget_peak_memory()
         pipe.send(("ready", None))
         repeats = 1
@@ -118,7 +113,7 @@ def _serve(pipe: Any, case: Case, num_threads: int | None) -> None:
             elif work.warm_up is not None:
                 pipe.send(("seconds", _time(work.warm_up, 1)))
             else:
-                # The first time takes longer; work that takes long shows it less.
+                # The first run takes longer. It matters less for long work.
                 for _ in range(3):
                     seconds = _time(work.run, 1)
                     repeats = max(1, math.ceil(MIN_SECONDS / seconds))
@@ -126,21 +121,21 @@ def _serve(pipe: Any, case: Case, num_threads: int | None) -> None:
                         break
                 pipe.send(("seconds", None))
     except Exception as error:
-        pipe.send(("error", f"{case.function}: {type(error).__name__}: {error}"))
+        pipe.send(("error", f"{case.func.__name__}: {type(error).__name__}: {error}"))
         raise
     report = {"items": work.items, "flops": work.flops, "facts": work.facts, "peak_memory_mb": _peak_memory_mb()}
     pipe.send(("report", report))
 
 
 def _forget_peak_memory() -> None:
-    # Before this, there were models that weights were copied from.
+    # Preparing may have held two models at once.
     gc.collect()
     if _CLEAR.exists():
         _CLEAR.write_text("5")
 
 
 def _peak_memory_mb() -> int | None:
-    """Peak resident memory since it was forgotten; None where Linux is not there to tell."""
+    """Return the peak resident memory since `_forget_peak_memory`; None except on Linux."""
     if not _STATUS.exists():
         return None
     (line,) = (line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM"))
@@ -157,12 +152,18 @@ def _time(run: Callable[[], object], repeats: int) -> float:
 def compare(
     ours: Case, alternative: Case, repetitions: int, on_step: Callable[[], object] | None = None
 ) -> dict[str, Any]:
-    """Times two cases in turns.
+    """Time two cases in turns.
+
+    Args:
+        ours: The package's way.
+        alternative: What it is compared with.
+        repetitions: Pairs of measurements.
+        on_step: Called after each pair.
 
     Returns:
-        `ratio` (the alternative's seconds over ours, median of the pairs), `spread` (its quartiles), `seconds` of both
-        and what the workers report. Where a case counts a cost of its own, under the fact `cost`, `cost_ratio` is the
-        ratio of these.
+        `ratio` (the alternative's seconds over ours, median of the pairs), `spread` (the quartiles of the ratios),
+        `seconds` of both, and what the workers report. If the cases set the fact `cost`, `cost_ratio` is the
+        alternative's cost over ours.
     """
     # Prepared one after the other, each with all threads.
     with Worker(ours) as own, Worker(alternative) as other:
@@ -190,7 +191,7 @@ def compare(
 
 
 def measure_alone(case: Case, repetitions: int, num_threads: int | None = None) -> dict[str, Any]:
-    """Median seconds of one case by itself, and its report."""
+    """Return the median seconds of one case by itself, with its report."""
     with Worker(case, num_threads) as worker:
         worker.warm_up()
         seconds = [worker.seconds() for _ in range(repetitions)]
@@ -198,10 +199,10 @@ def measure_alone(case: Case, repetitions: int, num_threads: int | None = None) 
 
 
 def matmul_peaks(repetitions: int = 5) -> dict[str, float]:
-    """The most operations per second that matrix products reach, by dtype, over square matrices and a ViT-B's MLP.
+    """Return the most operations per second that matrix products reach, by dtype.
 
-    Larger ones are left out once these have taken some seconds: where a processor lacks a dtype, its products are
-    emulated, at a hundredth of the speed.
+    Square matrices and those of a ViT-B's MLP are tried. The larger ones are left out once the smaller have taken some
+    seconds: a dtype that the processor lacks is emulated at a hundredth of the speed.
     """
     peaks = {}
     for name in ("float32", "bfloat16"):
@@ -220,5 +221,5 @@ def matmul_peaks(repetitions: int = 5) -> dict[str, float]:
 
 
 def fit_exponent(sizes: list[float], seconds: list[float]) -> float:
-    """The slope of a line through the logarithms: 1 means that twice the size takes twice the time."""
+    """Return the slope of a line through the logarithms: 1 means that twice the size takes twice the time."""
     return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])

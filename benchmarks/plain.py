@@ -1,8 +1,8 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""NIM and De^3 as one writes them down from the papers: what the package is measured against.
+"""NIM and De^3 written down plainly from the papers: what the package is measured against.
 
-A ViT of the usual kind: one matrix for query, key and value, attention with its softmax written out, float32, a
-convolution that cuts patches, and a loop over the draws of De^3. It takes the weights of our models.
+The ViT is of the usual kind: one matrix for query, key and value, attention with its softmax written out, float32, and
+a convolution that cuts patches. De^3 is a loop over noise draws. All take the weights of our models.
 """
 
 import math
@@ -40,7 +40,7 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The ViT, with its class token and fixed positions."""
+    """A ViT with a class token and fixed positions."""
 
     def __init__(self, nim: Any):
         super().__init__()
@@ -76,12 +76,12 @@ class PlainNIM(nn.Module):
         self.register_buffer("std", torch.tensor(model.config.image_std)[:, None, None])
 
     def forward(self, pixel_values: torch.Tensor, noise: torch.Tensor, sigma: float) -> torch.Tensor:
-        """The predicted patches of normalized images under standard normal `noise`."""
+        """Return the predicted patches of normalized images under standard normal `noise`."""
         x = self.encoder(pixel_values + noise * sigma / 255 / self.std)
         return self.projection(self.norm(self.blocks(self.embed(x) + self.positions)))[:, 1:]
 
     def loss(self, pixel_values: torch.Tensor, noise: torch.Tensor, sigma: float) -> torch.Tensor:
-        """The loss of a pretraining step."""
+        """Return the loss of a pretraining step."""
         size = self.patch_size
         side = pixel_values.shape[-1] // size
         target = pixel_values.reshape(-1, self.num_channels, side, size, side, size)
@@ -89,7 +89,7 @@ class PlainNIM(nn.Module):
         return ((self(pixel_values, noise, sigma) - target) ** 2).mean()
 
     def denoise(self, pixel_values: torch.Tensor, noise: torch.Tensor, sigma: float) -> torch.Tensor:
-        """The denoised images, with valid pixels."""
+        """Return the denoised images, clamped to valid pixels."""
         size, channels = self.patch_size, self.num_channels
         patches = self(pixel_values, noise, sigma)
         side = math.isqrt(patches.shape[1])
@@ -107,14 +107,20 @@ class PlainDe3(nn.Module):
         self.norm, self.head = _norm(model.fc_norm), _linear(model.classifier)
 
     def forward(self, pixel_values: torch.Tensor, noise: torch.Tensor, sigma: float) -> torch.Tensor:
-        """Mean probabilities, from normalized images and standard normal noise `(batch, draws, channels, ...)`."""
+        """Return mean probabilities over noise draws.
+
+        Args:
+            pixel_values: Normalized images, shape `(batch, channels, height, width)`.
+            noise: Standard normal noise, shape `(batch, draws, channels, height, width)`.
+            sigma: Standard deviation of the noise, in units of 0..255 pixels.
+        """
         probabilities = [
             self.draw(pixel_values, noise[:, draw], sigma).softmax(dim=-1) for draw in range(noise.shape[1])
         ]
         return torch.stack(probabilities).mean(dim=0)
 
     def draw(self, pixel_values: torch.Tensor, noise: torch.Tensor, sigma: float) -> torch.Tensor:
-        """The logits of a single draw."""
+        """Return the logits of a single noise draw."""
         x = self.encoder(self.denoiser.denoise(pixel_values, noise, sigma))
         return self.head(self.norm(x[:, 1:].mean(dim=1)))
 
@@ -122,7 +128,8 @@ class PlainDe3(nn.Module):
 def _require_plain(config: NIMConfig) -> None:
     if config.norm_pix_loss or not config.qkv_bias or config.hidden_act != "gelu":
         raise ValueError(
-            "the plain implementation knows norm_pix_loss=False, qkv_bias=True and hidden_act='gelu' only"
+            "the plain implementation supports norm_pix_loss=False, qkv_bias=True and hidden_act='gelu' only, got"
+            f" {config.norm_pix_loss}, {config.qkv_bias} and {config.hidden_act!r}"
         )
 
 

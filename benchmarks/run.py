@@ -1,34 +1,34 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""What training, prediction, attacks and certificates cost on this machine's CPU, against plain alternatives.
+"""Measure training, prediction, attacks and certificates on this machine's CPU against plain alternatives.
 
     python benchmarks/run.py --output results.json                       # everything, an hour and 13 GB of memory
     python benchmarks/run.py --quick --output results.json               # the 32-pixel model alone, a few minutes
     python benchmarks/run.py --only attack scaling --output results.json
 
-A row is a ratio: the seconds of the alternative over ours, with the same threads, in turns in one run. Both train or
-predict on the same images with models of the same sizes; where precisions or draws differ, the row says so. Prints a
-table and writes JSON. Leave the machine alone meanwhile.
+Each row is a ratio: the seconds of the alternative over ours, with the same threads, in turns in one run. Both sides
+use the same images and models of the same size; where precisions or draws differ, the row says so. Prints a table and
+writes JSON. Leave the machine alone meanwhile.
 """
 
 import argparse
 import json
-import platform
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cases
 import torch
-import transformers
-from cases import vit_mae
 from measure import Case, compare, matmul_peaks
 from scaling import measure_passes, measure_processes, measure_scaling
 
-import transformers_nim
 from transformers_nim import NIMConfig, NIMForPreTraining
+from transformers_nim.model.checks_nim import check_counts
 from transformers_nim.utils.extras import require
-from transformers_nim.utils.text_table import render_table
+from transformers_nim.utils.text_table import plural, render_table
+from transformers_nim.utils.versions import package_versions
 
 
 TINY, BASE = "tiny-patch4-32", "base"
@@ -39,16 +39,16 @@ class Row:
     """A comparison.
 
     Attributes:
-        group: What `--only` chooses by.
-        name: What is done.
-        alternative: What it is compared with.
+        group: The group that `--only` selects it by.
+        name: The work.
+        alternative: What the package is compared with.
         ours: The package's way.
-        other: The alternative's.
-        precision: In which ours computes, `"fp32"` or `"bf16"`; for the peak that it is held against.
-        goal: The ratio that is wanted, or None if there is none.
-        share_goal: The share of the peak that is wanted.
-        is_large: Whether `--quick` leaves it out.
-        repetitions: How often it is measured, where that differs from the rest.
+        other: The alternative's way.
+        precision: Precision of the package's way, `"fp32"` or `"bf16"`. It selects the peak to compare with.
+        goal: The least ratio wanted, or None.
+        share_goal: The least share of the peak wanted, or None.
+        is_large: Whether `--quick` leaves the row out.
+        repetitions: Measurements of this row, or None for the usual number.
     """
 
     group: str
@@ -68,93 +68,90 @@ def training_rows() -> Iterator[Row]:
         is_large = size == BASE
         shares = {"fp32": 0.9, "bf16": 0.7} if is_large else {"fp32": None, "bf16": None}
 
-        step = {"size": size, "batch_size": batch_size}
-        # Freed memory is kept by both, except where a row is about what one gets who does nothing for it.
-        others: tuple[tuple[str, str, dict[str, Any], float], ...] = (
-            ("bf16", "plain fp32, memory not kept", {"side": "plain", "precision": "fp32", "keep": False}, 2.4),
-            ("fp32", "ours, memory not kept", {"side": "ours", "precision": "fp32", "keep": False}, 1.0),
-            ("fp32", "plain fp32", {"side": "plain", "precision": "fp32"}, 1.15),
-            ("bf16", "plain bf16", {"side": "plain", "precision": "bf16"}, 1.15),
-            ("fp32", "ViT-MAE fp32", {"side": "vit_mae", "precision": "fp32"}, 1.0),
-            ("bf16", "ViT-MAE bf16", {"side": "vit_mae", "precision": "bf16"}, 1.0),
-            ("bf16", "ViT-MAE bf16, eager", {"side": "vit_mae", "precision": "bf16", "attention": "eager"}, 1.0),
+        step = partial(cases.training_step, size=size, batch_size=batch_size)
+        # Both sides keep freed memory, except in rows about what a user gets who does nothing for it.
+        others = (
+            ("bf16", "plain fp32, memory not kept", partial(step, side="plain", precision="fp32", keep=False), 2.4),
+            ("fp32", "ours, memory not kept", partial(step, side="ours", precision="fp32", keep=False), 1.0),
+            ("fp32", "plain fp32", partial(step, side="plain", precision="fp32"), 1.15),
+            ("bf16", "plain bf16", partial(step, side="plain", precision="bf16"), 1.15),
+            ("fp32", "ViT-MAE fp32", partial(step, side="vit_mae", precision="fp32"), 1.0),
+            ("bf16", "ViT-MAE bf16", partial(step, side="vit_mae", precision="bf16"), 1.0),
+            ("bf16", "ViT-MAE bf16, eager", partial(step, side="vit_mae", precision="bf16", attention="eager"), 1.0),
         )
         for own, alternative, other, goal in others:
-            yield Row(
-                "training", f"training step, {size}, batch {batch_size}, {own}", alternative,
-                Case("training_step", {**step, "side": "ours", "precision": own}),
-                Case("training_step", {**step, **other}), own, goal, shares[own], is_large,
-            )  # fmt: skip
+            name = f"training step, {size}, batch {batch_size}, {own}"
+            ours = partial(step, side="ours", precision=own)
+            yield Row("training", name, alternative, ours, other, own, goal, shares[own], is_large)
 
 
 def prediction_rows() -> Iterator[Row]:
     for size in (TINY, BASE):
         for num_draws, goal in ((1, 1.2), (16, 3.0)):
-            arguments = {"size": size, "num_images": 1, "num_draws": num_draws}
+            predict = partial(cases.prediction, size=size, num_images=1, num_draws=num_draws)
             for precision in ("fp32", "bf16"):
-                ours = Case("prediction", {**arguments, "side": "ours", "precision": precision})
-                name = f"De^3, {size}, {num_draws} draw{'s' if num_draws > 1 else ''}, {precision}"
+                ours = partial(predict, side="ours", precision=precision)
+                name = f"De^3, {size}, {plural(num_draws, 'draw')}, {precision}"
                 others = {"plain": "plain fp32, a loop", "plain batch": "plain fp32, a batch"}
                 for side, alternative in list(others.items())[: 2 if num_draws > 1 else 1]:
-                    other = Case("prediction", {**arguments, "side": side, "precision": "fp32"})
+                    other = partial(predict, side=side, precision="fp32")
                     wanted = goal if side == "plain" else 1.0
                     yield Row("prediction", name, alternative, ours, other, precision, wanted, None, size == BASE)
 
 
 def attention_rows() -> Iterator[Row]:
     for num_tokens, batch_size in ((65, 64), (197, 16), (577, 4), (1025, 2)):
-        arguments = {"batch_size": batch_size, "num_tokens": num_tokens}
-        ours, other = (Case("attention", {**arguments, "side": side}) for side in ("ours", "fused"))
+        attend = partial(cases.attention, batch_size=batch_size, num_tokens=num_tokens)
         name = f"attention of {batch_size} x {num_tokens} tokens, bf16"
+        ours, other = partial(attend, side="ours"), partial(attend, side="fused")
         yield Row("attention", name, "torch's fused kernel", ours, other, "bf16", 1.0)
 
 
 def attack_rows() -> Iterator[Row]:
-    # Both fill the passes that our default makes of them, but that the large one would take minutes.
+    # Both sizes fill passes of our default size, but for the large one 60 noisy images would take minutes.
     for size, num_images, batch_size in ((TINY, 15, 60), (BASE, 2, 40)):
-        arguments = {"size": size, "num_images": num_images, "num_draws": 20, "batch_size": batch_size}
-        other = Case("eot_step", {**arguments, "side": "torchattacks"})
-        ours = Case("eot_step", {**arguments, "side": "ours"})
+        step = partial(cases.eot_step, size=size, num_images=num_images, num_draws=20, batch_size=batch_size)
         name = f"EOT step, {size}, {num_images} x 20 draws, fp32"
+        ours, other = partial(step, side="ours"), partial(step, side="torchattacks")
         yield Row("attack", name, "torchattacks EOTPGD", ours, other, "fp32", 1.3, None, size == BASE)
 
 
 def certification_rows(quick: bool) -> Iterator[Row]:
     num_images = 4 if quick else 32
-    arguments = {"size": TINY, "num_images": num_images, "n": 1000}
-    ours, other = (Case("certification", {**arguments, "side": side}) for side in ("ours", "fixed n"))
+    certify = partial(cases.certification, size=TINY, num_images=num_images, n=1000)
     name = f"radius of 0.5 sigma, {TINY}, {num_images} easy images, n = 1000"
-    # Minutes of work, and the passes are the same every time.
+    ours, other = partial(certify, side="ours"), partial(certify, side="fixed n")
+    # Once: it takes minutes, and the number of passes is the same every time.
     yield Row("certification", name, "fixed n (Cohen)", ours, other, goal=5.0, repetitions=1)
 
 
 def data_rows(folder: Path) -> Iterator[Row]:
+    step = partial(cases.training_step, side="ours", precision="bf16")
     for size, batch_size in ((TINY, 256), (BASE, 8)):
-        data = str(folder / size)
-        step = {"size": size, "batch_size": batch_size, "side": "ours", "precision": "bf16"}
-        pipeline = Case("input_pipeline", {"size": size, "batch_size": batch_size, "data": data})
-        yield Row("data", f"decode and augment, {size}", "its training step", pipeline, Case("training_step", step),
-                  goal=5.0, is_large=size == BASE)  # fmt: skip
-    # More steps than batches that the worker has ready when its turn begins.
-    step = {"size": TINY, "batch_size": 256, "side": "ours", "precision": "bf16"}
-    yield Row("data", f"8 training steps fed by one worker, {TINY}", "8 with a batch at hand",
-              Case("repeated_step", {**step, "steps": 8, "data": str(folder / TINY)}),
-              Case("repeated_step", {**step, "steps": 8}), "bf16", goal=0.9)  # fmt: skip
+        decode = partial(cases.input_pipeline, size=size, batch_size=batch_size, data=str(folder / size))
+        other = partial(step, size=size, batch_size=batch_size)
+        name = f"decode and augment, {size}"
+        yield Row("data", name, "its training step", decode, other, goal=5.0, is_large=size == BASE)
+    # More steps than the worker has batches ready when its turn begins.
+    at_hand = partial(cases.repeated_step, steps=8, size=TINY, batch_size=256, side="ours", precision="bf16")
+    fed = partial(at_hand, data=str(folder / TINY))
+    name = f"8 training steps fed by one worker, {TINY}"
+    yield Row("data", name, "8 with a batch at hand", fed, at_hand, "bf16", goal=0.9)
 
 
 def loading_rows(folder: Path) -> Iterator[Row]:
-    own, other = str(folder / "nim"), str(folder / "vit_mae")
-    ours = Case("loading", {"folder": own, "side": "ours"})
-    for name, case in (
-        ("torch.load", Case("loading", {"folder": own, "side": "plain"})),
-        ("ViT-MAE from_pretrained", Case("loading", {"folder": other, "side": "vit_mae"})),
+    nim, vit_mae = str(folder / "nim"), str(folder / "vit_mae")
+    ours = partial(cases.loading, folder=nim, side="ours")
+    for name, other in (
+        ("torch.load", partial(cases.loading, folder=nim, side="plain")),
+        ("ViT-MAE from_pretrained", partial(cases.loading, folder=vit_mae, side="vit_mae")),
     ):
-        yield Row("loading", "from_pretrained, base", name, ours, case, goal=1.0, is_large=True)
-    # Both load their models when they are asked for.
+        yield Row("loading", "from_pretrained, base", name, ours, other, goal=1.0, is_large=True)
+    # Both packages import their models on first use.
     models = ("transformers_nim.model.modeling_nim", "transformers.models.vit.modeling_vit")
-    for own, other in (("transformers_nim", "transformers"), models):
-        pair = [Case("importing", {"module": module}) for module in (own, other)]
-        yield Row("loading", f"import {own}", f"import {other}", *pair, goal=1 / 1.1)
+    for own, alternative in (("transformers_nim", "transformers"), models):
+        pair = [partial(cases.importing, module=module) for module in (own, alternative)]
+        yield Row("loading", f"import {own}", f"import {alternative}", *pair, goal=1 / 1.1)
 
 
 GROUPS = (
@@ -172,13 +169,13 @@ GROUPS = (
 
 
 def make_pictures(folder: Path) -> None:
-    """Photo-like pictures to decode, for both sizes: PNG of 32x32 pixels, JPEG of 500x375."""
+    """Write photo-like pictures for both sizes: PNG of 32x32 pixels, JPEG of 500x375."""
     from PIL import Image
 
     generator = torch.Generator().manual_seed(0)
     for size, (width, height), number, kind in ((TINY, (32, 32), 2048, "png"), (BASE, (500, 375), 64, "jpg")):
         for index in range(number):
-            # Smooth with some grain: a file is then about as large as that of a photograph.
+            # Smooth with some grain, so that a file is about as large as that of a photograph.
             coarse = torch.rand(1, 3, 8, 8, generator=generator) * 255
             picture = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bicubic")
             picture = (picture + 10 * torch.randn(picture.shape, generator=generator)).clamp(0, 255)
@@ -188,18 +185,18 @@ def make_pictures(folder: Path) -> None:
 
 
 def make_checkpoints(folder: Path) -> None:
-    """The same weights for both ways of loading ours, and a ViT-MAE of that size."""
+    """Write a checkpoint of ours, its weights for `torch.load`, and a ViT-MAE of the same size."""
     config = NIMConfig.from_size(BASE)
     model = NIMForPreTraining(config)
     model.save_pretrained(folder / "nim")
     torch.save(model.state_dict(), folder / "nim" / "plain.pt")
-    vit_mae(config).save_pretrained(folder / "vit_mae")
+    cases.vit_mae(config).save_pretrained(folder / "vit_mae")
 
 
 def measure_row(row: Row, repetitions: int, on_step: Any) -> dict[str, Any]:
-    """A row of the results, which `compare_with_peaks` completes."""
+    """Measure a row. `compare_with_peaks` completes the result."""
     measured = compare(row.ours, row.other, repetitions, on_step)
-    # Where forward passes are what counts, the goal is about them.
+    # The goal of a row that counts noisy images is about them, not about seconds.
     reached = measured.get("cost_ratio", measured["ratio"])
     return {
         "group": row.group,
@@ -216,7 +213,7 @@ def measure_row(row: Row, repetitions: int, on_step: Any) -> dict[str, Any]:
 
 
 def compare_with_peaks(results: dict[str, Any], peaks: dict[str, float]) -> None:
-    """Raises the peaks of the results to `peaks`, and holds all rows against them."""
+    """Raise the peaks of the results to `peaks`, and compare all rows with them."""
     known = results.setdefault("matmul_peak_gflops", {})
     for name, rate in peaks.items():
         known[name] = max(known.get(name, 0.0), rate / 1e9)
@@ -229,9 +226,9 @@ def compare_with_peaks(results: dict[str, Any], peaks: dict[str, float]) -> None
 
 
 def table_of(rows: list[dict[str, Any]]) -> str:
-    """The rows for a terminal."""
+    """Return the rows as a table."""
     verdicts = {True: "met", False: "missed", None: ""}
-    cells = []
+    texts = []
     for row in rows:
         share = "" if row["share_of_peak"] is None else f"{100 * row['share_of_peak']:.0f} %"
         if row["share_goal"] is not None:
@@ -240,7 +237,7 @@ def table_of(rows: list[dict[str, Any]]) -> str:
         if "cost_ratio" in row:
             ratio += f" ({row['cost_ratio']:.1f} in passes)"
         memory = row["peak_memory_mb"]
-        cells.append(
+        texts.append(
             [
                 row["name"],
                 row["alternative"],
@@ -254,29 +251,29 @@ def table_of(rows: list[dict[str, Any]]) -> str:
             ]
         )
     columns = ["work", "against", "seconds", "items/s", "ratio", "half of the ratios", "goal", "of the peak", "MB"]
-    return render_table(columns, cells)
+    return render_table(columns, texts)
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """The command line; returns what the JSON file holds."""
+    """Run the command line. Return what the JSON file holds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the 32-pixel model alone, and fewer repetitions")
     parser.add_argument("--only", nargs="+", choices=GROUPS, metavar="ROW", default=list(GROUPS),
                         help=f"groups of rows to measure: {', '.join(GROUPS)}")  # fmt: skip
-    parser.add_argument("--repetitions", type=int, help="of every row; 9; with --quick 5, of the large model 3")
+    parser.add_argument(
+        "--repetitions", type=int, help="measurements of every row; by default 9, with --quick 5, of the large model 3"
+    )
     parser.add_argument("--output", type=Path, required=True, help="the JSON file to write")
     args = parser.parse_args(argv)
-    if args.repetitions is not None and args.repetitions < 1:
-        raise ValueError(f"repetitions must be at least 1, got {args.repetitions}")
+    check_counts(repetitions=args.repetitions)
 
     args.output.parent.mkdir(parents=True, exist_ok=True)
     settings = {"quick": args.quick, "threads": torch.get_num_threads()}
     results: dict[str, Any] = {
         "settings": settings | {"cpu_capability": torch.backends.cpu.get_cpu_capability()},
-        "versions": {"python": platform.python_version(), "torch": torch.__version__,
-                     "transformers": transformers.__version__, "transformers_nim": transformers_nim.__version__},
+        "versions": package_versions(),
         "rows": [],
-    }  # fmt: skip
+    }
     peaks = matmul_peaks()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -291,7 +288,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         rows = [row for row in rows if row.group in args.only and not (args.quick and row.is_large)]
         if any(group in args.only for group in ("data", "processes")):
             make_pictures(root)
-        if any(row.ours.function == "loading" for row in rows):
+        if any(row.ours.func is cases.loading for row in rows):
             make_checkpoints(root)
         usual = 5 if args.quick else 9
         repeats = [args.repetitions or row.repetitions or (3 if row.is_large else usual) for row in rows]
@@ -300,7 +297,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
                 bar.set_description(row.name)
                 results["rows"].append(measure_row(row, repetitions, bar.update))
                 compare_with_peaks(results, peaks)
-                # Whatever happens to a later row.
+                # Written after every row, in case a later one fails.
                 args.output.write_text(json.dumps(results, indent=2) + "\n")
         if "scaling" in args.only:
             results["scaling"] = measure_scaling(TINY, args.quick, args.repetitions or 3)
@@ -308,7 +305,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             results["passes"] = measure_passes(TINY, args.repetitions or 3)
         if "processes" in args.only:
             results["processes"] = measure_processes(root / TINY, args.quick)
-    # Once more, as another program may have been busy the first time.
+    # Measured again, since another program may have been busy the first time.
     compare_with_peaks(results, matmul_peaks())
     args.output.write_text(json.dumps(results, indent=2) + "\n")
     print_results(results)
@@ -316,7 +313,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 
 def print_results(results: dict[str, Any]) -> None:
-    """What a person reads of the results."""
+    """Print the results as tables."""
     peaks = ", ".join(f"{name} {rate:.0f}" for name, rate in results["matmul_peak_gflops"].items())
     print(f"\n{results['settings']}, matrix products in GFLOP/s: {peaks}\n")
     if results["rows"]:

@@ -1,5 +1,5 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""How costs grow with what one chooses, and what a second process brings."""
+"""Measure how costs grow with batch, pixels, parameters and draws, and what a second process gains."""
 
 import json
 import os
@@ -8,22 +8,25 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from cases import eot_step, prediction, training_step
 from measure import Case, fit_exponent, measure_alone
 
 from transformers_nim import NIMConfig, NIMForPreTraining
 from transformers_nim.training.precision import faster_cpu_precision
 from transformers_nim.utils.extras import require
+from transformers_nim.utils.text_table import plural
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def measure_scaling(size: str, quick: bool, repetitions: int) -> list[dict[str, Any]]:
-    """Seconds against batch, pixels, draws and parameters, each with the exponent of a fitted power.
+    """Measure seconds against batch, pixels, parameters and draws. Each result has the exponent of a fitted power.
 
     Args:
         size: A name of `NIM_SIZES`.
@@ -41,16 +44,16 @@ def measure_scaling(size: str, quick: bool, repetitions: int) -> list[dict[str, 
     parameters = [NIMForPreTraining(NIMConfig.from_size(size, **model_of(width))).num_parameters() for width in widths]
     series: dict[str, tuple[Sequence[float], list[Case]]] = {
         "batch, training step": (batches := [16, 64, 256], [
-            Case("training_step", {**step, "batch_size": batch}) for batch in batches
+            partial(training_step, **step, batch_size=batch) for batch in batches
         ]),
         "pixels, training step of 16": ([side**2 for side in sides], [
-            Case("training_step", {**step, "batch_size": 16, "overrides": {"image_size": side}}) for side in sides
+            partial(training_step, **step, batch_size=16, overrides={"image_size": side}) for side in sides
         ]),
         "parameters, training step of 64": (parameters, [
-            Case("training_step", {**step, "batch_size": 64, "overrides": model_of(width)}) for width in widths
+            partial(training_step, **step, batch_size=64, overrides=model_of(width)) for width in widths
         ]),
         "draws, De^3 of 1 image": (draws := [1, 4, 16, 64], [
-            Case("prediction", {"size": size, "num_images": 1, "num_draws": num, "side": "ours", "precision": "bf16"})
+            partial(prediction, size=size, num_images=1, num_draws=num, side="ours", precision="bf16")
             for num in draws
         ]),
     }  # fmt: skip
@@ -69,27 +72,27 @@ def measure_scaling(size: str, quick: bool, repetitions: int) -> list[dict[str, 
 
 
 def measure_passes(size: str, repetitions: int) -> list[dict[str, Any]]:
-    """Noisy images per second against how many of them pass at once, for predictions and for attacks.
+    """Measure noisy images per second against noisy images per pass, for predictions and for attacks.
 
     Args:
         size: A name of `NIM_SIZES`.
         repetitions: Measurements of each value.
     """
-    prediction = {"size": size, "num_images": 1, "num_draws": 240, "side": "ours"}
-    attack = {"size": size, "num_images": 24, "num_draws": 20, "side": "ours"}
+    predict = partial(prediction, size=size, num_images=1, num_draws=240, side="ours")
+    attack = partial(eot_step, size=size, num_images=24, num_draws=20, side="ours")
     kinds = [
-        ("De^3, fp32", "prediction", {**prediction, "precision": "fp32"}, "max_batch_size"),
-        ("De^3, bf16", "prediction", {**prediction, "precision": "bf16"}, "max_batch_size"),
-        ("EOT step, fp32", "eot_step", attack, "batch_size"),
+        ("De^3, fp32", partial(predict, precision="fp32"), "max_batch_size"),
+        ("De^3, bf16", partial(predict, precision="bf16"), "max_batch_size"),
+        ("EOT step, fp32", attack, "batch_size"),
     ]
-    # Of 24 images with 20 draws: as many as fill groups of whole images.
+    # Divisors of 24 images with 20 draws each, in whole images.
     passes = (20, 60, 120, 240)
     rows = []
     with require("tqdm").tqdm(total=len(kinds) * len(passes), unit="case") as bar:
-        for name, function, arguments, option in kinds:
+        for name, case, option in kinds:
             rates = []
             for num in passes:
-                measured = measure_alone(Case(function, {**arguments, option: num}), repetitions)
+                measured = measure_alone(partial(case, **{option: num}), repetitions)
                 rates.append(measured["items"] / measured["seconds"])
                 bar.update()
             rows.append({"name": name, "images_per_pass": list(passes), "images_per_second": rates})
@@ -97,7 +100,7 @@ def measure_passes(size: str, repetitions: int) -> list[dict[str, Any]]:
 
 
 def measure_processes(data: Path, quick: bool) -> list[dict[str, Any]]:
-    """Images per second of the pretraining script, in one process with all threads and in two with half of them.
+    """Measure images per second of the pretraining script in one process, and in two with half of the threads each.
 
     Args:
         data: A folder of images.
@@ -105,7 +108,7 @@ def measure_processes(data: Path, quick: bool) -> list[dict[str, Any]]:
     """
     rows = []
     steps = 8 if quick else 20
-    # One for both, who would measure it with different numbers of threads.
+    # Chosen once: with other numbers of threads the two might choose differently.
     precision = faster_cpu_precision().name
     for processes, config in ((1, "cpu.yaml"), (2, "cpu_2_processes.yaml")):
         threads = max(1, torch.get_num_threads() // processes)
@@ -122,7 +125,7 @@ def measure_processes(data: Path, quick: bool) -> list[dict[str, Any]]:
                 command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": str(threads)}
             )
             if done.returncode != 0:
-                raise RuntimeError(f"pretraining in {processes} processes failed: {done.stderr[-2000:]}")
+                raise RuntimeError(f"pretraining in {plural(processes, 'process')} failed: {done.stderr[-2000:]}")
             log = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
         # The first half is warm-up.
         rates = [row["images_per_second"] for row in log if row.get("images_per_second") and row["step"] > steps / 2]

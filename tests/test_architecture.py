@@ -25,7 +25,8 @@ FLOOR_OF = {wing: floor for floor, wings in enumerate(FLOORS) for wing in wings}
 
 
 def imported_modules(path: Path, root: Path, package: str) -> set[str]:
-    """Modules below `root` that a file imports anywhere: at its top, in functions, under TYPE_CHECKING.
+    """Return modules below `root` that a file imports anywhere: at its top, in functions, under TYPE_CHECKING, by
+    `import_module`.
 
     `package` is the absolute name of `root`; empty for a folder of scripts, which import each other by bare names.
     """
@@ -43,11 +44,21 @@ def imported_modules(path: Path, root: Path, package: str) -> set[str]:
             # `from .wing import module` and `from .module import name` look alike.
             for alias in node.names:
                 targets.append([*names, alias.name] if _file_of([*names, alias.name], root) else names)
-        elif isinstance(node, ast.Import):
-            split = [alias.name.split(".") for alias in node.names]
+        else:
+            split = [name.split(".") for name in _absolute_imports(node)]
             targets += [names[1:] if package else names for names in split if not package or names[0] == package]
     found = {file for file in (_file_of(names, root) for names in targets) if file}
     return found - {".".join(path.relative_to(root).with_suffix("").parts)}
+
+
+def _absolute_imports(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+        function = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", None)
+        if function in ("import_module", "__import__"):
+            return [str(node.args[0].value)]
+    return []
 
 
 def _file_of(names: list[str], root: Path) -> str | None:
@@ -101,16 +112,19 @@ def test_no_circles(root, package):
 
 def test_the_reader_of_imports_sees_all_kinds(tmp_path):
     (tmp_path / "a").mkdir()
-    for name in ("__init__.py", "a/__init__.py", "a/b.py", "a/c.py", "d.py", "e.py"):
+    for name in ("__init__.py", "a/__init__.py", "a/b.py", "a/c.py", "d.py", "e.py", "f.py", "g.py"):
         (tmp_path / name).touch()
     (tmp_path / "a" / "c.py").write_text(
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .b import x\n"
         "def f():\n    from .. import d, z\n    import package.e\n    from package.a import y\n"
+        "    importlib.import_module('package.f').x\n    import_module('package.g')\n"
     )
     assert imported_modules(tmp_path / "a" / "c.py", tmp_path, "package") == {
         "a.b",
         "d",
         "e",
+        "f",
+        "g",
         "a.__init__",
         "__init__",
     }

@@ -1,12 +1,14 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
 """The benchmarks compare equal work, in turns, and say what they measured."""
 
-import functools
 import inspect
 import json
 import multiprocessing
+import os
+import pickle
 import subprocess
 import sys
+from functools import partial, wraps
 from pathlib import Path
 
 import pytest
@@ -69,45 +71,101 @@ def test_the_plain_denoiser_refuses_what_it_does_not_know():
 
 def test_two_ways_are_timed_in_processes_of_their_own():
     import measure
+    import toy_cases
 
-    arguments = {"size": "tiny-patch4-32", "num_images": 2, "num_draws": 2}
-    ours = measure.Case("prediction", {**arguments, "side": "ours", "precision": "fp32"})
-    plain = measure.Case("prediction", {**arguments, "side": "plain", "precision": "fp32"})
+    ours, other = partial(toy_cases.pause, 0.02), partial(toy_cases.pause, 0.06)
     steps = []
-    row = measure.compare(ours, plain, 3, lambda: steps.append(1))
+    row = measure.compare(ours, other, 3, lambda: steps.append(1))
     assert len(steps) == 3
+    low, high = row["spread"]
+    assert 1 < low <= row["ratio"] <= high
+    assert row["seconds"]["ours"] >= 0.02
+    assert row["seconds"]["alternative"] >= 0.06
+    assert (row["items"], row["flops"]) == (4, 5.0)
+    assert row["peak_memory_mb"]["ours"] > 50
+    assert row["cost_ratio"] == pytest.approx(3)
+    assert multiprocessing.active_children() == []
+
+
+def test_one_way_is_timed_in_a_process_of_its_own():
+    import measure
+    import toy_cases
+
+    report = measure.measure_alone(partial(toy_cases.pause, 0.02), 2, num_threads=3)
+    assert report["seconds"] >= 0.02
+    assert report["facts"]["threads"] == 3
+    assert report["facts"]["process"] != os.getpid()
+
+
+@pytest.mark.slow
+def test_models_are_timed_in_processes_of_their_own():
+    import cases
+    import measure
+
+    predict = partial(cases.prediction, size="tiny-patch4-32", num_images=2, num_draws=2, precision="fp32")
+    row = measure.compare(partial(predict, side="ours"), partial(predict, side="plain"), 3)
     low, high = row["spread"]
     assert 0 < low <= row["ratio"] <= high
     assert row["items"] == 4
     assert row["peak_memory_mb"]["ours"] > 100
+    assert row["flops"] == predict(side="ours").flops
+
+
+def test_operations_of_a_prediction():
+    import cases
+
+    work = cases.prediction("tiny-patch4-32", 2, 2, "ours", "fp32")
     # Two encoders of six layers of width 192 and a decoder of two of width 128, over 65 tokens.
     tokens, encoder, decoder = 65, 192, 128
     layers = 2 * tokens * (2 * 6 * 12 * encoder**2 + 2 * 12 * decoder**2)
     attention = 4 * tokens**2 * (2 * 6 * encoder + 2 * decoder)
     ends = 2 * 64 * 2 * 48 * encoder + 2 * 65 * (encoder * decoder + decoder * 48) + 2 * encoder * 10
-    assert row["flops"] == pytest.approx(4 * (layers + attention + ends), rel=1e-3)
+    assert work.flops == pytest.approx(4 * (layers + attention + ends), rel=1e-3)
 
 
-def test_certificates_are_compared_by_their_passes():
+@pytest.mark.parametrize("side", ["ours", "plain", "plain batch"])
+def test_every_side_predicts(side):
+    import cases
+
+    work = cases.prediction("tiny-patch4-32", 1, 2, side, "fp32")
+    work.run()
+    assert work.items == 2
+
+
+@pytest.mark.slow
+def test_certificates_of_models_are_compared_by_their_passes():
+    import cases
     import measure
 
-    arguments = {"size": "tiny-patch4-32", "num_images": 1, "n": 1000}
-    ours, plain = (measure.Case("certification", {**arguments, "side": side}) for side in ("ours", "fixed n"))
-    row = measure.compare(ours, plain, 1)
-    # 100 draws choose the class; all of the others agree with it.
+    certify = partial(cases.certification, size="tiny-patch4-32", num_images=1, n=1000)
+    row = measure.compare(partial(certify, side="ours"), partial(certify, side="fixed n"), 1)
     assert row["cost_ratio"] >= 5
 
 
-def test_a_failing_case_is_reported():
-    import measure
+def test_certificates_are_compared_by_their_passes(monkeypatch):
+    import cases
 
-    with pytest.raises(RuntimeError, match="prediction: ValueError: unknown size 'no-such-size'"):
-        measure.Worker(
-            measure.Case(
-                "prediction",
-                {"size": "no-such-size", "num_images": 1, "num_draws": 1, "side": "ours", "precision": "fp32"},
-            )
-        )
+    model = tiny_model()
+    with torch.no_grad():
+        model.classifier.bias[1] += 1000
+    monkeypatch.setattr(cases, "_robust", lambda size: model)
+    costs = {}
+    for side in ("ours", "fixed n"):
+        work = cases.certification("tiny-patch4-32", 1, 1000, side)
+        work.run()
+        costs[side] = work.facts["cost"]
+    # 100 draws choose the class; all of the others agree with it.
+    assert costs["fixed n"] == 1100
+    assert costs["fixed n"] >= 5 * costs["ours"]
+
+
+def test_a_failing_case_is_reported_and_ends_the_other_process_too():
+    import measure
+    import toy_cases
+
+    with pytest.raises(RuntimeError, match="fail: ValueError: no such size"):
+        measure.compare(partial(toy_cases.pause, 0.02), partial(toy_cases.fail, "no such size"), 1)
+    assert multiprocessing.active_children() == []
 
 
 @pytest.mark.parametrize("side", ["ours", "fused"])
@@ -137,7 +195,7 @@ def test_attacks_of_both_sides_do_the_same_work(monkeypatch):
     seen = []
     forward = NIMForRobustImageClassification.forward
 
-    @functools.wraps(forward)
+    @wraps(forward)
     def count(self, pixel_values, *args, **kwargs):
         seen.append(len(pixel_values) * kwargs["num_samples"])
         return forward(self, pixel_values, *args, **kwargs)
@@ -156,16 +214,6 @@ def test_attacks_that_would_be_filled_up_are_refused():
 
     with pytest.raises(ValueError, match="6 noisy images do not fill groups of 4"):
         cases.eot_step("tiny-patch4-32", 3, 2, "ours", batch_size=5)
-
-
-def test_an_error_ends_the_other_process_too():
-    import measure
-
-    arguments = {"size": "tiny-patch4-32", "num_images": 1, "num_draws": 1, "precision": "fp32"}
-    good = measure.Case("prediction", {**arguments, "side": "plain"})
-    with pytest.raises(RuntimeError, match="no-such-size"):
-        measure.compare(good, measure.Case("prediction", {**arguments, "side": "ours", "size": "no-such-size"}), 1)
-    assert multiprocessing.active_children() == []
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells")
@@ -213,7 +261,7 @@ def test_results_say_what_was_measured(tmp_path, monkeypatch, capsys):
     seconds = {"bf16": 1.0, "fp32": 2.0}
 
     def compare(ours, other, repetitions, on_step):
-        own = seconds[ours.arguments["precision"]]
+        own = seconds[ours.keywords["precision"]]
         pairs = {"ours": own, "alternative": 3.0}
         memory = {"ours": 10, "alternative": 20}
         return {"ratio": 3.0 / own, "spread": [1.0, 4.0], "seconds": pairs, "items": 256, "flops": 5e9,
@@ -249,7 +297,6 @@ def test_results_say_what_was_measured(tmp_path, monkeypatch, capsys):
 
 
 def test_all_cases_of_all_rows_exist(tmp_path):
-    import cases
     import run
 
     rows = [
@@ -263,8 +310,10 @@ def test_all_cases_of_all_rows_exist(tmp_path):
     assert {row.group for row in rows} | {"scaling", "passes", "processes"} == set(run.GROUPS)
     for row in rows:
         for case in (row.ours, row.other):
-            function = getattr(cases, case.function)
-            inspect.signature(function).bind(**case.arguments)
+            inspect.signature(case.func).bind(*case.args, **case.keywords)
+            # As a measured process receives it.
+            received = pickle.loads(pickle.dumps(case))
+            assert (received.func, received.keywords) == (case.func, case.keywords)
 
 
 def test_what_is_no_comparison_is_shown_too(tmp_path, monkeypatch, capsys):
@@ -273,8 +322,8 @@ def test_what_is_no_comparison_is_shown_too(tmp_path, monkeypatch, capsys):
 
     # Twice the work takes twice the time, and large passes are faster.
     def measure_alone(case, repetitions):
-        arguments = case.arguments
-        if "max_batch_size" in arguments or case.function == "eot_step":
+        arguments = case.keywords
+        if "max_batch_size" in arguments or case.func.__name__ == "eot_step":
             passes = arguments.get("max_batch_size", arguments.get("batch_size"))
             return {"seconds": 10.0 / passes, "items": 100}
         return {"seconds": float(arguments.get("num_draws", arguments.get("batch_size"))), "items": 1}
@@ -295,5 +344,5 @@ def test_what_is_no_comparison_is_shown_too(tmp_path, monkeypatch, capsys):
 def test_wrong_arguments(tmp_path):
     import run
 
-    with pytest.raises(ValueError, match="repetitions must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="repetitions must be an int of at least 1, got 0"):
         run.main(["--repetitions", "0", "--output", str(tmp_path / "r.json")])

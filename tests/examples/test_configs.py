@@ -1,5 +1,5 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""The files for `accelerate launch`. Run as a script, this file is what the tests launch."""
+"""The launch files of Accelerate work. The tests launch this file as a script."""
 
 import json
 import os
@@ -124,6 +124,7 @@ def test_it_is_what_accelerate_reads(name):
     assert f"--config_file examples/configs/{name}.yaml" in text
 
 
+@pytest.mark.slow
 def test_cpu(pretraining, finetuning, one_process, tmp_path):
     batch, nim, robust = ["--per_device_train_batch_size", 8], tmp_path / "nim", tmp_path / "robust"
     jobs = [
@@ -137,6 +138,7 @@ def test_cpu(pretraining, finetuning, one_process, tmp_path):
         assert same_weights(folder, one_process / folder.name)
 
 
+@pytest.mark.slow
 @needs_distributed
 def test_cpu_2_processes(pretraining, finetuning, one_process, tmp_path):
     batch, nim, robust = ["--per_device_train_batch_size", 4], tmp_path / "nim", tmp_path / "robust"
@@ -153,6 +155,7 @@ def test_cpu_2_processes(pretraining, finetuning, one_process, tmp_path):
     check_losses(tmp_path / "auto", one_process / "nim", tolerance=0.05)
 
 
+@pytest.mark.slow
 @needs_distributed
 def test_fsdp2(pretraining, finetuning, one_process, tmp_path):
     """Two processes that share the weights learn what one does, and leave checkpoints that load and resume."""
@@ -163,6 +166,7 @@ def test_fsdp2(pretraining, finetuning, one_process, tmp_path):
     assert (in_bf16.view(torch.int32) & 0xFFF).any()
 
 
+@pytest.mark.slow
 @needs_distributed
 def test_deepspeed(pretraining, finetuning, one_process, tmp_path):
     pytest.importorskip("deepspeed")

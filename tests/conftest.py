@@ -9,6 +9,7 @@ import torch
 import transformers
 from loopback_hub import LoopbackHub
 from PIL import Image
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from transformers_nim import NIMConfig, NIMForRobustImageClassification, NIMImageProcessor
 
@@ -89,6 +90,20 @@ def robust_path(robust_model, tmp_path_factory) -> str:
 def grey_path(tmp_path_factory) -> str:
     """The same for pictures with one channel."""
     return save_with_processor(tiny_model(num_channels=1), tmp_path_factory.mktemp("grey"))
+
+
+@pytest.fixture(scope="session")
+def vit_path(tmp_path_factory) -> str:
+    """A directory with a random ViT of transformers and its image processor."""
+    fields = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = ViTForImageClassification(ViTConfig(image_size=32, patch_size=8, num_labels=3, **fields))
+        torch.nn.init.normal_(model.classifier.weight)
+    path = tmp_path_factory.mktemp("vit")
+    model.save_pretrained(path)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(path)
+    return str(path)
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassi
 import transformers_nim
 from transformers_nim import NIMConfig, NIMForImageClassification, NIMImageProcessor
 from transformers_nim.hub import write_card
-from transformers_nim.hub.remote_code import code_files, remote_code_files, write_remote_code
+from transformers_nim.hub.remote_code import code_files, config_with_code, remote_code_files, write_remote_code
 
 
 # Run first: whatever finds modules, the package is not there.
@@ -61,7 +61,8 @@ denoiser = AutoModelForPreTraining.from_pretrained(source, **trust)
 answers["denoiser"] = [type(denoiser).__name__, sum(p.double().abs().sum().item() for p in denoiser.parameters())]
 model.save_pretrained(sys.argv[3])
 processor.save_pretrained(sys.argv[3])
-answers["again"] = AutoModelForImageClassification.from_pretrained(sys.argv[3], **trust).config.image_size
+again = pipeline("image-classification", model=sys.argv[3], sigma=25, seed=0, num_samples=2, **trust)
+answers["again"] = [type(again).__name__, again(picture)]
 assert "transformers_nim" not in sys.modules
 print("\n" + json.dumps(answers))
 """
@@ -123,7 +124,8 @@ def check(answers, robust_model, robust_path, picture):
     assert answers["certified"] > 0
     total = sum(p.double().abs().sum().item() for p in robust_model.denoiser.parameters())
     assert answers["denoiser"] == ["NIMForPreTraining", pytest.approx(total)]
-    assert answers["again"] == 32
+    # What a model without the package saves has the pipeline, too.
+    assert answers["again"] == [name, drawn]
 
 
 def offline(tmp_path):
@@ -172,20 +174,36 @@ def test_with_the_package_its_own_classes_load(folder, tmp_path):
     assert "auto_map" not in (tmp_path / "preprocessor_config.json").read_text()
 
 
-def test_files_are_the_modules_of_the_package():
-    package = Path(transformers_nim.__file__).parent
-    for name, text in code_files().items():
-        source = (package / name).read_text()
+def test_files_are_the_modules_of_models():
+    folder = Path(transformers_nim.__file__).parent / "model"
+    files = code_files()
+    assert files.keys() == {path.name for path in folder.glob("*.py")} - {"__init__.py"}
+    assert not [path for path in folder.iterdir() if path.is_dir() and path.name != "__pycache__"]
+    for name, text in files.items():
+        source = (folder / name).read_text()
         assert text.startswith(source)
         # What is added names files, and is never executed.
         added = ast.parse(text).body[len(ast.parse(source).body) :]
         assert all(isinstance(node, ast.If) and ast.unparse(node.test) == "False" for node in added)
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.ImportFrom) and node.level:
-                assert f"{node.module}.py" in code_files()
+                assert node.level == 1
+                assert f"{node.module}.py" in files
             elif isinstance(node, ast.Import | ast.ImportFrom):
                 modules = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
                 assert not any(module.startswith("transformers_nim") for module in modules), name
+
+
+def test_entries_name_all_files():
+    """Early 5.x releases of transformers copy what an entry names, and nothing that those files name in turn."""
+    files = code_files()
+    pipelines = config_with_code({})["custom_pipelines"].values()
+    entries = [*config_with_code({})["auto_map"].values(), *(pipeline["impl"] for pipeline in pipelines)]
+    for module in {entry.partition(".")[0] for entry in entries}:
+        named = {
+            node.module for node in ast.walk(ast.parse(files[f"{module}.py"])) if isinstance(node, ast.ImportFrom)
+        }
+        assert {name.removesuffix(".py") for name in files} <= {*named, module}
 
 
 def test_architecture_decides_the_classifier(tmp_path):

@@ -3,12 +3,8 @@
 
 import base64
 import copy
-import json
 import math
-import os
 import pickle
-import subprocess
-import sys
 import threading
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,7 +16,7 @@ import pytest
 import torch
 from conftest import random_picture, save_with_processor, tiny_config, tiny_model
 from PIL import Image
-from transformers import ImageClassificationPipeline, ViTConfig, ViTForImageClassification, ViTImageProcessor, pipeline
+from transformers import ImageClassificationPipeline, ViTForImageClassification, ViTImageProcessor, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 from transformers_nim import (
@@ -43,20 +39,6 @@ LABELS = {f"LABEL_{index}" for index in range(5)}
 def pipe(robust_path):
     """Without options. Not to be changed by tests."""
     return make_pipeline(model=robust_path)
-
-
-@pytest.fixture(scope="session")
-def vit_path(tmp_path_factory) -> str:
-    """A directory with a random ViT of transformers and its image processor."""
-    fields = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        model = ViTForImageClassification(ViTConfig(image_size=32, patch_size=8, num_labels=3, **fields))
-        torch.nn.init.normal_(model.classifier.weight)
-    path = tmp_path_factory.mktemp("vit")
-    model.save_pretrained(path)
-    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(path)
-    return str(path)
 
 
 def by_label(answer: list[dict]) -> dict[str, float]:
@@ -711,107 +693,3 @@ def test_copies(robust_path, vit_path, pictures, way):
         assert len(answer) == 3
         assert_same(answer, expected)
         assert answer[0]["denoised"] == expected[0]["denoised"]
-
-
-# In fresh interpreters.
-
-
-def run_python(code: str, *arguments: str, cwd) -> str:
-    source = os.path.dirname(os.path.dirname(sys.modules["transformers_nim"].__file__))
-    path = os.pathsep.join([str(cwd), source, os.environ.get("PYTHONPATH", "")])
-    result = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"},
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
-CHECK_REGISTRATION = """
-import transformers_nim as nim
-for auto, cls in [
-    (AutoConfig, nim.NIMConfig),
-    (AutoModelForImageClassification, nim.NIMForRobustImageClassification),
-    (AutoImageProcessor, nim.NIMImageProcessor),
-    (AutoModel, nim.NIMModel),
-    (AutoModelForPreTraining, nim.NIMForPreTraining),
-]:
-    loaded = auto.from_pretrained(path)
-    assert type(loaded) is cls, (auto, type(loaded))
-config = AutoConfig.for_model("nim", num_labels=7)
-assert type(config) is nim.NIMConfig and config.num_labels == 7
-pipe = pipeline("image-classification", model=path)
-assert type(pipe) is nim.NIMImageClassificationPipeline, type(pipe)
-from PIL import Image
-print(len(pipe(Image.new("RGB", (40, 40)), sigma=25, seed=0)), "answers")
-"""
-THEIR_IMPORTS = """
-from transformers import pipeline, AutoConfig, AutoModelForImageClassification, AutoImageProcessor
-from transformers import AutoModel, AutoModelForPreTraining
-"""
-
-
-def test_import_before_transformers(robust_path, tmp_path):
-    code = f"""
-import sys
-path = sys.argv[1]
-import transformers_nim
-{THEIR_IMPORTS}
-{CHECK_REGISTRATION}
-"""
-    assert run_python(code, robust_path, cwd=tmp_path) == "5 answers\n"
-
-
-def test_import_after_transformers(robust_path, tmp_path):
-    code = f"""
-import sys
-path = sys.argv[1]
-{THEIR_IMPORTS}
-import transformers_nim
-{CHECK_REGISTRATION}
-"""
-    assert run_python(code, robust_path, cwd=tmp_path) == "5 answers\n"
-
-
-def test_pipeline_class_that_someone_else_registered(robust_path, vit_path, tmp_path):
-    (tmp_path / "someone.py").write_text("""
-from transformers import AutoModelForImageClassification, ImageClassificationPipeline
-from transformers.pipelines import PIPELINE_REGISTRY
-
-
-class SomeonesPipeline(ImageClassificationPipeline):
-    def _sanitize_parameters(self, shout=None, **kwargs):
-        preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
-        return preprocess, forward, {**postprocess, **({} if shout is None else {"shout": shout})}
-
-    def postprocess(self, model_outputs, shout=False, **kwargs):
-        answers = super().postprocess(model_outputs, **kwargs)
-        return [answer["label"] + ("!" if shout else "") for answer in answers]
-
-
-PIPELINE_REGISTRY.register_pipeline(
-    "image-classification", SomeonesPipeline, pt_model=AutoModelForImageClassification, type="image"
-)
-""")
-    code = """
-import sys
-robust, vit = sys.argv[1:]
-from someone import SomeonesPipeline
-import transformers_nim
-from PIL import Image
-from transformers import pipeline
-ours = pipeline("image-classification", model=robust)
-assert type(ours) is transformers_nim.NIMImageClassificationPipeline, type(ours)
-theirs = pipeline("image-classification", model=vit, shout=True)
-assert type(theirs) is SomeonesPipeline, type(theirs)
-print(sorted(theirs(Image.new("RGB", (40, 40)))))
-theirs.save_pretrained("saved")
-"""
-    assert run_python(code, robust_path, vit_path, cwd=tmp_path) == "['LABEL_0!', 'LABEL_1!', 'LABEL_2!']\n"
-    # Their pipeline still knows how it was registered, and says so in a saved model.
-    saved = json.loads((tmp_path / "saved" / "config.json").read_text())
-    assert saved["custom_pipelines"]["image-classification"]["impl"] == "someone.SomeonesPipeline"

@@ -1,8 +1,13 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""Checkpoints of the authors' code and of ViT-MAE to our layout, and back: `python -m transformers_nim.conversion`."""
+"""Convert checkpoints of the authors' code and of ViT-MAE, and back: `python -m transformers_nim.conversion`."""
 
-from .authors import convert_authors_checkpoint, convert_authors_state_dict, save_bfloat16
-from .to_authors import save_authors_checkpoint, to_authors_state_dict
+from .authors import (
+    convert_authors_checkpoint,
+    convert_authors_state_dict,
+    save_authors_checkpoint,
+    save_bfloat16,
+    to_authors_state_dict,
+)
 from .vit_mae import convert_vit_mae_state_dict, load_vit_mae
 
 

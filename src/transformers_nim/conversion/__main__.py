@@ -1,42 +1,71 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""Converts checkpoints of other code to folders for `from_pretrained`, and back.
+"""Convert checkpoints of other code to folders for `from_pretrained`, and back.
 
-Those of the authors' code (github.com/youzunzhi/NIM-AdvDef):
+Checkpoints of the authors' code (github.com/youzunzhi/NIM-AdvDef):
 
     python -m transformers_nim.conversion --pretraining nim.pth --output_dir nim-vit-base
     python -m transformers_nim.conversion --pretraining nim.pth --finetuned de3.pth --output_dir nim-vit-base-de3
 
-transformers' masked autoencoders, to start NIM pretraining from :
+transformers' masked autoencoders, to start NIM pretraining from:
 
     python -m transformers_nim.conversion --vit_mae facebook/vit-mae-base --output_dir nim-from-mae
 
-A denoiser and an image classifier that somebody else has trained, in one De^3 model:
+A denoiser and an image classifier that somebody else has trained, to one De^3 model:
 
     python -m transformers_nim.conversion --denoiser nim-vit-base --classifier google/vit-base-patch16-224 \
         --output_dir nim-vit-base-de3
 
-And models of this package back to the authors' code :
+Models of this package, back to the authors' code:
 
     python -m transformers_nim.conversion --to_authors nim-vit-base-de3 --output_dir authors
 
-Last, a trained model to half its size on disk:
+A trained model, to half its size on disk:
 
     python -m transformers_nim.conversion --to_bfloat16 outputs/de3 --output_dir nim-vit-base-de3
-
-The authors' layout is that of MAE and timm: fused qkv projections, a mask token that NIM never uses, and position
-embeddings stored although they are fixed. Sizes are read from the tensors; what tensors cannot tell is an argument.
 """
 
 import argparse
 
 from ..model.modeling_nim import NIMForRobustImageClassification
-from .authors import convert_authors_checkpoint, save_bfloat16, save_model
-from .to_authors import save_authors_checkpoint
+from .authors import convert_authors_checkpoint, save_authors_checkpoint, save_bfloat16, save_model
 from .vit_mae import load_vit_mae
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command line; see `--help`."""
+    """Run the command line; see `--help`."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.pretraining is None:
+        others = ("to_authors", "to_bfloat16", "vit_mae", "denoiser")
+        other = next(name for name in others if getattr(args, name) is not None)
+        for name in ("finetuned", "num_attention_heads", "decoder_num_attention_heads", "no_norm_pix_loss"):
+            if getattr(args, name):
+                parser.error(f"argument --{name}: not allowed with --{other}, which says everything by itself")
+    if (args.denoiser is None) != (args.classifier is None):
+        parser.error("--denoiser and --classifier belong together: one is put in front of the other")
+    try:
+        if args.denoiser is not None:
+            save_model(NIMForRobustImageClassification.from_denoiser(args.denoiser, args.classifier), args.output_dir)
+        elif args.to_authors is not None:
+            save_authors_checkpoint(args.to_authors, args.output_dir)
+        elif args.to_bfloat16 is not None:
+            save_bfloat16(args.to_bfloat16, args.output_dir)
+        elif args.vit_mae is not None:
+            save_model(load_vit_mae(args.vit_mae), args.output_dir)
+        else:
+            convert_authors_checkpoint(
+                args.pretraining,
+                args.output_dir,
+                finetuned=args.finetuned,
+                num_attention_heads=args.num_attention_heads,
+                decoder_num_attention_heads=args.decoder_num_attention_heads,
+                norm_pix_loss=not args.no_norm_pix_loss,
+            )
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m transformers_nim.conversion",
         description="Convert checkpoints of the authors' NIM code, or a ViT-MAE, to folders for from_pretrained; and"
@@ -74,38 +103,7 @@ def main(argv: list[str] | None = None) -> None:
     authors.add_argument(
         "--no_norm_pix_loss", action="store_true", help="the decoder predicts pixels, not normalized patches"
     )
-    args = parser.parse_args(argv)
-    if args.pretraining is None:
-        others = ("to_authors", "to_bfloat16", "vit_mae", "denoiser")
-        other = next(name for name in others if getattr(args, name) is not None)
-        for name in ("finetuned", "num_attention_heads", "decoder_num_attention_heads", "no_norm_pix_loss"):
-            if getattr(args, name):
-                parser.error(f"argument --{name}: not allowed with --{other}, which says everything by itself")
-    if (args.denoiser is None) != (args.classifier is None):
-        parser.error("--denoiser and --classifier belong together: one is put in front of the other")
-    try:
-        if args.denoiser is not None:
-            save_model(NIMForRobustImageClassification.from_denoiser(args.denoiser, args.classifier), args.output_dir)
-            return
-        if args.to_authors is not None:
-            save_authors_checkpoint(args.to_authors, args.output_dir)
-            return
-        if args.to_bfloat16 is not None:
-            save_bfloat16(args.to_bfloat16, args.output_dir)
-            return
-        if args.vit_mae is not None:
-            save_model(load_vit_mae(args.vit_mae), args.output_dir)
-            return
-        convert_authors_checkpoint(
-            args.pretraining,
-            args.output_dir,
-            finetuned=args.finetuned,
-            num_attention_heads=args.num_attention_heads,
-            decoder_num_attention_heads=args.decoder_num_attention_heads,
-            norm_pix_loss=not args.no_norm_pix_loss,
-        )
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
+    return parser
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""Warm start of NIM from masked autoencoders: loads ViT-MAE checkpoints of transformers (`facebook/vit-mae-base`).
+"""Load ViT-MAE checkpoints of transformers (`facebook/vit-mae-base`) as NIM models, to start pretraining from.
 
-Both models have the same encoder and decoder and differ in the task alone, so every tensor but the mask token has its
-place. The tensors' names depend on the release of transformers that wrote them:
+Both models have the same encoder and decoder and differ in the task alone, so every tensor except the mask token has
+its place. The tensors' names depend on the release of transformers that wrote them:
 
 - the first releases, and the checkpoints on the Hub: `vit.encoder.layer.0.attention.attention.query.weight`;
 - in memory since some release of 5.x: `vit.layers.0.attention.q_proj.weight`;
@@ -83,11 +83,11 @@ _SAME_IN_CONFIG = (
     "decoder_intermediate_size",
     "norm_pix_loss",
 )
-# ViTMAEConfig's default, which the configs of the published models have too. Their weights come from MAE's code, where
-# the epsilon is 1e-6, as in NIM.
+# The default of ViTMAEConfig, also in the configs of the published models. Their weights come from MAE's code, which
+# uses 1e-6, as NIM does.
 _VIT_MAE_DEFAULT_EPS = 1e-12
 _OVERRIDABLE = {field.name for field in fields(NIMConfig)} | {"num_labels"}
-# torch's unpickler takes any bytes for instructions and fails in as many ways.
+# torch's unpickler executes any bytes as its own instructions, and fails in all these ways.
 _UNREADABLE = (
     SafetensorError,
     pickle.UnpicklingError,
@@ -103,16 +103,16 @@ _UNREADABLE = (
 
 
 def convert_vit_mae_state_dict(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Renames the tensors of transformers' `ViTMAEForPreTraining` to those of [`NIMForPreTraining`].
+    """Rename the tensors of transformers' `ViTMAEForPreTraining` to those of [`NIMForPreTraining`].
 
     Args:
         state_dict: Its weights, under the names of any release of transformers, in memory or from a file.
 
     Returns:
-        The same tensors but for the mask token, which NIM has no use for.
+        The same tensors without the mask token, which NIM does not use.
 
     Raises:
-        ValueError: A tensor's name does not belong to ViT-MAE, or the decoder is missing.
+        ValueError: A name is not of ViT-MAE, or the decoder is missing.
     """
     converted = {}
     for key, tensor in state_dict.items():
@@ -147,24 +147,25 @@ def load_vit_mae(
     local_files_only: bool = False,
     **config_overrides: Any,
 ) -> NIMForPreTraining:
-    """Makes a NIM model out of a masked autoencoder that transformers' `ViTMAEForPreTraining` has saved.
+    """Load a masked autoencoder that transformers' `ViTMAEForPreTraining` has saved as a NIM model.
 
-    On a clean image it predicts what the masked autoencoder does when nothing is masked. Position embeddings are those
-    of the checkpoint, even where they are not the usual sine-cosine table. The epsilon of layer norms is 1e-6 where
-    the checkpoint's config has 1e-12, a default of transformers: the published weights come from MAE's code, which
-    uses 1e-6. For a model that transformers itself has trained with 1e-12, pass `layer_norm_eps=1e-12`. Other values
-    are kept.
+    On a clean image it predicts what the masked autoencoder predicts with nothing masked. Position embeddings are
+    those of the checkpoint, even if they are not the usual sine-cosine table.
+
+    The epsilon of layer norms becomes 1e-6 if the checkpoint's config has 1e-12, transformers' default: the published
+    weights come from MAE's code, which uses 1e-6. Pass `layer_norm_eps=1e-12` for a model that transformers itself has
+    trained with it. Other values are kept.
 
     Args:
         name_or_path: A repository of the Hub or a folder. Weights are safetensors files, or `pytorch_model.bin`, of
-            which nothing but tensors is read; both may be in shards.
+            which only tensors are read. Both may be in shards.
         revision: Branch, tag or commit of the repository.
         token: Access token of the Hub; True for the one that is logged in.
-        cache_dir: Where downloads are kept, instead of the usual place.
+        cache_dir: Folder for downloads, instead of the usual one.
         subfolder: Folder within the repository.
         local_files_only: Whether to read files that were downloaded before, without asking the Hub.
-        config_overrides: Fields of [`NIMConfig`] that replace those derived from the checkpoint's config. The image
-            statistics are otherwise those of the checkpoint's image processor if it has one.
+        config_overrides: Fields of [`NIMConfig`] that replace those derived from the checkpoint's config. By default,
+            `image_mean` and `image_std` are those of the checkpoint's image processor, if it has one.
 
     Returns:
         The model in float32 and eval mode.
@@ -176,7 +177,7 @@ def load_vit_mae(
     Example:
 
     ```python
-    >>> from transformers_nim.conversion.vit_mae import load_vit_mae
+    >>> from transformers_nim.conversion import load_vit_mae
 
     >>> model = load_vit_mae("facebook/vit-mae-base", patch_statistics="input")  # doctest: +SKIP
     >>> model.save_pretrained("nim-from-mae")  # doctest: +SKIP
@@ -204,6 +205,7 @@ def load_vit_mae(
 
 
 def _nim_config(name_or_path: str, source: dict[str, Any], overrides: dict[str, Any]) -> NIMConfig:
+    """Make the config of the NIM model from those of the checkpoint and of its image processor."""
     vit_mae = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False, **source)
     if vit_mae.model_type != "vit_mae":
         raise ValueError(f"{name_or_path} is a model of type {vit_mae.model_type!r}; the type must be 'vit_mae'")
@@ -218,13 +220,13 @@ def _nim_config(name_or_path: str, source: dict[str, Any], overrides: dict[str, 
 
 
 def _find(name_or_path: str, file_name: str, source: dict[str, Any]) -> Path | None:
-    """A file of the checkpoint, downloaded if it has to be; None if there is no such file."""
+    """Return the path of a file of the checkpoint, downloaded if need be, or None if there is no such file."""
     path = cached_file(name_or_path, file_name, _raise_exceptions_for_missing_entries=False, **source)
     return None if path is None else Path(path)
 
 
 def _read_weights(name_or_path: str, source: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """All tensors of a checkpoint."""
+    """Read all tensors of a checkpoint."""
     for single, index in ((SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME), (WEIGHTS_NAME, WEIGHTS_INDEX_NAME)):
         path = _find(name_or_path, single, source)
         if path is not None:
@@ -238,10 +240,10 @@ def _read_weights(name_or_path: str, source: dict[str, Any]) -> dict[str, torch.
 
 
 def read_checkpoint_file(path: Path) -> Any:
-    """What a safetensors file or a file of `torch.save` holds, on the CPU; nothing in it is executed.
+    """Read a safetensors file or a file of `torch.save` to the CPU, without executing anything in it.
 
     Args:
-        path: The file; one that does not end in `.safetensors` is read by `torch.load` with `weights_only`.
+        path: The file. If its name does not end in `.safetensors`, `torch.load` reads it with `weights_only`.
 
     Raises:
         ValueError: The file is neither, or holds something else than tensors and plain containers.
@@ -255,7 +257,7 @@ def read_checkpoint_file(path: Path) -> Any:
 
 
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of one file."""
+    """Read the tensors of one file."""
     tensors = read_checkpoint_file(path)
     if not isinstance(tensors, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
         raise ValueError(f"{path} holds something else than tensors")

@@ -1,13 +1,14 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""Checkpoints that carry their code, for people who have not installed this package.
+"""Make checkpoints loadable without this package, for users who pass `trust_remote_code=True`.
 
-transformers can execute Python files that lie beside a checkpoint, if its user passes `trust_remote_code=True`. Those
-files are this package's own modules, copied; nothing is written twice. Where the package is installed they are not
-executed: its own classes load the same checkpoint.
+transformers then executes the Python files beside the checkpoint: copies of the modules in `model/`. Where this
+package is installed, its own classes load the checkpoint and the copies are not executed.
+
+transformers' `register_for_auto_class` would copy these files at every `save_pretrained` of the process, but it names
+one class per checkpoint and leaves out the pipeline. So the files are collected here, when a checkpoint is published.
 """
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,48 +16,38 @@ from typing import Any
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
 
-# Modules in which transformers looks for a class; those that they import come along.
-_ENTRIES = ("configuration_nim", "modeling_nim", "image_processing_nim", "pipeline_nim")
-# transformers copies what a module names in imports: early 5.x releases not what those modules import in turn, and
-# `save_pretrained` not the pipeline.
-_FOOTER = """
-
-if False:  # what transformers has to copy together with this file
-{names}"""
-# For checkpoints that name no class, such as configs without weights.
-_DEFAULT_CLASSIFIER = "NIMForRobustImageClassification"
-# What transformers looks for, too, to find the files that it has to copy.
-_RELATIVE_IMPORT = re.compile(r"^\s*from\s+\.(\w+)\s+import", re.MULTILINE)
+_MODEL = Path(__file__).parents[1] / "model"
+# The modules that `auto_map` and `custom_pipelines` name.
+_ENTRIES = ("configuration_nim", "image_processing_nim", "modeling_nim", "pipeline_nim")
+# transformers finds the files to copy by the imports of an entry. Early 5.x releases (seen in 5.4) do not look into
+# those files in turn, and `save_pretrained` would lose the pipeline, which no model imports. So each entry names all.
+_FOOTER = "\n\nif False:  # what transformers has to copy together with this file\n{}"
 
 
 def code_files() -> dict[str, str]:
-    """The Python files of a checkpoint that carries its code, by name.
+    """Return the Python files of a checkpoint that carries its code, by name.
 
     Returns:
-        The modules of this package that models, image processors and the pipeline are made of. Those in which
-        transformers looks for classes name all others at their end.
+        All modules in `model/`. Modules that transformers looks up name all others at their end.
     """
-    texts: dict[str, str] = {}
-    waiting = list(_ENTRIES)
-    while waiting:
-        module = waiting.pop()
-        if module not in texts:
-            texts[module] = (Path(__file__).parents[1] / "model" / f"{module}.py").read_text(encoding="utf-8")
-            waiting += _RELATIVE_IMPORT.findall(texts[module])
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in sorted(_MODEL.glob("*.py"))}
+    texts.pop("__init__", None)
     for entry in _ENTRIES:
-        others = sorted(texts.keys() - {entry})
-        texts[entry] += _FOOTER.format(names="".join(f"    from .{other} import __name__\n" for other in others))
-    return {f"{module}.py": text for module, text in sorted(texts.items())}
+        texts[entry] += _FOOTER.format(
+            "".join(f"    from .{name} import __name__\n" for name in texts if name != entry)
+        )
+    return {f"{name}.py": text for name, text in texts.items()}
 
 
 def config_with_code(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What `config.json` says where the code lies beside it.
+    """Return the content of a `config.json` that refers to the code beside it.
 
     Args:
-        config: What it says without.
+        config: The content without the code.
     """
     classifiers = [name for name in config.get("architectures") or [] if name.endswith("ForImageClassification")]
-    classifier = (classifiers or [_DEFAULT_CLASSIFIER])[0]
+    # Pretraining checkpoints name no classifier.
+    classifier = (classifiers or ["NIMForRobustImageClassification"])[0]
     auto_map = {
         "AutoConfig": "configuration_nim.NIMConfig",
         "AutoImageProcessor": "image_processing_nim.NIMImageProcessor",
@@ -69,38 +60,37 @@ def config_with_code(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def image_processor_with_code(image_processor: Mapping[str, Any]) -> dict[str, Any]:
-    """What `preprocessor_config.json` says where the code lies beside it.
+    """Return the content of a `preprocessor_config.json` beside code.
 
     Args:
-        image_processor: What it says without.
+        image_processor: The content without the code.
 
     Returns:
-        The same without a class, so that `config.json` decides: transformers would ask users who have installed this
-        package whether they trust a class that is named here.
+        The same without a class, so that `config.json` decides. If a class were named here, transformers would ask
+        users who have installed this package whether they trust it.
     """
     return {name: value for name, value in image_processor.items() if name != "image_processor_type"}
 
 
 def to_json(content: Mapping[str, Any]) -> str:
-    """A mapping as transformers writes its JSON files."""
+    """Return a mapping as transformers writes its JSON files."""
     return json.dumps(content, indent=2, sort_keys=True) + "\n"
 
 
 def remote_code_files(folder: str | Path) -> dict[str, str]:
-    """The files that make a checkpoint loadable without this package, by name; nothing is written.
+    """Return the files that make a checkpoint loadable without this package, by name. Nothing is written.
 
     Args:
-        folder: The checkpoint.
+        folder: A checkpoint with its image processor.
 
     Returns:
-        The Python files, and `config.json` and `preprocessor_config.json` that refer to them.
+        The Python files, and a `config.json` and a `preprocessor_config.json` that refer to them.
 
     Raises:
-        ValueError: The folder is no NIM checkpoint.
+        ValueError: The folder is no NIM checkpoint with an image processor.
     """
-    changes = {CONFIG_NAME: config_with_code, IMAGE_PROCESSOR_NAME: image_processor_with_code}
     files = code_files()
-    for name, change in changes.items():
+    for name, change in {CONFIG_NAME: config_with_code, IMAGE_PROCESSOR_NAME: image_processor_with_code}.items():
         path = Path(folder) / name
         if not path.is_file():
             raise ValueError(f"{folder} has no {name}: save a model and its image processor there first")
@@ -112,7 +102,7 @@ def remote_code_files(folder: str | Path) -> dict[str, str]:
 
 
 def write_remote_code(folder: str | Path) -> list[Path]:
-    """Makes a checkpoint loadable without this package, by users who pass `trust_remote_code=True`.
+    """Make a checkpoint loadable without this package.
 
     Args:
         folder: A checkpoint with its image processor. Python files are added, and the two configs refer to them.
@@ -121,7 +111,7 @@ def write_remote_code(folder: str | Path) -> list[Path]:
         The files that were written.
 
     Raises:
-        ValueError: The folder is no NIM checkpoint.
+        ValueError: The folder is no NIM checkpoint with an image processor.
     """
     files = remote_code_files(folder)
     for name, text in files.items():

@@ -9,8 +9,10 @@ import pytest
 import torch
 from accelerate.commands.launch import launch_command_parser
 
-from transformers_nim import NIMConfig, NIMForPreTraining
+from transformers_nim import NIM_SIZES, NIMConfig, NIMForPreTraining
 from transformers_nim.commands import finetune, plan, pretrain
+from transformers_nim.hub.model_card import empty_model
+from transformers_nim.utils.text_table import render_table
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -148,3 +150,72 @@ def test_own_gpus_that_are_too_small(capsys):
     with pytest.raises(SystemExit):
         plan.main(["--utilization", "40"])
     assert "--utilization has to be more than 0 and at most 1" in capsys.readouterr().err
+
+
+PAGE = (EXAMPLES.parent / "docs" / "imagenet.md").read_text()
+PLANS = [shlex.split(command) for command in re.findall(r"`python examples/plan_run.py ?(.*?)`", PAGE)]
+
+
+def commands_in(text: str) -> list[str]:
+    return re.findall(r"^accelerate launch .*?(?=\n```|\n\n|\Z)", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def test_the_page_on_imagenet_has_what_the_command_prints(base, capsys):
+    printed = {tuple(arguments): plan.main(arguments) for arguments in PLANS}
+    tables = [
+        re.search(r"^\| GPUs .*?(?=\n\n)", printed[key], re.M | re.S)[0] for key in ((), ("--task", "finetuning"))
+    ]
+    assert re.findall(r"^\| GPUs .*?(?=\n\n)", PAGE, re.M | re.S) == tables
+    shown = commands_in(PAGE)
+    assert {word for command in shown for word in ("tiny", "small", "base", "large", "huge") if f" {word} " in command}
+    assert len(shown) == len(set(shown)) == 8
+    assert set(shown) <= {command for text in printed.values() for command in commands_in(text)}
+
+
+def test_the_page_on_imagenet_has_the_sizes():
+    costs = {size: plan.measure(NIMConfig.from_size(size)) for size in NIM_SIZES if "patch" not in size}
+    rows = []
+    for size, cost in costs.items():
+        width, depth, heads, patch, image_size, *decoder = NIM_SIZES[size]
+        assert (image_size, decoder) == (224, [512, 8, 16])
+        name = f"ViT-{size.capitalize()}/{patch}"
+        needed = [plan.hours(cost, 800 * 1_281_167, hardware, 0.4) for hardware in plan.HARDWARE.values()]
+        rows.append(
+            [
+                f"`{size}`",
+                name,
+                f"{depth} x {width}",
+                str(heads),
+                f"{cost.trained_parameters / 1e6:,.1f} M",
+                f"{cost.step_flops / 1e9:,.1f}",
+                *(f"{one:,.1f}" for one in needed),
+                f"{8 * needed[1]:,.0f}",
+            ]
+        )
+    columns = ["`--config_name`", "model", "layers x width", "heads", "parameters", "GFLOPs", *plan.HARDWARE]
+    assert render_table([*columns, "GPU hours, A100"], rows) in PAGE
+
+
+def test_figures_in_the_text_of_the_page_on_imagenet(base):
+    text = " ".join(PAGE.split())
+    assert (
+        f"An image takes {base.forward_flops / 1e9:.1f} GFLOPs forward and {base.step_flops / 1e9:.1f} forward and"
+        f" backward, and keeps {base.activation_bytes / 1e6:.0f} MB of activations." in text
+    )
+    config = NIMConfig.from_size("base", num_labels=1000)
+    robust = plan.measure(config, "finetuning")
+    trained, frozen = robust.trained_parameters, robust.frozen_parameters
+    # Two independent counts.
+    model = empty_model({**config.to_dict(), "architectures": ["NIMForRobustImageClassification"]})
+    assert sum(parameter.numel() for parameter in model.parameters()) == trained + frozen
+    assert (
+        f"has {(trained + frozen) / 1e6:.0f} M parameters: {frozen / 1e6:.1f} M of the frozen denoiser, and"
+        f" {trained / 1e6:.1f} M that are fine-tuned" in text
+    )
+    assert f"An image takes {robust.step_flops / 1e9:.1f} GFLOPs." in text
+    mae = plan.measure(NIMConfig.from_size("base"), mask_ratio=0.75)
+    assert f"an update takes {mae.step_flops / base.step_flops:.0%} of the FLOPs" in text
+    assert f"{mae.step_flops / 1e9:.1f} instead of {base.step_flops / 1e9:.1f} GFLOPs per image" in text
+    args = finetune.parse_arguments(["--model_name_or_path", "x", "--output_dir", "y"])
+    assert f"sigma uniform from {args.sigma_low:g} to {args.sigma_high:g} and a drop path rate of" in text
+    assert f"a drop path rate of {args.drop_path_rate:g}." in text

@@ -19,7 +19,7 @@ from transformers_nim.hub.upload import prepare
 
 
 SCRIPT = Path(__file__).parent.parent.parent / "examples" / "push_checkpoint.py"
-SIZES = Path(__file__).parent.parent.parent / "model_cards"
+MODEL_CARDS = Path(__file__).parent.parent.parent / "model_cards"
 REPO = "nim/nim-vit-tiny"
 RESULTS = {
     "dataset": "digits",
@@ -401,15 +401,10 @@ def test_refused_by_the_script(loopback_hub, folder, tmp_path):
     assert loopback_hub.requests == []
 
 
-@pytest.mark.parametrize("name", sorted(path.parent.name for path in SIZES.glob("*/card.json")))
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in MODEL_CARDS.glob("*/card.json")))
 def test_shipped_folders_can_be_published(name):
-    has_weights = (SIZES / name / "model.safetensors").exists()
-    if not has_weights:
-        (missing, how) = prepare(SIZES / name, f"nim/{name}").problems
-        assert missing == "model.safetensors is missing"
-        assert "--without_weights" in how
     for with_code in (False, True):
-        publication = prepare(SIZES / name, f"nim/{name}", with_code=with_code, without_weights=not has_weights)
+        publication = prepare(MODEL_CARDS / name, f"nim/{name}", with_code=with_code)
         assert publication.problems == []
         assert ("modeling_nim.py" in publication.files) == with_code
 

@@ -1,5 +1,5 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""Plans a long run before GPUs are paid for: FLOPs, hours, memory, the largest batch that fits, and the command.
+"""Plan a long run before GPUs are paid for: FLOPs, hours, memory, the largest batch that fits, and the command.
 
     python examples/plan_run.py --config_name base
     python examples/plan_run.py --task finetuning --num_gpus 4 --gpu_peak_tflops 312 --bytes_per_gpu 40e9
@@ -9,12 +9,11 @@ printed with the result; above all, how much of its peak a GPU reaches.
 """
 
 import argparse
-import json
 import math
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,13 +24,15 @@ from transformers import AttentionInterface
 from transformers.initialization import no_init_weights
 
 from .. import NIMConfig, NIMForPreTraining, NIMForRobustImageClassification
-from ..hub import render_table
 from ..training import arguments
 from ..training.mae import MaskedAutoencoder
 from ..utils.cli import make_parser
+from ..utils.text_table import render_table
 
 
 GPUS_PER_NODE = 8
+COLUMNS = ("GPUs", "peak TFLOP/s", "memory", "images/s", "hours", "GPU hours", "workers", "fits", "checkpointed",
+           "batch x GPUs x passes")  # fmt: skip
 
 # Weight, gradient, AdamW's two moments and DDP's copy of the gradient in float32; autocast's copy of the weight.
 BYTES_PER_TRAINED_PARAMETER = 5 * 4 + 2
@@ -40,7 +41,14 @@ BYTES_PER_FROZEN_PARAMETER = 4
 
 @dataclass(frozen=True)
 class Hardware:
-    """Equal GPUs: how many, what one does at best with dense matrices in half precision, and its memory."""
+    """Equal GPUs.
+
+    Attributes:
+        num_gpus: How many.
+        peak_tflops: What one does at best, with dense matrices in half precision.
+        bytes_per_gpu: Memory of one.
+        precision: The half precision that it has, `"bf16"` or `"fp16"`.
+    """
 
     num_gpus: int
     peak_tflops: float
@@ -59,7 +67,7 @@ HARDWARE = {
 
 @dataclass(frozen=True)
 class Cost:
-    """What a model takes: parameters; FLOPs and bytes of activations, each for one image."""
+    """Parameters of a model, and FLOPs and bytes of activations for one image."""
 
     trained_parameters: int
     frozen_parameters: int
@@ -70,14 +78,14 @@ class Cost:
 
     @property
     def static_bytes(self) -> int:
-        """Memory of a GPU before it sees an image."""
+        """Return the memory that a GPU needs before it sees an image, in bytes."""
         return (
             BYTES_PER_TRAINED_PARAMETER * self.trained_parameters + BYTES_PER_FROZEN_PARAMETER * self.frozen_parameters
         )
 
 
 def make_step(config: NIMConfig, task: str, mask_ratio: float | None) -> tuple[nn.Module, Callable]:
-    """The model that is trained, and what a step computes from images to the loss, but for drawing noise."""
+    """Return the model that is trained, and a step from images to the loss, which draws no noise."""
     if task == "finetuning":
         robust = NIMForRobustImageClassification(config).train()
 
@@ -100,7 +108,7 @@ def make_step(config: NIMConfig, task: str, mask_ratio: float | None) -> tuple[n
 
 
 def saved_bytes(run: Callable[[], torch.Tensor]) -> int:
-    """Bytes that a forward pass under autocast keeps for the backward pass."""
+    """Return the bytes that a forward pass under autocast keeps for the backward pass."""
     storages: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -115,7 +123,7 @@ def saved_bytes(run: Callable[[], torch.Tensor]) -> int:
 
 
 def measure(config: NIMConfig, task: str = "pretraining", mask_ratio: float | None = None) -> Cost:
-    """Counts FLOPs and measures activations.
+    """Count FLOPs and measure activations.
 
     Args:
         config: The model.
@@ -125,7 +133,7 @@ def measure(config: NIMConfig, task: str = "pretraining", mask_ratio: float | No
     with FakeTensorMode():
         with no_init_weights():
             model, step = make_step(config, task, mask_ratio)
-        inner = getattr(model, "model", model)
+        inner: Any = getattr(model, "model", model)
 
         def images(number: int) -> torch.Tensor:
             return torch.zeros(number, config.num_channels, *config.image_shape)
@@ -161,16 +169,17 @@ def measure(config: NIMConfig, task: str = "pretraining", mask_ratio: float | No
 
 
 def largest_batch(cost: Cost, bytes_per_gpu: float, reserve: float, gradient_checkpointing: bool = False) -> int:
-    """How many images fit a GPU at a time; 0 if the model alone does not."""
+    """Return how many images fit a GPU at a time; 0 if the model alone does not fit."""
     per_image = cost.checkpointed_bytes if gradient_checkpointing else cost.activation_bytes
     return max(int((bytes_per_gpu * (1 - reserve) - cost.static_bytes) / per_image), 0)
 
 
 def split_batch(total_batch_size: int, num_gpus: int, largest: int) -> tuple[int, int] | None:
-    """Images per GPU and pass, at most `largest`, and the fewest passes that make up the batch of an update.
+    """Split the batch of an update over GPUs and passes.
 
     Returns:
-        None if not even one image per GPU and pass fits.
+        Images per GPU and pass, at most `largest`, and the fewest passes that make up the batch. None if not even one
+        image per GPU and pass fits.
 
     Raises:
         ValueError: The GPUs cannot share the batch evenly.
@@ -185,18 +194,18 @@ def split_batch(total_batch_size: int, num_gpus: int, largest: int) -> tuple[int
 
 
 def hours(cost: Cost, images: float, hardware: Hardware, utilization: float) -> float:
-    """Time to train on so many images."""
+    """Return the hours of training on so many images."""
     return cost.step_flops * images / (hardware.num_gpus * hardware.peak_tflops * 1e12 * utilization) / 3600
 
 
 def workers_per_gpu(args: argparse.Namespace, cost: Cost, hardware: Hardware) -> int:
-    """Processes that keep a GPU in images."""
+    """Return how many processes keep a GPU in images."""
     images_per_second = hardware.peak_tflops * 1e12 * args.utilization / cost.step_flops
     return math.ceil(images_per_second / args.images_per_worker)
 
 
 def launch_command(args: argparse.Namespace, hardware: Hardware, split: tuple[int, int], num_workers: int) -> str:
-    """The command for a row of the table."""
+    """Return the command for a row of the table."""
     num_gpus, num_nodes = hardware.num_gpus, math.ceil(hardware.num_gpus / GPUS_PER_NODE)
     name = "multi_node" if num_nodes > 1 else "ddp" if num_gpus > 1 else "single_gpu"
     lines = [f"accelerate launch --config_file examples/configs/{name}.yaml --num_processes {num_gpus}"]
@@ -242,7 +251,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--images_per_worker", type=float, default=200, help="images that a process reads and augments per second"
     )
     group.add_argument("--memory_reserve", type=float, default=0.1, help="part of the memory for all else")
-    parser.add_argument("--output_file", help="JSON file for the figures and commands, as model cards take them")
     args = parser.parse_args(argv)
     if not 0 < args.utilization <= 1 or not 0 <= args.memory_reserve < 1:
         parser.error("--utilization has to be more than 0 and at most 1, --memory_reserve at least 0 and less than 1")
@@ -253,66 +261,44 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> str:
-    """The command line; returns what it prints."""
+    """Run the command line; return what it prints."""
     args = parse_arguments(argv)
     config = arguments.config_from_arguments(args, num_labels=args.num_labels)
     cost = measure(config, args.task, args.mask_ratio if args.pretext == "mae" else None)
-    images = args.num_images * args.num_train_epochs
     plans = HARDWARE
     if args.gpu_peak_tflops is not None:
         plans = {f"{args.num_gpus} GPUs": Hardware(args.num_gpus, args.gpu_peak_tflops, args.bytes_per_gpu)}
-
-    rows, commands, records = [], [], []
-    for name, hardware in plans.items():
-        needed = hours(cost, images, hardware, args.utilization)
-        fits = [largest_batch(cost, hardware.bytes_per_gpu, args.memory_reserve, saves) for saves in (False, True)]
-        split = split_batch(args.total_batch_size, hardware.num_gpus, fits[args.gradient_checkpointing])
-        rows.append(
-            [
-                name,
-                f"{hardware.peak_tflops:g} {hardware.precision}",
-                f"{hardware.bytes_per_gpu / 1e9:g} GB",
-                f"{images / needed / 3600:,.0f}",
-                f"{needed:,.1f}",
-                f"{needed * hardware.num_gpus:,.0f}",
-                str(workers_per_gpu(args, cost, hardware)),
-                *(f"{batch:,}" for batch in fits),
-                f"{split[0]} x {hardware.num_gpus} x {split[1]}" if split else "does not fit",
-            ]
-        )
-        if split is None:
-            commands.append(
-                f"# {name}: try --gradient_checkpointing; examples/configs/fsdp2.yaml shares out the weights"
-            )
-        else:
-            num_workers = workers_per_gpu(args, cost, hardware)
-            command = launch_command(args, hardware, split, num_workers)
-            commands.append(f"# {name}, {needed:,.1f} hours\n{command}")
-            times = {"hours": round(needed, 2), "gpu_hours": round(needed * hardware.num_gpus, 1)}
-            records.append({"name": name, "num_gpus": hardware.num_gpus, **times, "command": command})
-    columns = ("GPUs", "peak TFLOP/s", "memory", "images/s", "hours", "GPU hours", "workers", "fits", "checkpointed",
-               "batch x GPUs x passes")  # fmt: skip
-    text = "\n\n".join([describe(args, cost), render_table(columns, rows), *commands])
+    rows, commands = zip(*(plan_for(args, cost, name, hardware) for name, hardware in plans.items()))
+    text = "\n\n".join([describe(args, cost), render_table(COLUMNS, rows), *commands])
     print(text)
-    if args.output_file:
-        Path(args.output_file).write_text(json.dumps(as_record(args, cost, records), indent=2) + "\n")
     return text
 
 
-def as_record(args: argparse.Namespace, cost: Cost, plans: list[dict]) -> dict:
-    """What `--output_file` holds."""
-    names = ("task", "pretext", "config_name", "num_images", "num_train_epochs", "total_batch_size", "utilization")
-    counted = ("trained_parameters", "frozen_parameters", "forward_flops", "step_flops")
-    return {
-        **{name: getattr(args, name) for name in names},
-        **{name: getattr(cost, name) for name in counted},
-        "shown": "8x A100",
-        "plans": plans,
-    }
+def plan_for(args: argparse.Namespace, cost: Cost, name: str, hardware: Hardware) -> tuple[list[str], str]:
+    """Return the row of the table, and the command, for one choice of hardware."""
+    images = args.num_images * args.num_train_epochs
+    needed = hours(cost, images, hardware, args.utilization)
+    num_workers = workers_per_gpu(args, cost, hardware)
+    fits = [largest_batch(cost, hardware.bytes_per_gpu, args.memory_reserve, saves) for saves in (False, True)]
+    split = split_batch(args.total_batch_size, hardware.num_gpus, fits[args.gradient_checkpointing])
+    row = [
+        name,
+        f"{hardware.peak_tflops:g} {hardware.precision}",
+        f"{hardware.bytes_per_gpu / 1e9:g} GB",
+        f"{images / needed / 3600:,.0f}",
+        f"{needed:,.1f}",
+        f"{needed * hardware.num_gpus:,.0f}",
+        str(num_workers),
+        *(f"{batch:,}" for batch in fits),
+        f"{split[0]} x {hardware.num_gpus} x {split[1]}" if split else "does not fit",
+    ]
+    if split is None:
+        return row, f"# {name}: try --gradient_checkpointing; examples/configs/fsdp2.yaml shares out the weights"
+    return row, f"# {name}, {needed:,.1f} hours\n{launch_command(args, hardware, split, num_workers)}"
 
 
 def describe(args: argparse.Namespace, cost: Cost) -> str:
-    """What is planned, what was counted, and what is assumed."""
+    """Say what is planned, what was counted and what is assumed."""
     what = f"{args.pretext.upper()} pretraining" if args.task == "pretraining" else "fine-tuning with the defense"
     frozen = f", {cost.frozen_parameters / 1e6:,.1f} M frozen" if cost.frozen_parameters else ""
     images = args.num_images * args.num_train_epochs

@@ -29,7 +29,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help="add the package's Python files, for users without the package who pass trust_remote_code=True",
     )
-    parser.add_argument("--without_weights", action="store_true", help="publish a configuration and a card alone")
     parser.add_argument("--token", help="token of the Hub; the one of `hf auth login` by default")
     return parser.parse_args(argv)
 
@@ -45,7 +44,7 @@ def describe(publication: Publication, args: argparse.Namespace) -> str:
     if "README.md" in publication.files and not publication.problems:
         card = ModelCard(publication.read("README.md").decode(), ignore_metadata_errors=True)
         lines += [*card.text.strip().split("\n\n## ")[0].splitlines(), ""]
-        results = card.data.eval_results or []
+        results = getattr(card.data, "eval_results", None) or []
         lines += [f"{result.metric_name}: {result.metric_value:.4g}" for result in results[:20]]
         lines += [f"and {len(results) - 20} more"] if len(results) > 20 else []
         lines += ["no results"] if not results else []
@@ -56,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     """The command line; returns 1 if the folder must not be published as it is."""
     args = parse_arguments(argv)
     try:
-        publication = prepare(args.folder, args.repo_id, args.with_code, args.without_weights, args.token)
+        publication = prepare(args.folder, args.repo_id, args.with_code, args.token)
         print(describe(publication, args))
         if publication.problems:
             print("\nnot ready to be published:", *publication.problems, sep="\n- ", file=sys.stderr)

@@ -4,14 +4,53 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ..robustness import Accuracy, RobustnessReport
 from ..robustness.figures import ATTACK_GROUPS, STRONGEST
 from ..robustness.protocol import CLEAN, DEFAULT_PRECISION, HEADLINE, Cell
-from ..utils.text_table import render_table
-from .content import Content
-from .tables import attack_table, certificate_table, percent
+from ..utils.text_table import percent, render_table
+from .tables import attack_table, certificate_table
+
+
+class Content(dict[str, Any]):
+    """A mapping that says where it is from if a field is missing.
+
+    Attributes:
+        where: The file, and the way through it to this mapping.
+    """
+
+    def __init__(self, values: Mapping[str, Any], where: str) -> None:
+        super().__init__({key: _named(value, where, key) for key, value in values.items()})
+        self.where = where
+
+    def __missing__(self, key: str) -> Any:
+        raise ValueError(f"{self.where} has no field {key!r}, only {sorted(self)}; write the file anew")
+
+
+def _named(value: Any, where: str, key: Any) -> Any:
+    inside = f"{where}: {key}" if ": " not in where else f"{where}.{key}"
+    if isinstance(value, Mapping):
+        return Content(value, inside)
+    if isinstance(value, list):
+        return [_named(one, where, f"{key}[{index}]") for index, one in enumerate(value)]
+    return value
+
+
+def read_content(path: Path) -> Content:
+    """Read a JSON file so that whatever is wrong with it is said with its name.
+
+    Raises:
+        ValueError: It is no JSON, or holds something else than a mapping.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold a mapping of fields, but holds a {type(values).__name__}: {values!r:.80}")
+    return Content(values, str(path))
 
 
 @dataclass(frozen=True)
@@ -78,7 +117,7 @@ SCRIPTS = {"pretraining": "examples/pretrain.py", "finetuning": "examples/finetu
 
 
 def read_training(results: Mapping[str, Any]) -> Evaluation:
-    """Of `all_results.json`, which the training scripts write."""
+    """Read `all_results.json`, which the training commands write."""
     if results["task"] not in SCRIPTS:
         raise ValueError(f"task must be one of {sorted(SCRIPTS)}, got {results['task']!r}")
     metrics, split = results["metrics"], results["validation_split"]
@@ -106,7 +145,7 @@ def read_training(results: Mapping[str, Any]) -> Evaluation:
 
 
 def read_attacks(results: Mapping[str, Any]) -> Evaluation:
-    """Of the `results.json` of the quickstart."""
+    """Read the `results.json` of the quickstart."""
     figures = [
         Figure(
             "accuracy",
@@ -127,7 +166,7 @@ def read_attacks(results: Mapping[str, Any]) -> Evaluation:
 
 
 def read_certificates(results: Mapping[str, Any]) -> Evaluation:
-    """Of the `results.json` of `examples/certify.py`."""
+    """Read the `results.json` of `examples/certify.py`."""
     settings = results["settings"]
     options = {name: settings[name] for name in ("n0", "n", "alpha", "sequential")}
     figures = [
@@ -159,7 +198,10 @@ _ALL_KINDS = ("accuracy", "worst_of_10", "majority_of_11")
 
 
 def _is_for_metadata(cell: Cell, eps: float, sigma: float | None) -> bool:
-    """Whether a cell tells of the model: checks tell of the attacks, and clean twins serve as their comparison."""
+    """Return whether a figure of this attack configuration is one of the model.
+
+    Those of checks are figures of the attacks, and clean twins serve as their comparison.
+    """
     if cell.group == "clean":
         return cell.name == CLEAN
     if cell.group == "grid":
@@ -169,7 +211,7 @@ def _is_for_metadata(cell: Cell, eps: float, sigma: float | None) -> bool:
 
 
 def read_robustness(results: Mapping[str, Any]) -> Evaluation:
-    """Of the `results.json` of `examples/evaluate_robustness.py`."""
+    """Read the `results.json` of `examples/evaluate_robustness.py`."""
     report = RobustnessReport.from_dict(results)
     settings = report.settings
     sigma = settings["sigma"]
@@ -209,7 +251,7 @@ READERS: list[tuple[set[str], Callable[[Mapping[str, Any]], Evaluation]]] = [
 
 
 def read_evaluation(results: Mapping[str, Any], name: str = "the result file") -> Evaluation:
-    """What a card says of a result file.
+    """Return what a card says of a result file.
 
     Args:
         results: Its content.

@@ -1,44 +1,42 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""Makes the card of a folder from the files in it: no number on a card is typed by hand."""
+"""Make the card of a folder from the files in it: no number on a card is typed by hand."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from difflib import unified_diff
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
+import jinja2
+import torch
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 from huggingface_hub.utils import yaml_dump
 
-from .. import __version__
+from ..model import modeling_nim
 from ..model.configuration_nim import NIMConfig
-from ..model.image_processing_nim import NIMImageProcessor
-from ..utils.text_table import render_table
-from . import texts
-from .card_results import NO_CLASSIFIER, SCRIPTS, Evaluation, read_evaluation
-from .content import read_content
-from .remote_code import config_with_code, image_processor_with_code, to_json
+from ..utils.text_table import plural
+from ..utils.versions import VERSION
+from .card_results import NO_CLASSIFIER, SCRIPTS, Evaluation, read_content, read_evaluation
 
 
 INPUTS = "card.json"
 LICENSE = "apache-2.0"
+TEMPLATE = Path(__file__).with_name("model_card_template.md")
 _FIELDS = {
     "name",
     "summary",
     "results",
-    "plans",
     "training_data",
     "training_dataset",
     "hub_dataset",
     "limits",
-    "model",
     "license",
     "base_model",
 }
 
 
 def read_inputs(folder: str | Path) -> dict[str, Any]:
-    """The content of a folder's `card.json`.
+    """Return the content of a folder's `card.json`.
 
     Raises:
         ValueError: There is none, or it is no mapping of the fields that [`write_card`] takes.
@@ -46,13 +44,13 @@ def read_inputs(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / INPUTS
     if not path.is_file():
         raise ValueError(
-            f"{folder} has no {INPUTS}, from which its card is made; transformers_nim.cards.write_card writes it"
+            f"{folder} has no {INPUTS}, from which its card is made; transformers_nim.hub.write_card writes it"
         )
     inputs = read_content(path)
     unknown = sorted(inputs.keys() - _FIELDS)
     if unknown or not {"name", "summary"} <= inputs.keys():
         raise ValueError(f"{path} must have name and summary, and may have {sorted(_FIELDS)}; unknown: {unknown}")
-    for name in ("results", "plans", "limits"):
+    for name in ("results", "limits"):
         value = inputs.get(name, [])
         if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
             raise ValueError(f"{path}: {name} must be a list of strings, got {value!r}")
@@ -60,15 +58,14 @@ def read_inputs(folder: str | Path) -> dict[str, Any]:
 
 
 def card_files(folder: str | Path, with_code: bool | None = None) -> dict[str, str]:
-    """Everything in a folder that is generated, by path; nothing is written.
+    """Generate the card of a folder, and what goes with it; nothing is written.
 
     Args:
-        folder: With `card.json`, the result files that it names, and `config.json` unless it names a `model`.
+        folder: With `config.json`, `card.json` and the result files that it names.
         with_code: Whether the checkpoint carries its code; by default, whether it does now.
 
     Returns:
-        `README.md`, for measurements on a data set of the Hub `.eval_results/*.yaml`, and, if `card.json` names a
-        `model`, `config.json` and `preprocessor_config.json`.
+        By path, `README.md` and, for measurements on a data set of the Hub, `.eval_results/*.yaml`.
 
     Raises:
         ValueError: `card.json` or a file that it names is missing, incomplete or of no known kind.
@@ -77,32 +74,27 @@ def card_files(folder: str | Path, with_code: bool | None = None) -> dict[str, s
     inputs = read_inputs(folder)
     if with_code is None:
         with_code = (folder / "modeling_nim.py").is_file()
-    files: dict[str, str] = {}
-    if "model" in inputs:
-        files = _model_files(inputs["model"], with_code)
-        config = json.loads(files["config.json"])
-    else:
-        config = _plain(_read(folder, "config.json"))
+    config = json.loads(json.dumps(_read(folder, "config.json")))
     results = {name: _read(folder, name) for name in inputs.get("results", [])}
     evaluations = {name: read_evaluation(content, f"{folder / name}") for name, content in results.items()}
-    plans = [_read(folder, name) for name in inputs.get("plans", [])]
-    for name, plan in zip(inputs.get("plans", []), plans):
-        if not plan["plans"]:
-            raise ValueError(f"{folder / name} has no plans; examples/plan_run.py --output_file writes them")
     # First that of the model itself, then those of what it started from: the files' order, but pretraining last.
     trainings = {name: content for name, content in results.items() if "task" in content}
     trainings = dict(sorted(trainings.items(), key=lambda item: item[1]["task"] == "pretraining"))
-    training = next(iter(trainings.values()), None)
     if config.get("classifier_config") and not inputs.get("license"):
         # Whoever made that classifier chose its license, and it need not be ours.
         raise ValueError(
             f"{folder} holds a classifier that was made elsewhere ({config['classifier_config'].get('model_type')}):"
-            f" {INPUTS} must have the license of the whole: transformers_nim.cards.write_card(folder, license=...),"
+            f" {INPUTS} must have the license of the whole: transformers_nim.hub.write_card(folder, license=...),"
             ' with an identifier of the Hub such as "apache-2.0", "mit" or "other"'
         )
-    kind = _kind(config, training)
     hub_datasets = _hub_datasets(inputs, evaluations)
-    files["README.md"] = _card(inputs, config, kind, evaluations, plans, trainings, hub_datasets, with_code)
+    facts = _facts(inputs, config, evaluations, trainings)
+    metadata = _metadata(inputs, facts, evaluations, hub_datasets)
+    template = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
+        TEMPLATE.read_text(encoding="utf-8")
+    )
+    text = template.render(card_data=metadata.to_yaml(), with_code=with_code, version=VERSION, **facts)
+    files = {"README.md": f"{text.rstrip()}\n"}
     for name, dataset in hub_datasets.items():
         if evaluations[name].figures:
             # Two files may have one name in two folders.
@@ -114,19 +106,23 @@ def card_files(folder: str | Path, with_code: bool | None = None) -> dict[str, s
 
 
 def write_card(folder: str | Path, **inputs: Any) -> Path:
-    """Writes `card.json`, and from it and the files that it names `README.md` and all else that is generated.
+    """Write `card.json`, and from it and the files that it names `README.md` and all else that is generated.
 
     Args:
         folder: A checkpoint.
-        inputs: Fields of `card.json`, in place of those that it has: `name`; `summary`, a sentence that says what the
-            model is; `results`, names of result files in the folder; `plans`, names of files that
-            `examples/plan_run.py --output_file` has written; `training_data`, in words; `training_dataset`, where
-            these data are on the Hub; `hub_dataset`, where the data of the results are on the Hub: a mapping from
-            result files to names, or one name if all results are of the same data; `limits`, further sentences;
-            `license`, an identifier of the Hub, which must be given if the classifier is not one of this package
-            (otherwise `"apache-2.0"` by default); `base_model`, names on the Hub of what it was made from; and
-            `model`, for a folder whose configs are generated and that has no weights yet: `{"size": ...,
-            "architecture": ..., "overrides": {...}}`.
+        inputs: Fields of `card.json`, in place of those that it has:
+
+            - `name`;
+            - `summary`, a sentence that says what the model is;
+            - `results`, names of result files in the folder;
+            - `training_data`, in words;
+            - `training_dataset`, where these data are on the Hub;
+            - `hub_dataset`, where the data of the results are on the Hub: a mapping from result files to names, or
+              one name if all results are of the same data;
+            - `limits`, further sentences;
+            - `license`, an identifier of the Hub. It must be given if the classifier is not one of this package, and
+              is `"apache-2.0"` otherwise;
+            - `base_model`, names on the Hub of what it was made from.
 
     Returns:
         Path of the card.
@@ -145,7 +141,10 @@ def write_card(folder: str | Path, **inputs: Any) -> Path:
 
 
 def card_differences(folder: str | Path) -> str:
-    """How the generated files of a folder differ from what its inputs give, as a unified diff; empty if they agree.
+    """Compare the generated files of a folder with what its inputs give.
+
+    Returns:
+        A unified diff; empty if they agree.
 
     Raises:
         ValueError: See [`card_files`].
@@ -161,16 +160,20 @@ def card_differences(folder: str | Path) -> str:
     return "".join(lines)
 
 
-def count_parameters(config: Mapping[str, Any]) -> int:
-    """Parameters of the model that a `config.json` describes; no memory is taken."""
-    import torch
+def empty_model(config: Mapping[str, Any]) -> torch.nn.Module:
+    """Return the model that a `config.json` describes, without contents: no memory is taken.
 
-    from ..model import modeling_nim
-
-    cls = getattr(modeling_nim, (config.get("architectures") or ["NIMForPreTraining"])[0])
+    Raises:
+        AttributeError, LookupError, RuntimeError, TypeError, ValueError: It describes no model of this package.
+    """
+    cls = getattr(modeling_nim, architecture_of(config))
     with torch.device("meta"):
-        model = cls(NIMConfig.from_dict(dict(config)))
-    return sum(parameter.numel() for parameter in model.parameters())
+        return cls(NIMConfig.from_dict(dict(config)))
+
+
+def architecture_of(config: Mapping[str, Any]) -> str:
+    """Return the name of the class that a `config.json` names, or that of pretraining if it names none."""
+    return (config.get("architectures") or ["NIMForPreTraining"])[0]
 
 
 def _read(folder: Path, name: str) -> dict[str, Any]:
@@ -180,28 +183,51 @@ def _read(folder: Path, name: str) -> dict[str, Any]:
     return read_content(path)
 
 
-def _model_files(model: Mapping[str, Any], with_code: bool) -> dict[str, str]:
-    config = NIMConfig.from_size(model["size"], architectures=[model["architecture"]], **model.get("overrides", {}))
-    # Without what depends on the versions that are installed, and without names such as LABEL_7.
-    content = config.to_diff_dict()
-    for name in ("transformers_version", "dtype", "_name_or_path", "id2label", "label2id"):
-        content.pop(name, None)
-    if "num_labels" in model.get("overrides", {}):
-        content["num_labels"] = model["overrides"]["num_labels"]
-    processor = NIMImageProcessor.from_config(config).to_dict()
-    processor = {name: value for name, value in processor.items() if value is not None}
-    if with_code:
-        content, processor = config_with_code(content), image_processor_with_code(processor)
-    return {"config.json": to_json(content), "preprocessor_config.json": to_json(_plain(processor))}
+def _facts(
+    inputs: Mapping[str, Any],
+    config: Mapping[str, Any],
+    evaluations: Mapping[str, Evaluation],
+    trainings: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Return what the template needs to know."""
+    training = next(iter(trainings.values()), None)
+    kind = _kind(config, training)
+    style = _style(training) if kind == "undefended" else None
+    noise, sigma_argument = _noise(config)
+    bases = inputs.get("base_model") or []
+    # That a denoiser classifies nothing is no limit of the classifier which was made of it.
+    unsaid = {NO_CLASSIFIER} if kind in ("defended", "undefended") else set()
+    measured = dict.fromkeys(limit for evaluation in evaluations.values() for limit in evaluation.limits)
+    return {
+        "name": inputs["name"],
+        "summary": inputs["summary"],
+        "license": inputs.get("license") or LICENSE,
+        "base_models": [f"`{name}`" for name in ([bases] if isinstance(bases, str) else bases)],
+        "kind": kind,
+        "style": style,
+        "attack": _attack(training) if training is not None and style == "adversarial" else None,
+        "noise": noise,
+        "sigma_argument": sigma_argument,
+        "num_samples": config.get("num_samples", 1),
+        "classifier": (config.get("classifier_config") or {}).get("model_type"),
+        "is_leaking": config.get("norm_pix_loss") and config.get("patch_statistics") == "input",
+        "is_attacked": any(evaluation.is_attack for evaluation in evaluations.values()),
+        "evaluations": list(evaluations.values()),
+        "trainings": [_trained(name, training) for name, training in trainings.items()],
+        "training_data": inputs.get("training_data"),
+        "parameters": f"{sum(parameter.numel() for parameter in empty_model(config).parameters()) / 1e6:.3g}",
+        "limits": [*inputs.get("limits", []), *(limit for limit in measured if limit not in unsaid)],
+    }
 
 
-def _plain(value: Any) -> Any:
-    """What JSON can hold, of the settings of an image processor."""
-    return json.loads(json.dumps(value, default=lambda x: dict(x) if isinstance(x, Mapping) else vars(x)))
+def _kind(config: Mapping[str, Any], training: Mapping[str, Any] | None) -> str:
+    kinds = {"NIMForRobustImageClassification": "defended", "NIMForImageClassification": "undefended"}
+    is_masked = training is not None and training["arguments"].get("pretext") == "mae"
+    return kinds.get(architecture_of(config), "masked" if is_masked else "pretraining")
 
 
 def _style(training: Mapping[str, Any] | None) -> str:
-    """What a classifier without a defense was trained on, which decides what can be said of it."""
+    """Name what a classifier without a defense was trained on, which decides what can be said of it."""
     arguments = training["arguments"] if training else {}
     if arguments.get("adversarial_steps"):
         return "adversarial"
@@ -209,98 +235,74 @@ def _style(training: Mapping[str, Any] | None) -> str:
 
 
 def _attack(training: Mapping[str, Any]) -> str:
-    """The attack of adversarial training, in words."""
+    """Describe the attack of adversarial training."""
     arguments = training["arguments"]
     noisy = ", on images with noise" if arguments.get("train_on") == "noisy" else ""
-    steps = arguments["adversarial_steps"]
-    length = f"{steps} step{'s' if steps > 1 else ''}"
-    return f"PGD of {length}, Linf, eps {arguments['adversarial_eps']:g}/255{noisy}"
+    steps = plural(arguments["adversarial_steps"], "step")
+    return f"PGD of {steps}, Linf, eps {arguments['adversarial_eps']:g}/255{noisy}"
 
 
-def _kind(config: Mapping[str, Any], training: Mapping[str, Any] | None) -> str:
-    architecture = (config.get("architectures") or ["NIMForPreTraining"])[0]
-    if architecture == "NIMForRobustImageClassification":
-        return "defended"
-    if architecture == "NIMForImageClassification":
-        return "undefended"
-    return "masked" if training and training["arguments"].get("pretext") == "mae" else "pretraining"
+def _noise(config: Mapping[str, Any]) -> tuple[str, str]:
+    """Return whether the defense is "off", adds "none" or "some" noise, and the pipeline's argument for its sigma."""
+    sigma = NIMConfig.from_dict(dict(config)).defense_sigma
+    if sigma is None:
+        return "off", ""
+    # Without noise all draws would be equal, and the model makes but one.
+    noise = "none" if sigma == {"type": "constant", "value": 0} else "some"
+    return noise, f", sigma={sigma['value']:g}" if sigma["type"] == "constant" else ', sigma="config"'
 
 
-def _card(
-    inputs: Mapping[str, Any],
-    config: Mapping[str, Any],
-    kind: str,
-    evaluations: Mapping[str, Evaluation],
-    plans: Sequence[Mapping[str, Any]],
-    trainings: Mapping[str, Mapping[str, Any]],
-    hub_datasets: Mapping[str, str],
-    with_code: bool,
-) -> str:
-    training = next(iter(trainings.values()), None)
-    is_attacked = any(evaluation.is_attack for evaluation in evaluations.values())
-    intended = texts.INTENDED[_style(training) if kind == "undefended" else kind]
-    defense = NIMConfig.from_dict(dict(config)).defense_sigma
-    sigma = "" if defense is None else ', sigma="config"'
-    if defense is not None and defense["type"] == "constant":
-        sigma = f", sigma={defense['value']:g}"
-    usage = [texts.USAGE_WITHOUT_WEIGHTS] if "model" in inputs else []
-    usage.append(texts.USAGE[kind].format(name=inputs["name"], sigma=sigma))
-    usage += [texts.USAGE_OFF] if kind == "defended" and defense is None else []
-    foreign = config.get("classifier_config")
-    if foreign:
-        usage.append(texts.FOREIGN.format(kind=foreign["model_type"], license=inputs["license"]) + _origin(inputs))
-    usage += [texts.USAGE_WITH_CODE.format(version=__version__)] if with_code else []
-    measured = "\n\n".join(f"### {evaluation.title}\n\n{evaluation.text}" for evaluation in evaluations.values())
-    sections = {
-        "": inputs["summary"],
-        "Weights": "\n\n".join([texts.NO_WEIGHTS, *(_command(plan) for plan in plans)]) if "model" in inputs else "",
-        "Use": "\n\n".join(usage),
-        "Intended use": intended.format(within=texts.WITHIN[is_attacked]),
-        "Evaluation": measured or "\n\n".join(["Nothing was measured.", texts.PROTOCOL.get(kind, "")]).strip(),
-        "Training": _training(inputs, trainings),
-        "Cost": _cost(config, kind, plans),
-        "Limits": _limits(inputs, config, kind, evaluations, training),
-        "Citation": texts.CITATION,
+def _trained(name: str, training: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a card says of a training, by the name of its result file."""
+    is_attacked = bool(training["arguments"].get("adversarial_steps"))
+    kind = f"attacked images ({_attack(training)})" if is_attacked else "images"
+    return {
+        "file": name,
+        "dataset": training["dataset"],
+        "steps": f"{training['steps']:,}",
+        "images": f"{training['total_batch_size']} {kind}",
+        "script": SCRIPTS[training["task"]],
+        "version": training["versions"]["transformers_nim"],
     }
-    is_classifier = kind in ("defended", "undefended")
-    data = ModelCardData(
+
+
+def _metadata(
+    inputs: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    evaluations: Mapping[str, Evaluation],
+    hub_datasets: Mapping[str, str],
+) -> ModelCardData:
+    """Return the YAML header of a card."""
+    is_classifier = facts["kind"] in ("defended", "undefended")
+    eval_results = [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=hub_datasets.get(name) or evaluation.dataset,
+            dataset_name=evaluation.dataset,
+            dataset_split=evaluation.split,
+            metric_type=figure.metric,
+            metric_name=figure.name,
+            metric_value=figure.value,
+            metric_args=figure.arguments,
+        )
+        for name, evaluation in evaluations.items()
+        for figure in evaluation.figures
+    ]
+    return ModelCardData(
         model_name=inputs["name"],
-        license=inputs.get("license") or LICENSE,
+        license=facts["license"],
         base_model=inputs.get("base_model"),
         library_name="transformers",
         pipeline_tag="image-classification" if is_classifier else "image-feature-extraction",
-        tags=["transformers-nim", *(["adversarial-robustness"] if is_attacked else []), "nim"],
+        tags=["transformers-nim", *(["adversarial-robustness"] if facts["is_attacked"] else []), "nim"],
         # Readers take these for what the model has learned from.
         datasets=[inputs["training_dataset"]] if inputs.get("training_dataset") else None,
-        eval_results=[
-            EvalResult(
-                task_type="image-classification",
-                dataset_type=hub_datasets.get(name) or evaluation.dataset,
-                dataset_name=evaluation.dataset,
-                dataset_split=evaluation.split,
-                metric_type=figure.metric,
-                metric_name=figure.name,
-                metric_value=figure.value,
-                metric_args=figure.arguments,
-            )
-            for name, evaluation in evaluations.items()
-            for figure in evaluation.figures
-        ]
-        or None,
+        eval_results=eval_results or None,
     )
-    text = "\n\n".join(f"## {title}\n\n{body}" if title else body for title, body in sections.items() if body)
-    card = ModelCard.from_template(data, template_str=texts.TEMPLATE, model_name=inputs["name"], sections=text)
-    return f"{str(card).rstrip()}\n"
-
-
-def _origin(inputs: Mapping[str, Any]) -> str:
-    bases = inputs.get("base_model") or []
-    names = ", ".join(f"`{name}`" for name in ([bases] if isinstance(bases, str) else bases))
-    return f" Made from: {names}." if names else ""
 
 
 def _hub_datasets(inputs: Mapping[str, Any], evaluations: Mapping[str, Evaluation]) -> dict[str, str]:
-    """By result file, the name on the Hub of the data that it was measured on, where it is given."""
+    """Return, by result file, the name on the Hub of the data that it was measured on, where it is given."""
     given = inputs.get("hub_dataset") or {}
     if isinstance(given, str):
         names = {name: evaluation.dataset for name, evaluation in evaluations.items()}
@@ -318,97 +320,8 @@ def _hub_datasets(inputs: Mapping[str, Any], evaluations: Mapping[str, Evaluatio
     return dict(given)
 
 
-def _training(inputs: Mapping[str, Any], trainings: Mapping[str, Mapping[str, Any]]) -> str:
-    parts: list[str] = []
-    for name, training in trainings.items():
-        script = SCRIPTS[training["task"]]
-        is_attacked = bool(training["arguments"].get("adversarial_steps"))
-        images = f"attacked images ({_attack(training)})" if is_attacked else "images"
-        parts.append(
-            f"{'Before that, trained' if parts else 'Trained'} on {training['dataset']} for {training['steps']:,}"
-            f" updates of {training['total_batch_size']} {images} by `{script}` of transformers-nim"
-            f" {training['versions']['transformers_nim']}; all arguments are in `{name}`."
-        )
-    if inputs.get("training_data"):
-        parts.append(f"Training data: {inputs['training_data']}")
-    return "\n\n".join(parts)
-
-
-def _command(plan: Mapping[str, Any]) -> str:
-    one = next(iter(row for row in plan["plans"] if row["name"] == plan["shown"]), plan["plans"][0])
-    return f"```bash\n{one['command']}\n```"
-
-
-def _cost(config: Mapping[str, Any], kind: str, plans: Sequence[Mapping[str, Any]]) -> str:
-    parameters = f"{count_parameters(config) / 1e6:.3g} M parameters."
-    passes = {
-        "defended": _defended_cost(config),
-        "undefended": "A prediction takes 1 forward pass.",
-        "pretraining": "Denoising an image takes 1 forward pass through encoder and decoder.",
-        "masked": "Features of an image take 1 forward pass through the encoder.",
-    }[kind]
-    parts = [f"{parameters} {passes}"]
-    for plan in plans:
-        rows = [[row["name"], f"{row['hours']:,.1f}", f"{row['gpu_hours']:,.0f}"] for row in plan["plans"]]
-        parts.append(
-            f"Expected for {plan['task']} ({plan['num_train_epochs']:g} epochs of {plan['num_images']:,} images,"
-            f" {plan['step_flops'] / 1e9:,.1f} GFLOPs per image and update), from counted FLOPs and the assumption"
-            f" that GPUs reach {plan['utilization']:.0%} of their peak; not measured on GPUs:"
-        )
-        parts.append(render_table(["GPUs", "hours", "GPU hours"], rows))
-    return "\n\n".join(parts)
-
-
-def _defended_cost(config: Mapping[str, Any]) -> str:
-    """Forward passes of a prediction, in words."""
-    draws, sigma = config.get("num_samples", 1), NIMConfig.from_dict(dict(config)).defense_sigma
-    foreign = config.get("classifier_config")
-    classifier = f"the classifier ({foreign['model_type']})" if foreign else "the classifier"
-    both = f"a forward pass through the denoiser (encoder and decoder) and one through {classifier}"
-    if sigma is None:
-        return (
-            f"A prediction takes 1 forward pass, through {classifier}, until a `sigma` is given. It then takes, for"
-            f" each noise draw ({draws}, if no other `num_samples` is given), a forward pass through the denoiser"
-            " (encoder and decoder) and one through the classifier."
-        )
-    if sigma == {"type": "constant", "value": 0}:
-        # Without noise all draws would be equal, and the model makes but one.
-        return f"A prediction takes {both}: 2 forward passes. No noise is drawn."
-    drawn = "1 noise draw, that is" if draws == 1 else f"{draws} noise draws, each"
-    return (
-        f"A prediction takes {drawn} {both}: {2 * draws} forward passes. A certificate takes as many draws as are"
-        " asked for, n0 + n."
-    )
-
-
-def _limits(
-    inputs: Mapping[str, Any],
-    config: Mapping[str, Any],
-    kind: str,
-    evaluations: Mapping[str, Evaluation],
-    training: Mapping[str, Any] | None,
-) -> str:
-    style = _style(training) if kind == "undefended" else kind
-    against = list(texts.LIMITS[style])
-    if style == "adversarial" and training is not None:
-        against = [limit.format(attack=_attack(training)) for limit in against]
-    if kind == "defended" and config.get("norm_pix_loss") and config.get("patch_statistics") == "input":
-        against.append(texts.LEAKS)
-    # That a denoiser classifies nothing is no limit of the classifier which was made of it.
-    unsaid = {NO_CLASSIFIER} if kind in ("defended", "undefended") else set()
-    measured = dict.fromkeys(limit for evaluation in evaluations.values() for limit in evaluation.limits)
-    parts = [*inputs.get("limits", []), *(limit for limit in measured if limit not in unsaid)]
-    if not evaluations:
-        untrained = "no model of this configuration has been trained or attacked yet."
-        parts.append(f"Nothing is claimed: {untrained if 'model' in inputs else 'nothing was measured.'}")
-    if kind == "defended":
-        parts.append("What the defense does not protect against:")
-    points = "\n".join(f"- {point}" for point in against)
-    return "\n\n".join([*parts, *([points] if points else [])])
-
-
 def _eval_results(evaluation: Evaluation, dataset: str) -> str:
-    """The Hub's file of results; the identifier of a task is that of the metric."""
+    """Return the Hub's file of results; the identifier of a task is that of the metric."""
     entries = [
         EvalResultEntry(
             dataset_id=dataset,

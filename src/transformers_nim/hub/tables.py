@@ -4,14 +4,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..utils.text_table import render_table
-
-
-def percent(mean: float, low: float | None = None, high: float | None = None) -> str:
-    """Shares in [0, 1] in percent, with their interval if there is one."""
-    return (
-        f"{100 * mean:.1f}" if low is None or high is None else f"{100 * mean:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-    )
+from ..utils.text_table import percent, render_table
 
 
 def attack_table(rows: Sequence[Mapping[str, Any]]) -> str:

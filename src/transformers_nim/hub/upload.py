@@ -104,16 +104,13 @@ class Publication:
         return content if isinstance(content, bytes) else content.read_bytes()
 
 
-def prepare(
-    folder: str | Path, repo_id: str, with_code: bool = False, without_weights: bool = False, token: str | None = None
-) -> Publication:
+def prepare(folder: str | Path, repo_id: str, with_code: bool = False, token: str | None = None) -> Publication:
     """Collects the files of a folder and looks for what must not be published; nothing is sent or written.
 
     Args:
         folder: A checkpoint with its card.
         repo_id: Name of the repository, such as `"name/nim-vit-tiny"`.
         with_code: Whether to add the Python files of [`write_remote_code`].
-        without_weights: Whether a folder may have no weights.
         token: One that must be in no file, besides everything that looks like one.
 
     Returns:
@@ -144,7 +141,7 @@ def prepare(
     problems += malformed
     # What is made from files that cannot be read cannot be compared.
     if not malformed:
-        problems += _card_problems(publication, with_code, without_weights)
+        problems += _card_problems(publication, with_code)
         problems += _other_weights(publication)
     ours = code_files()
     for name in files:
@@ -160,20 +157,19 @@ def prepare(
     return publication
 
 
-def _card_problems(publication: Publication, with_code: bool, without_weights: bool) -> list[str]:
+def _card_problems(publication: Publication, with_code: bool) -> list[str]:
     """What is wrong with the card and missing beside it; adds the code."""
     folder, problems = publication.folder, []
     try:
         difference = card_differences(folder)
         if difference:
             problems.append(
-                "the card does not agree with the results. If they are right, run python -m transformers_nim.cards"
-                f" {folder}. What differs:\n{difference}"
+                "the card does not agree with the results. If they are right, run python -m"
+                f" transformers_nim.commands.cards {folder}. What differs:\n{difference}"
             )
-        problems += _missing(publication, without_weights)
+        problems += _missing(publication)
         if with_code:
             generated = {**remote_code_files(folder), **card_files(folder, with_code=True)}
-            # A folder without weights generates its configs; either way they refer to the code.
             publication.files.update({name: text.encode() for name, text in generated.items()})
     except ValueError as error:
         problems.append(str(error))
@@ -211,25 +207,14 @@ def _malformed(publication: Publication) -> list[str]:
     return problems
 
 
-def _missing(publication: Publication, without_weights: bool) -> list[str]:
+def _missing(publication: Publication) -> list[str]:
     inputs = read_inputs(publication.folder)
-    needed = [
-        "README.md",
-        "config.json",
-        "preprocessor_config.json",
-        *inputs.get("results", []),
-        *inputs.get("plans", []),
-    ]
+    needed = ["README.md", "config.json", "preprocessor_config.json", *inputs.get("results", [])]
     if _INDEX in publication.files:
         needed += sorted(set(json.loads(publication.read(_INDEX))["weight_map"].values()))
-    elif not without_weights:
+    else:
         needed.append(_WEIGHTS)
-    problems = [f"{name} is missing" for name in needed if name not in publication.files]
-    if f"{_WEIGHTS} is missing" in problems:
-        problems.append("to publish a configuration and a card alone, pass --without_weights")
-    if "model" in inputs and _WEIGHTS in publication.files:
-        problems.append("the card says that there are no weights, but there are: remove `model` from card.json")
-    return problems
+    return [f"{name} is missing" for name in needed if name not in publication.files]
 
 
 def _other_weights(publication: Publication) -> list[str]:

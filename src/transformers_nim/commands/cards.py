@@ -1,15 +1,19 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""The command line of cards."""
+"""Make model cards from result files.
+
+python -m transformers_nim.commands.cards FOLDER          # writes what is generated
+python -m transformers_nim.commands.cards FOLDER --check  # says what differs
+"""
 
 import argparse
 import sys
 
-from .model_card import card_differences, write_card
+from ..hub.model_card import card_differences, write_card
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Writes or checks the generated files of folders; returns 1 if some differ."""
-    parser = argparse.ArgumentParser(prog="python -m transformers_nim.cards", description="Makes model cards.")
+    """Write or check the generated files of folders; return 1 if some differ."""
+    parser = argparse.ArgumentParser(prog="python -m transformers_nim.commands.cards", description="Make model cards.")
     parser.add_argument("folders", nargs="+", metavar="FOLDER", help="with card.json and the files that it names")
     parser.add_argument("--check", action="store_true", help="write nothing, and say what differs")
     args = parser.parse_args(argv)

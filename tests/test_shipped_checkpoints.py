@@ -13,7 +13,6 @@ from transformers import AutoModelForImageClassification, pipeline
 from transformers_nim.attacks import PixelClassifier, make_attack
 from transformers_nim.robustness import RobustnessReport
 from transformers_nim.robustness.classifiers import has_defense, model_hash
-from transformers_nim.robustness.tables import percent
 
 
 ROOT = Path(__file__).parent.parent
@@ -71,8 +70,8 @@ def test_the_first_table_of_the_card_is_of_attacks_that_know_the_defense(folder)
     table = card.split("\n| ", 1)[1].split("\n\n", 1)[0]
     report = RobustnessReport.load(folder / "robustness.json")
     strongest = report.strongest(report.settings["sigma"])
-    assert {"eot_pgd", "eot_apgd_ce"} <= {report.cell(name).attack for name in strongest.candidates}
-    assert f"on each image | {len(report.images):6} | {percent(strongest.row.accuracy):>17} |" in table
+    assert {"eot_pgd", "eot_apgd_ce"} <= {report.configuration(name).attack for name in strongest.candidates}
+    assert f"on each image | {len(report.images):6} | {strongest.row.accuracy!s:>17} |" in table
 
 
 def test_the_readme_shows_what_was_measured(folder):
@@ -80,8 +79,8 @@ def test_the_readme_shows_what_was_measured(folder):
     report = RobustnessReport.load(folder / "robustness.json")
     for name, sigma in SHOWN[folder.name.removeprefix("nim-vit-tiny-patch8-32-cifar10")].items():
         row = report.strongest(sigma).row
-        figures = [percent(accuracy) for accuracy in (row.clean, row.accuracy, row.worst_of_10)]
-        figures.append(percent(report.row("EOT-PGD, noise known", sigma).accuracy) if sigma else "")
+        figures = [str(accuracy) for accuracy in (row.clean, row.accuracy, row.worst_of_10)]
+        figures.append(str(report.row("EOT-PGD, noise known", sigma).accuracy) if sigma else "")
         (line,) = (line for line in README.splitlines() if line.startswith(f"| {name} "))
         assert [part.strip() for part in line.split("|")[2:-1]] == figures
 

@@ -17,7 +17,7 @@ from training_runs import TINY, digit_pictures, digits_dataset
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from transformers_nim import NIMConfig, NIMForRobustImageClassification, NIMImageProcessor
-from transformers_nim.robustness import RobustnessReport
+from transformers_nim.robustness import RobustnessReport, render
 from transformers_nim.robustness.protocol import HEADLINE
 
 
@@ -84,12 +84,12 @@ def test_results_table_and_pictures(finished, folder, capsys):
     assert 0.2 < clean.mean() < 1
     assert report.correct("EOT-PGD, unbounded", 40.0).mean() < clean[:2].mean()
     for record in report.records:
-        cell = report.cell(record["cell"])
+        cell = report.configuration(record["cell"])
         assert record["distance"] <= cell.eps / 255 + 1e-6
     for name in ("tradeoff", "eps_curve", "examples"):
         picture = np.asarray(Image.open(out / f"{name}.png").convert("RGB")).reshape(-1, 3)
         assert len(np.unique(picture, axis=0)) > 20
-    table = report.table()
+    table = render(report)
     for text in (HEADLINE, "BPDA", "patch statistics", "Square", "sigma 40", "off", "PASS", "none was given"):
         assert text in table
     assert {check["name"] for check in report.checks} >= {"the attack raises the loss"}
@@ -129,7 +129,7 @@ def test_two_processes_a_kill_and_a_resumed_run_give_the_same(finished, folder, 
     assert 30 <= before < total, output.decode()[-2000:]
     assert not (tmp_path / "out" / "results.json").exists()
     done = training_runs.launch("evaluate_robustness", *options, "--resume", num_processes=2)
-    assert "2 process(es) on cpu" in done.stdout
+    assert "2 processes on cpu" in done.stdout
     assert done.stdout.count("### Attacks") == 1
     assert timeless(tmp_path / "out" / "results.json") == timeless(finished[1] / "results.json")
 
@@ -148,11 +148,11 @@ def test_a_finished_run_is_not_repeated_or_added_to_by_accident(finished, folder
 def test_attacks_may_search_in_bf16_and_records_tell(finished, folder, tmp_path):
     report, out = finished
     assert report.settings["attack_precision"] == "fp32"
-    assert "bf16" not in report.table()
+    assert "bf16" not in render(report)
     options = arguments(folder, "--output_dir", tmp_path, "--attack_precision", "bf16", "--max_eval_samples", "3")
     half = run(*options)
     assert half.settings["attack_precision"] == "bf16"
-    assert "search in bf16 (autocast), and what they find is judged in float32" in " ".join(half.table().split())
+    assert "search in bf16 (autocast), and what they find is judged in float32" in " ".join(render(half).split())
     # Another search, judged as before: without an attack, or with one that needs no noise, nothing changes.
     found = [
         {
@@ -164,7 +164,8 @@ def test_attacks_may_search_in_bf16_and_records_tell(finished, folder, tmp_path)
     ]
     differs = {key[0] for key, own in found[1].items() if own != found[0].get(key)}
     assert HEADLINE in differs
-    assert not any(half.cell(name).is_deterministic or half.cell(name).attack == "none" for name in differs)
+    attacks = [half.configuration(name) for name in differs]
+    assert not any(one.is_deterministic or one.attack == "none" for one in attacks)
     with pytest.raises(ValueError, match="attack_precision was 'bf16' and is 'fp32'"):
         run(*options, "--resume", "--attack_precision", "fp32")
     with pytest.raises(ValueError, match="attack_precision was 'fp32' and is 'bf16'"):
@@ -195,7 +196,7 @@ def test_a_budget_cuts_and_says_so_and_a_resumed_run_keeps_its_plan(folder, tmp_
     assert report.cut[0].endswith("instead of 30, to fit into 2 minutes")
     assert 16 <= len(report.images) < 30
     assert report.settings["strength"]["num_images"] == len(report.images)
-    assert "to fit into 2 minutes" in report.table()
+    assert "to fit into 2 minutes" in render(report)
 
 
 def test_another_model_and_a_surrogate(folder, tmp_path, capsys):
@@ -215,8 +216,8 @@ def test_another_model_and_a_surrogate(folder, tmp_path, capsys):
     report = run(*options, "--output_dir", tmp_path / "out", "--surrogates", f"nim={folder / 'model'}")
     assert report.settings["sigma"] is None
     assert {cell["attack_sigma"] for cell in report.cells} == {None}
-    assert report.cell("transfer from nim").source == "nim"
-    assert "none was given" not in report.table()
+    assert report.configuration("transfer from nim").source == "nim"
+    assert "none was given" not in render(report)
     assert (tmp_path / "out" / "examples.png").exists() == any(
         not record["skipped"] for record in report.records if record["cell"] == HEADLINE
     )

@@ -17,6 +17,7 @@ from transformers_nim import NIMImageProcessor
 from transformers_nim.commands.cards import main
 from transformers_nim.hub import card_differences, card_files, read_evaluation, write_card
 from transformers_nim.hub.remote_code import write_remote_code
+from transformers_nim.robustness import render
 from transformers_nim.utils.text_table import render_table
 
 
@@ -399,7 +400,7 @@ def test_certificates_and_robustness_plug_in(tmp_path):
     assert "attack_sigma" not in found["worst of 10, strongest"].metric_args
     text = " ".join(card.text.split())
     assert "| radius 0.5 | 25.0 [15.0, 35.0] |" in text
-    assert " ".join(report.table().replace("### ", "#### ").split()) in text
+    assert " ".join(render(report).replace("### ", "#### ").split()) in text
     assert "**Unreliable**: of the sanity checks of the attacks, these failed: monotone." in text
     entries = parse_eval_result_entries(yaml.safe_load((tmp_path / ".eval_results/robustness.yaml").read_text()))
     (entry,) = [entry for entry in entries if entry.notes.startswith("accuracy, EOT-PGD;")]
@@ -429,7 +430,7 @@ def test_metadata_leaves_checks_out():
     assert "attack_sigma" not in found["accuracy, clean"].arguments
     assert found["accuracy, EOT-PGD, eps 4"].arguments["eps_255"] == 4
     # They were measured, and stay in the tables.
-    assert {"EOT-PGD, unbounded", "EOT-PGD, sigma 25", "clean, noise known"} <= set(report.cell_names)
+    assert {"EOT-PGD, unbounded", "EOT-PGD, sigma 25", "clean, noise known"} <= set(report.configurations)
 
 
 def test_one_data_set_on_the_hub_for_results_of_one(tmp_path):

@@ -1,7 +1,7 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
 """Whole evaluations of models of which it is known how robust they are."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import fake_reports
 import pytest
@@ -11,14 +11,14 @@ from attacks.toys import Linear, Masked, NormBall
 from transformers_nim.data.evaluation_set import EvaluationSet
 from transformers_nim.robustness import RobustnessReport
 from transformers_nim.robustness.checks import make_report, run_checks
-from transformers_nim.robustness.protocol import FGSM, HEADLINE, SQUARE, Strength, make_suite
+from transformers_nim.robustness.protocol import FGSM, HEADLINE, SQUARE, AttackBudget, ModelFacts, Suite
 from transformers_nim.robustness.runner import KEYS, Runner
 from transformers_nim.utils.records import start_records
 
 
 SHAPE = (1, 6, 6)
 NUM = 24
-STRENGTH = Strength(NUM, 12, 11, steps=20, num_draws=2, restarts=1, num_queries=300)
+BUDGET = AttackBudget(NUM, 12, 11, steps=20, num_draws=2, restarts=1, num_queries=300)
 
 
 def evaluate(classifier, pixels, labels, folder, num_labels=3, eps=8.0):
@@ -27,15 +27,13 @@ def evaluate(classifier, pixels, labels, folder, num_labels=3, eps=8.0):
         "sigma": None,
         "sigmas": [None],
         "eps": eps,
-        "strength": asdict(STRENGTH),
+        "strength": asdict(BUDGET),
     }
-    cells = make_suite(
-        "quick", STRENGTH, eps=eps, sigma=None, eps_grid=[eps / 2], num_labels=num_labels, has_patches=False,
-        image_shape=SHAPE,
-    )  # fmt: skip
+    facts = ModelFacts(None, num_labels=num_labels, has_patches=False, image_shape=SHAPE)
+    suite = Suite("quick", BUDGET, facts, eps, eps_grid=[eps / 2])
     images = EvaluationSet.from_tensors(pixels, labels)
     start_records(folder, settings, KEYS, resume=False)
-    done = Runner(lambda *_: classifier, images, cells, STRENGTH, folder).run()
+    done = Runner(lambda *_: classifier, images, suite.configurations(), BUDGET, folder).run()
     return make_report(folder, settings, done, images)
 
 
@@ -142,9 +140,9 @@ def test_saturation_does_not_hide_a_model(tmp_path, linear):
     assert report.correct(HEADLINE, None).mean() == 0
 
 
-def test_checks_are_not_judged_without_their_cells(tmp_path, linear):
+def test_checks_are_not_judged_without_their_attacks(tmp_path, linear):
     report = evaluate(*linear, tmp_path, eps=96.0)
-    report.cells = [cell for cell in report.cells if cell["name"] in ("clean", HEADLINE, FGSM)]
+    report = replace(report, cells=[cell for cell in report.cells if cell["name"] in ("clean", HEADLINE, FGSM)])
     checks = {(check["name"], check["passed"]) for check in run_checks(report, [])}
     assert ("white-box attacks beat transfer and query attacks", None) in checks
     assert ("gradients are there and not zero", None) in checks
@@ -163,24 +161,24 @@ PROBES = [{"has_gradient": True, "norm": 2.0, "differences": [2.01, 1.5]}] * 10
 
 def verdicts(shares, probes=PROBES, losses=(0.1, 2.0), off=0.0):
     """Checks of a made-up evaluation in which each attack leaves a given share of a hundred images."""
-    strength = Strength(100, 100, 11, steps=20, num_draws=2, restarts=1, num_queries=300)
-    cells = make_suite("quick", strength, eps=8, sigma=50.0, sigmas=[None], eps_grid=[4], sources=["other"])
+    budget = AttackBudget(100, 100, 11, steps=20, num_draws=2, restarts=1, num_queries=300)
+    attacks = Suite("quick", budget, ModelFacts(50.0, [None]), 8, [4], surrogates=["other"]).configurations()
     records = []
-    for cell in cells:
+    for one in attacks:
         for row in range(100):
-            right = {"50": row < 100 * {**GOOD, **shares}[cell.name], "off": row < 100 * off}
-            if cell.name == "clean":
+            right = {"50": row < 100 * {**GOOD, **shares}[one.name], "off": row < 100 * off}
+            if one.name == "clean":
                 right["off"] = row < 90
-            elif cell.name == "EOT-PGD, sigma off, large eps":
+            elif one.name == "EOT-PGD, sigma off, large eps":
                 right["off"] = right["50"]
-            keys = ["off" if sigma is None else "50" for sigma in cell.defense_sigmas]
+            keys = ["off" if sigma is None else "50" for sigma in one.defense_sigmas]
             records.append({
-                "cell": cell.name, "row": row, "skipped": False, "distance": 0.0, "loss": list(losses), "seconds": 0.0,
+                "cell": one.name, "row": row, "skipped": False, "distance": 0.0, "loss": list(losses), "seconds": 0.0,
                 "predictions": {key: [0 if right[key] else 1] * (11 if key == "50" else 1) for key in keys},
                 "scores": {key: [0.0, 0.0] for key in keys},
             })  # fmt: skip
     images = [{"row": row, "image": str(row), "label": 0} for row in range(100)]
-    report = RobustnessReport(fake_reports.settings(), [asdict(cell) for cell in cells], images, records)
+    report = RobustnessReport(fake_reports.settings(), [asdict(one) for one in attacks], images, records)
     checks = run_checks(report, probes)
     return {check["name"] for check in checks if check["passed"] is False}, checks
 

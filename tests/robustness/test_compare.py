@@ -3,20 +3,20 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fake_reports import STRENGTH, cell, hand_made, simulated
+from fake_reports import BUDGET, attack, hand_made, simulated
 
 from transformers_nim.robustness import compare, paired_difference
-from transformers_nim.robustness.protocol import Cell
+from transformers_nim.robustness.protocol import AttackConfiguration
 
 
 def report(num_right, sigma=50.0, eps=8.0, num_images=20, **changes):
     """The first so many of the images are right under attack."""
     draws = 11 if sigma else 1
-    clean = Cell("clean", "clean", "none", 0.0, 100, sigma, (sigma,))
+    clean = AttackConfiguration("clean", "clean", "none", 0.0, 100, sigma, (sigma,))
     attacked = [[int(index >= num_right)] * draws for index in range(num_images)]
-    attack = cell("EOT-PGD", sigmas=(sigma,), attack_sigma=sigma, eps=eps)
-    cells = [(clean, {sigma: [[0] * draws] * num_images}), (attack, {sigma: attacked})]
-    return hand_made([0] * num_images, cells, sigma=sigma, sigmas=[sigma], eps=eps, **changes)
+    pgd = attack("EOT-PGD", sigmas=(sigma,), attack_sigma=sigma, eps=eps)
+    attacks = [(clean, {sigma: [[0] * draws] * num_images}), (pgd, {sigma: attacked})]
+    return hand_made([0] * num_images, attacks, sigma=sigma, sigmas=[sigma], eps=eps, **changes)
 
 
 def lines_of(text):
@@ -84,9 +84,9 @@ def test_other_attacks_are_not_compared():
 
 def test_settings_that_differ_are_listed():
     a = simulated()
-    b = simulated(strength=replace(STRENGTH, steps=10), model="outputs/other")
+    b = simulated(budget=replace(BUDGET, steps=10), model="outputs/other")
     lines = lines_of(compare(a, replace(b, versions={"transformers_nim": "0.2.0"})))
-    assert lines["strength, steps"] == ["20", "10"]
+    assert lines["budget, steps"] == ["20", "10"]
     assert lines["model"] == ["outputs/quickstart", "outputs/other"]
     assert lines["version, transformers_nim"] == ["0.1.0", "0.2.0"]
     assert "seed" not in lines

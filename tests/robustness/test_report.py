@@ -5,18 +5,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fake_reports import cell, hand_made, simulated
+from fake_reports import attack, hand_made, simulated
 
 import transformers_nim
-from transformers_nim.robustness import RobustnessReport, compare, wilson_interval
-from transformers_nim.robustness.protocol import Cell
+from transformers_nim.robustness import RobustnessReport, compare, render, wilson_interval
+from transformers_nim.robustness.protocol import AttackConfiguration
+from transformers_nim.robustness.tables import describe
 
 
 SIGMAS = (None, 0.0, 25.0, 50.0, 75.0)
 
 
 def clean(sigmas=(50.0,), num_images=100):
-    return Cell("clean", "clean", "none", 0.0, num_images, 50.0, tuple(sigmas))
+    return AttackConfiguration("clean", "clean", "none", 0.0, num_images, 50.0, tuple(sigmas))
 
 
 def trade_off(rates, num_images=100):
@@ -31,7 +32,7 @@ def trade_off(rates, num_images=100):
     sigmas = tuple(rates)
     return hand_made(
         [0] * num_images,
-        [(clean(sigmas), predictions(0)), (cell("EOT-PGD", sigmas=sigmas), predictions(1))],
+        [(clean(sigmas), predictions(0)), (attack("EOT-PGD", sigmas=sigmas), predictions(1))],
         sigma=sigmas[-1],
     )
 
@@ -44,7 +45,7 @@ def test_figures_by_hand():
         [1] * 5 + [0] * 5 + [2],  # five votes each: a tie
         [0, 1, 1, 1, 1, 2, 2, 2, 3, 3, 3],  # four votes, the most
     ]
-    report = hand_made([1, 1, 1], [(clean(), {50.0: [right, right, [0] * 11]}), (cell("EOT-PGD"), {50.0: attacked})])
+    report = hand_made([1, 1, 1], [(clean(), {50.0: [right, right, [0] * 11]}), (attack("EOT-PGD"), {50.0: attacked})])
     row = report.row("EOT-PGD", 50.0)
     assert row.accuracy.mean == pytest.approx((10 + 5 + 4) / 33)
     assert row.worst_of_10.mean == pytest.approx(1 / 3)
@@ -59,7 +60,7 @@ def test_figures_by_hand():
 
 def test_clean_twins_are_of_the_same_images():
     predictions = [[0] * 11, [0] * 11, [1] * 11, [1] * 11]
-    check = cell("few", "check", num_images=2)
+    check = attack("few", "check", num_images=2)
     report = hand_made([0] * 4, [(clean(), {50.0: predictions}), (check, {50.0: [[1] * 11] * 2})])
     row = report.row("few", 50.0)
     assert row.clean.mean == row.clean_worst_of_10.mean == row.clean_majority_of_11.mean == 1
@@ -73,15 +74,14 @@ def test_one_answer_has_no_worst():
 
 
 def attacks_with_scores(*attacks, num_images=2):
-    cells = [(clean(), {50.0: [[0] * 11] * num_images})]
-    cells += [(one, {50.0: entries}) for one, entries in attacks]
-    return hand_made([0] * num_images, cells)
+    clean_images = (clean(), {50.0: [[0] * 11] * num_images})
+    return hand_made([0] * num_images, [clean_images, *((one, {50.0: entries}) for one, entries in attacks)])
 
 
 def test_strongest_is_chosen_by_scores_and_not_by_predictions():
     weak_looking = [([1] * 11, [0.2, 0.9]), ([0] * 11, [0.5, 0.1])]
     strong_looking = [([0] * 11, [0.4, -0.9]), ([1] * 11, [0.5, 0.3])]
-    report = attacks_with_scores((cell("EOT-PGD"), weak_looking), (cell("b", "adaptive"), strong_looking))
+    report = attacks_with_scores((attack("EOT-PGD"), weak_looking), (attack("b", "adaptive"), strong_looking))
     strongest = report.strongest(50.0)
     # The second image: equally many wrong, so the margin decides.
     assert strongest.chosen == ("b", "b")
@@ -92,12 +92,12 @@ def test_strongest_is_chosen_by_scores_and_not_by_predictions():
 def test_strongest_leaves_out_what_is_no_attack_of_its_kind():
     plain, strong = [([0] * 11, [0.1, 0.0])] * 2, [([1] * 11, [1.0, 1.0])] * 2
     report = attacks_with_scores(
-        (cell("EOT-PGD"), plain),
-        (cell("check", "check"), strong),
-        (cell("cross-check", "cross-check"), strong),
-        (cell("known", fixed_noise=True), strong),
-        (cell("larger", "grid", eps=16.0), strong),
-        (cell("fewer", num_images=1), strong),
+        (attack("EOT-PGD"), plain),
+        (attack("check", "check"), strong),
+        (attack("cross-check", "cross-check"), strong),
+        (attack("known", fixed_noise=True), strong),
+        (attack("larger", "grid", eps=16.0), strong),
+        (attack("fewer", num_images=1), strong),
     )
     strongest = report.strongest(50.0)
     assert strongest.candidates == ("EOT-PGD",)
@@ -124,8 +124,8 @@ def test_luck_of_many_equal_attacks_is_not_counted():
     def coins():
         return [((rng.random(11) < 0.5).astype(int).tolist(), [rng.random(), 0.0]) for _ in range(100)]
 
-    cells = [(clean(), {50.0: [[0] * 11] * 100}), *((cell(f"a{index}"), {50.0: coins()}) for index in range(10))]
-    report = hand_made([0] * 100, cells)
+    attacks = [(clean(), {50.0: [[0] * 11] * 100}), *((attack(f"a{index}"), {50.0: coins()}) for index in range(10))]
+    report = hand_made([0] * 100, attacks)
     best = np.mean([min(report.correct(f"a{one}", 50.0)[index].mean() for one in range(10)) for index in range(100)])
     assert best < 0.3
     assert report.strongest(50.0).row.accuracy.mean == pytest.approx(0.5, abs=0.05)
@@ -135,14 +135,14 @@ def test_sigmas_are_compared_under_the_same_attacks():
     """The main sigma meets an attack of its own, without which it is the better one."""
     sigmas, right, wrong = (25.0, 50.0), ([0] * 11, [0.0, 0.0]), ([1] * 11, [1.0, 0.0])
     everywhere = {25.0: [wrong] * 5 + [right] * 5, 50.0: [wrong] * 4 + [right] * 6}
-    cells = [
+    attacks = [
         (clean(sigmas), {sigma: [[0] * 11] * 10 for sigma in sigmas}),
-        (cell("EOT-PGD", sigmas=sigmas), everywhere),
-        (cell("EOT-PGD, sigma 25", "grid", sigmas=sigmas, attack_sigma=25.0), everywhere),
-        (cell("APGD", sigmas=sigmas, attack="eot_apgd_ce"), {sigma: [wrong] * 10 for sigma in sigmas}),
-        (cell("vote", "adaptive", attack="vote"), {50.0: [wrong] * 10}),
+        (attack("EOT-PGD", sigmas=sigmas), everywhere),
+        (attack("EOT-PGD, sigma 25", "grid", sigmas=sigmas, attack_sigma=25.0), everywhere),
+        (attack("APGD", sigmas=sigmas, attack="eot_apgd_ce"), {sigma: [wrong] * 10 for sigma in sigmas}),
+        (attack("vote", "adaptive", attack="vote"), {50.0: [wrong] * 10}),
     ]
-    report = hand_made([0] * 10, [(replace(one, options={}), found) for one, found in cells], sigmas=list(sigmas))
+    report = hand_made([0] * 10, [(replace(one, options={}), found) for one, found in attacks], sigmas=list(sigmas))
     assert report.strongest(50.0).row.accuracy.mean == 0
     assert report.strongest(50.0, comparable=True).candidates == ("EOT-PGD", "EOT-PGD, sigma 25")
     assert [point.robust.mean for point in report.trade_off()] == [0.5, 0.6]
@@ -178,18 +178,18 @@ def test_knee():
 
 
 def test_unfinished_and_contradictory_reports():
-    data = hand_made([0, 1], [(clean(), {50.0: [[0] * 11] * 2}), (cell("a"), {50.0: [[0] * 11] * 2})]).to_dict()
+    data = hand_made([0, 1], [(clean(), {50.0: [[0] * 11] * 2}), (attack("a"), {50.0: [[0] * 11] * 2})]).to_dict()
 
     def changed(**fields):
         return RobustnessReport.from_dict({**json.loads(json.dumps(data)), **fields})
 
-    with pytest.raises(ValueError, match=r"not finished: cell 'a' has no record of row 11 \(1 of its 2 images"):
+    with pytest.raises(ValueError, match=r"not finished: 'a' has no record of row 11 \(1 of its 2 images"):
         changed(records=data["records"][:-1])
     with pytest.raises(ValueError, match="two records of row 10"):
         changed(records=data["records"] + data["records"][:1])
-    with pytest.raises(ValueError, match="two cells are called 'a'"):
+    with pytest.raises(ValueError, match="two attack configurations are called 'a'"):
         changed(cells=data["cells"] + data["cells"][1:])
-    with pytest.raises(ValueError, match="needs a cell 'clean'"):
+    with pytest.raises(ValueError, match="needs the attack configuration 'clean'"):
         changed(cells=data["cells"][1:])
     with pytest.raises(ValueError, match="at least one image"):
         changed(images=[])
@@ -210,7 +210,7 @@ def test_unfinished_and_contradictory_reports():
         with pytest.raises(ValueError, match=rf"at least 11; got \[{number}\]"):
             changed(records=records)
     report = changed()
-    with pytest.raises(ValueError, match=r"no cell is called 'b'; there are \['clean', 'a'\]"):
+    with pytest.raises(ValueError, match=r"no attack configuration is called 'b'; there are \['clean', 'a'\]"):
         report.correct("b", 50.0)
     with pytest.raises(ValueError, match=r"measured with sigma \['50'\], not off"):
         report.row("a", None)
@@ -224,7 +224,7 @@ def test_round_trip(tmp_path):
         again = RobustnessReport.load(place)
         assert again == report
         assert again.to_dict() == report.to_dict()
-        assert again.table() == report.table()
+        assert render(again) == render(report)
     assert [one.name for one in path.parent.iterdir()] == ["results.json"]
     path.write_text("[1]")
     with pytest.raises(ValueError, match=r"results.json is not a report of robustness: it holds a list"):
@@ -245,13 +245,13 @@ def test_eps_curve():
     report = simulated(eps_grid=(16.0, 2.0))
     assert [row.eps for row in report.eps_curve(50.0)] == [2.0, 8.0, 16.0, 32.0]
     assert [row.num_images for row in report.eps_curve(50.0)] == [40, 40, 40, 16]
-    assert {row.cell for row in report.eps_curve(25.0)} == {"EOT-PGD, sigma 25"}
+    assert {row.configuration for row in report.eps_curve(25.0)} == {"EOT-PGD, sigma 25"}
     assert all(row.attack_sigma == row.defense_sigma for row in report.eps_curve(25.0))
 
 
 def test_table_of_a_defended_model():
     report = simulated()
-    text = report.table()
+    text = render(report)
     lines = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
     row = report.row("EOT-PGD", 50.0)
     for figure in (row.accuracy, row.worst_of_10, row.majority_of_11, row.clean):
@@ -270,13 +270,13 @@ def test_table_of_a_defended_model():
     assert "- transfer attacks: no other model was named" in text
     assert "- Square: 400 queries instead of 1,600" in text
     assert "recommended (clean accuracy at most 5 points below the best): sigma 0" in text
-    assert "recommended: none, as no sigma has a clean accuracy of at least 0.99" in trade_off(
-        {25.0: (90, 10), 50.0: (80, 20)}
-    ).table(0.99).replace("\n  ", " ")
+    assert "recommended: none, as no sigma has a clean accuracy of at least 0.99" in render(
+        trade_off({25.0: (90, 10), 50.0: (80, 20)}), 0.99
+    ).replace("\n  ", " ")
 
 
 def test_table_of_a_model_without_defense():
-    text = simulated(sigma=None, sigmas=(), eps_grid=()).table()
+    text = render(simulated(sigma=None, sigmas=(), eps_grid=()))
     assert "no defense" in text
     for absent in ("### Sigma of", "### Choice", "\\* "):
         assert absent not in text.replace("\\*\\* ", "")
@@ -287,8 +287,8 @@ def test_protocol_says_how():
     attacks = ("Linf, eps = 8/255", "20 steps", "8 noise draws", "1 restart per loss")
     draws = ("sigma 50", "11 fresh noise draws", "1 for one shot, 11 for the vote")
     for part in (*attacks, *draws, report.images_hash, "seed 0", "float32"):
-        assert part in report.protocol()
-    undefended = simulated(sigma=None, sigmas=()).protocol()
+        assert part in describe(report)
+    undefended = describe(simulated(sigma=None, sigmas=()))
     assert "prediction: 1, as equal images" in undefended
     assert "draws per gradient" not in undefended
 
@@ -296,9 +296,9 @@ def test_protocol_says_how():
 def test_the_precision_of_the_search_is_told_and_older_reports_have_float32():
     report = simulated()
     assert report.settings["attack_precision"] == "fp32"
-    assert report.protocol().endswith("seed 0, float32.")
+    assert describe(report).endswith("seed 0, float32.")
     half = simulated(attack_precision="bf16")
-    assert "float32; attacks on the random defense search in bf16 (autocast)" in half.protocol()
+    assert "float32; attacks on the random defense search in bf16 (autocast)" in describe(half)
     assert RobustnessReport.from_dict(half.to_dict()) == half
     (line,) = [line for line in compare(report, half).splitlines() if "attack_precision" in line]
     assert [part.strip() for part in line.split("|")[1:-1]] == ["attack_precision", "fp32", "bf16"]
@@ -308,7 +308,7 @@ def test_the_matrix_says_how_far_its_intervals_reach():
     report = simulated()
     rows = [report.strongest(sigma, comparable=True).row.accuracy for sigma in report.sigmas]
     ends = [abs(end - one.mean) for one in rows for end in (one.low, one.high)]
-    text = " ".join(report.table().split())
+    text = " ".join(render(report).split())
     assert f"reach at most {100 * max(ends):.1f} points" in text
     tries = [report.strongest(sigma, comparable=True).row.worst_of_10.mean for sigma in report.sigmas]
     assert "the same, worst of 10 | " + " | ".join(f"{100 * one:.1f}" for one in tries) in text
@@ -316,5 +316,5 @@ def test_the_matrix_says_how_far_its_intervals_reach():
 
 def test_a_sigma_without_rivals_is_not_said_to_beat_them():
     report = trade_off({None: (98, 10), 0.0: (97, 30), 25.0: (94, 47), 50.0: (86, 52), 75.0: (70, 52)})
-    assert "the only one" in report.table(0.98)
-    assert "distinguishable from every other allowed sigma" in report.table(0.9)
+    assert "the only one" in render(report, 0.98)
+    assert "distinguishable from every other allowed sigma" in render(report, 0.9)

@@ -10,12 +10,20 @@ from attacks.toys import Linear, Masked, Noisy, boundary_points
 
 from transformers_nim.attacks.randomness import draw_logits
 from transformers_nim.data.evaluation_set import EvaluationSet
-from transformers_nim.robustness.protocol import CLEAN, HEADLINE, Cell, Strength, make_suite, sigma_key
-from transformers_nim.robustness.runner import KEYS, PROBE, Runner, kept_path, total_cost
+from transformers_nim.robustness.protocol import (
+    CLEAN,
+    HEADLINE,
+    AttackBudget,
+    AttackConfiguration,
+    ModelFacts,
+    Suite,
+)
+from transformers_nim.robustness.runner import KEYS, PROBE, Runner, kept_path
 from transformers_nim.utils.records import read_records, start_records
+from transformers_nim.utils.text_table import sigma_key
 
 
-STRENGTH = Strength(6, 4, 12, steps=4, num_draws=3, restarts=1, num_queries=12)
+BUDGET = AttackBudget(6, 4, 12, steps=4, num_draws=3, restarts=1, num_queries=12)
 SHAPE = (3, 4, 4)
 LINEAR = Linear(classes=3, shape=SHAPE)
 
@@ -48,23 +56,24 @@ def make_images(num=6, seed=3):
     return EvaluationSet.from_tensors(pixels, labels)
 
 
-def cells(**changes):
-    return make_suite(
-        "quick", STRENGTH, eps=8, sigma=30.0, sigmas=[None, 0.0], eps_grid=[2.0], num_labels=3, has_patches=False,
-        image_shape=SHAPE, rows_per_pass=6, **changes,
-    )  # fmt: skip
+def facts(sigma=None, sigmas=(), num_labels=3):
+    return ModelFacts(sigma, sigmas, num_labels, has_patches=False, image_shape=SHAPE)
+
+
+def attacks(**changes):
+    return Suite("quick", BUDGET, facts(30.0, [None, 0.0]), 8, [2.0], rows_per_pass=6, **changes).configurations()
 
 
 def run(folder, images=None, suite=None, resume=False, **options):
-    suite = cells() if suite is None else suite
+    suite = attacks() if suite is None else suite
     start_records(folder, {}, KEYS, resume)
-    runner = Runner(make_classifier, images or make_images(), suite, STRENGTH, folder, **options)
+    runner = Runner(make_classifier, images or make_images(), suite, BUDGET, folder, **options)
     runner.run()
     return read(folder)
 
 
 def read(folder):
-    """Records by cell and row, without the time they took."""
+    """Return records by attack configuration and row, without the time they took."""
     records = read_records(folder, KEYS)
     return {(record["cell"], record["row"]): {k: v for k, v in record.items() if k != "seconds"} for record in records}
 
@@ -74,29 +83,29 @@ def records(tmp_path_factory):
     return run(tmp_path_factory.mktemp("whole"), keep_images=[HEADLINE])
 
 
-def test_every_image_of_every_cell_has_a_record(records):
-    expected = {(cell.name, row) for cell in cells() for row in range(cell.num_images)}
+def test_every_image_of_every_attack_has_a_record(records):
+    expected = {(one.name, row) for one in attacks() for row in range(one.num_images)}
     assert records.keys() == expected | {(PROBE, row) for row in range(4)}
 
 
-def test_answers_are_under_every_sigma_of_the_cell(records):
-    for cell in cells():
-        for row in range(cell.num_images):
-            predictions = records[cell.name, row]["predictions"]
+def test_answers_are_under_every_sigma_of_the_attack(records):
+    for one in attacks():
+        for row in range(one.num_images):
+            predictions = records[one.name, row]["predictions"]
             # One answer where there is nothing random, and as many as were asked for otherwise.
-            counts = {"30": 1 if cell.fixed_noise else 12, "off": 1, "0": 1}
-            keys = {sigma_key(sigma) for sigma in cell.defense_sigmas}
+            counts = {"30": 1 if one.fixed_noise else 12, "off": 1, "0": 1}
+            keys = {sigma_key(sigma) for sigma in one.defense_sigmas}
             assert {key: len(classes) for key, classes in predictions.items()} == {key: counts[key] for key in keys}
 
 
 def test_perturbations_are_as_large_as_allowed(records):
-    for cell in cells():
-        for row in range(cell.num_images):
-            record = records[cell.name, row]
-            assert record["distance"] <= cell.eps / 255 + 1e-6
-            assert record["skipped"] is (row == 2 and cell.name != CLEAN and not cell.fixed_noise)
-            if cell.attack == "eot_pgd" and cell.eps == 8 and not record["skipped"]:
-                assert record["distance"] > 0.9 * cell.eps / 255
+    for one in attacks():
+        for row in range(one.num_images):
+            record = records[one.name, row]
+            assert record["distance"] <= one.eps / 255 + 1e-6
+            assert record["skipped"] is (row == 2 and one.name != CLEAN and not one.fixed_noise)
+            if one.attack == "eot_pgd" and one.eps == 8 and not record["skipped"]:
+                assert record["distance"] > 0.9 * one.eps / 255
 
 
 def test_an_image_that_is_lost_keeps_its_clean_answers(records):
@@ -125,9 +134,9 @@ def test_attacks_raise_the_loss_of_a_linear_model(records):
 
 
 def test_losses_are_of_one_sigma_or_not_told(records):
-    for cell in cells():
-        is_told = cell.defense_sigmas[0] == 30.0 and not cell.fixed_noise
-        assert all((records[cell.name, row]["loss"] is not None) is is_told for row in range(cell.num_images))
+    for one in attacks():
+        is_told = one.defense_sigmas[0] == 30.0 and not one.fixed_noise
+        assert all((records[one.name, row]["loss"] is not None) is is_told for row in range(one.num_images))
 
 
 def test_probe_finds_the_gradient_of_a_linear_model(records):
@@ -144,19 +153,19 @@ def test_probe_finds_the_gradient_of_a_linear_model(records):
 
 def test_batches_order_and_processes_change_nothing(tmp_path, records):
     assert run(tmp_path / "one", batch_size=1) == records
-    assert run(tmp_path / "reversed", suite=[cells()[0], *cells()[:0:-1]], batch_size=5) == records
+    assert run(tmp_path / "reversed", suite=[attacks()[0], *attacks()[:0:-1]], batch_size=5) == records
 
 
 def test_two_processes_share_the_work(tmp_path, records):
     start_records(tmp_path, {}, KEYS, resume=False)
     barrier = threading.Barrier(2, timeout=60)
     shares = [
-        Runner(make_classifier, make_images(), cells(), STRENGTH, tmp_path, batch_size=2, process_index=index,
+        Runner(make_classifier, make_images(), attacks(), BUDGET, tmp_path, batch_size=2, process_index=index,
                num_processes=2, wait=barrier.wait)
         for index in range(2)
     ]  # fmt: skip
     costs = [share.pending_cost() for share in shares]
-    assert sum(costs) == sum(cell.num_images * total_cost(cell, STRENGTH) for cell in cells())
+    assert sum(costs) == sum(one.num_images * one.total_cost(BUDGET) for one in attacks())
     with ThreadPoolExecutor() as pool:
         list(pool.map(Runner.run, shares))
     assert read(tmp_path) == records
@@ -195,7 +204,7 @@ def test_another_seed_gives_other_noise_and_attacks(tmp_path, records):
 def test_costs_add_up_to_what_was_announced(tmp_path):
     start_records(tmp_path, {}, KEYS, resume=False)
     told = []
-    runner = Runner(make_classifier, make_images(), cells(), STRENGTH, tmp_path, on_cost=told.append, batch_size=4)
+    runner = Runner(make_classifier, make_images(), attacks(), BUDGET, tmp_path, on_cost=told.append, batch_size=4)
     announced = runner.pending_cost()
     runner.run()
     assert sum(told) == pytest.approx(announced)
@@ -203,7 +212,7 @@ def test_costs_add_up_to_what_was_announced(tmp_path):
 
 
 def test_kept_images_are_the_adversarial_ones(tmp_path):
-    run(tmp_path, suite=[cell for cell in cells() if cell.name in (CLEAN, HEADLINE)], keep_images=[HEADLINE])
+    run(tmp_path, suite=[one for one in attacks() if one.name in (CLEAN, HEADLINE)], keep_images=[HEADLINE])
     images = make_images()
     for image in images.images:
         path = kept_path(tmp_path, HEADLINE, image.row)
@@ -219,23 +228,23 @@ def test_models_without_gradients_are_attacked_without_them(tmp_path):
         return lambda pixels: LINEAR(pixels.detach())
 
     start_records(tmp_path, {}, KEYS, resume=False)
-    suite = make_suite("quick", STRENGTH, eps=8, sigma=None, num_labels=3, has_patches=False, image_shape=SHAPE)
-    done = Runner(make, make_images(), suite, STRENGTH, tmp_path).run()
-    assert {cell.name for cell in done} == {CLEAN, "uniform noise", "Square"}
+    suite = Suite("quick", BUDGET, facts(), 8).configurations()
+    done = Runner(make, make_images(), suite, BUDGET, tmp_path).run()
+    assert {one.name for one in done} == {CLEAN, "uniform noise", "Square"}
     assert not any(r["has_gradient"] for r in read_records(tmp_path, KEYS) if r["cell"] == PROBE)
 
 
 def test_probe_sees_masked_gradients(tmp_path):
     masked = Masked(LINEAR)
     start_records(tmp_path, {}, KEYS, resume=False)
-    suite = [Cell(CLEAN, "clean", "none", 0.0, 6, None, (None,))]
-    Runner(lambda *_: masked, make_images(), suite, STRENGTH, tmp_path).run()
+    suite = [AttackConfiguration(CLEAN, "clean", "none", 0.0, 6, None, (None,))]
+    Runner(lambda *_: masked, make_images(), suite, BUDGET, tmp_path).run()
     assert [r["norm"] for r in read_records(tmp_path, KEYS) if r["cell"] == PROBE] == [0.0] * 4
 
 
 def test_transfer_attacks_another_model(tmp_path):
     other = Linear(classes=3, shape=SHAPE, seed=9)
-    suite = [c for c in cells(sources=["other"]) if c.name in (CLEAN, "transfer from other")]
+    suite = [c for c in attacks(surrogates=["other"]) if c.name in (CLEAN, "transfer from other")]
     found = run(tmp_path, suite=suite, sources={"other": other})
     images = make_images()
     for image in (image for image in images.images if image.row != 2):
@@ -251,18 +260,18 @@ def test_the_attack_on_a_linear_model_is_optimal(tmp_path):
     eps = 8 / 255
     pixels = torch.cat([boundary_points(linear, 3, 0.9 * eps * slope), boundary_points(linear, 3, 1.1 * eps * slope)])
     images = EvaluationSet.from_tensors(pixels, torch.zeros(6, dtype=torch.long))
-    suite = make_suite("quick", STRENGTH, eps=8, sigma=None, num_labels=2, has_patches=False, image_shape=SHAPE)
+    suite = Suite("quick", BUDGET, facts(num_labels=2), 8).configurations()
     start_records(tmp_path, {}, KEYS, resume=False)
-    Runner(lambda *_: linear, images, suite, STRENGTH, tmp_path).run()
+    Runner(lambda *_: linear, images, suite, BUDGET, tmp_path).run()
     records = {r["row"]: r for r in read_records(tmp_path, KEYS) if r["cell"] == HEADLINE}
     assert [records[row]["predictions"]["off"] for row in range(6)] == [[1]] * 3 + [[0]] * 3
     for row in range(3):
         assert records[row]["scores"]["off"][1] == pytest.approx(0.1 * eps * slope, rel=0.02)
 
 
-def test_every_cell_attacks_what_it_says(tmp_path):
-    """Sigma, gradient and noise of the attack are the cell's; the finished image meets exact answers."""
-    for number, cell in enumerate(cells()[1:]):
+def test_every_attack_attacks_what_it_says(tmp_path):
+    """Sigma, gradient and noise of the attack are those that it says; the finished image meets exact answers."""
+    for number, one in enumerate(attacks()[1:]):
         asked = []
 
         def spy(sigma, gradient="full", fixed_noise=False, asked=asked):
@@ -271,16 +280,16 @@ def test_every_cell_attacks_what_it_says(tmp_path):
 
         folder = tmp_path / str(number)
         start_records(folder, {}, KEYS, resume=False)
-        runner = Runner(spy, make_images(), [cells()[0], cell], STRENGTH, folder)
+        runner = Runner(spy, make_images(), [attacks()[0], one], BUDGET, folder)
         for position in range(4):
             runner._append(runner.probe(position))
-        runner._run_cell(cells()[0], set(), {})
+        runner._run(attacks()[0], set(), {})
         clean = {record["row"]: record for record in read_records(folder, KEYS) if record["cell"] == CLEAN}
         asked.clear()
-        runner._attack(cell, [0], clean, 1.0)
+        runner._attack(one, [0], clean, 1.0)
         attacked, *classified = asked
-        assert attacked == (cell.attack_sigma, cell.gradient, cell.fixed_noise)
-        assert classified == [(sigma, "full", cell.fixed_noise) for sigma in cell.defense_sigmas]
+        assert attacked == (one.attack_sigma, one.gradient, one.fixed_noise)
+        assert classified == [(sigma, "full", one.fixed_noise) for sigma in one.defense_sigmas]
 
 
 def test_the_approximation_is_searched_and_never_judges(tmp_path):
@@ -294,22 +303,22 @@ def test_the_approximation_is_searched_and_never_judges(tmp_path):
 
         return make
 
-    suite = cells()
+    suite = attacks()
     start_records(tmp_path, {}, KEYS, resume=False)
-    runner = Runner(spy(exact), make_images(), suite, STRENGTH, tmp_path, make_approximate=spy(approximate))
+    runner = Runner(spy(exact), make_images(), suite, BUDGET, tmp_path, make_approximate=spy(approximate))
     runner.probe(0)
     runner.classify(runner.images.read(0), 0, (30.0, None))
     assert len(exact) == 3
     assert not approximate
     clean = {0: {"loss": [1.0]}}
-    for cell in suite:
+    for one in suite:
         exact.clear()
         approximate.clear()
-        runner._attack(cell, [0], clean, 1.0)
-        attacked = (cell.attack_sigma, cell.gradient, cell.fixed_noise)
-        judged = [(sigma, "full", cell.fixed_noise) for sigma in cell.defense_sigmas]
-        assert (approximate, exact) == (([], [attacked, *judged]) if cell.is_deterministic else ([attacked], judged))
-    assert {cell.is_deterministic for cell in suite} == {True, False}
+        runner._attack(one, [0], clean, 1.0)
+        attacked = (one.attack_sigma, one.gradient, one.fixed_noise)
+        judged = [(sigma, "full", one.fixed_noise) for sigma in one.defense_sigmas]
+        assert (approximate, exact) == (([], [attacked, *judged]) if one.is_deterministic else ([attacked], judged))
+    assert {one.is_deterministic for one in suite} == {True, False}
 
 
 def test_probes_see_noise_that_never_changes(tmp_path):
@@ -319,7 +328,7 @@ def test_probes_see_noise_that_never_changes(tmp_path):
         asked.append((sigma, gradient, fixed_noise))
         return make_classifier(sigma, gradient, fixed_noise)
 
-    Runner(spy, make_images(), cells(), STRENGTH, tmp_path).probe(0)
+    Runner(spy, make_images(), attacks(), BUDGET, tmp_path).probe(0)
     assert asked == [(30.0, "full", True)]
 
 
@@ -341,29 +350,29 @@ class ByDraw:
 def test_draws_that_choose_are_not_those_that_count(tmp_path, rows_per_pass):
     images = make_images()
     label = images.images[0].label
-    runner = Runner(lambda *_: ByDraw(label), images, cells(), STRENGTH, tmp_path, rows_per_pass=rows_per_pass)
+    runner = Runner(lambda *_: ByDraw(label), images, attacks(), BUDGET, tmp_path, rows_per_pass=rows_per_pass)
     answers, _ = runner.classify(images.read(0), 0, (30.0,))
     assert answers["scores"]["30"] == [0.0, -1.0]
     assert answers["predictions"]["30"] == [(label + 1) % 3] * 12
 
 
-def test_noise_of_the_evaluation_is_the_images_and_the_same_in_every_cell(tmp_path):
+def test_noise_of_the_evaluation_is_the_images_and_the_same_in_every_attack(tmp_path):
     pixels = torch.rand(1, *SHAPE, generator=torch.Generator().manual_seed(0)).repeat(2, 1, 1, 1)
     images = EvaluationSet.from_tensors(pixels, LINEAR(pixels).argmax(dim=1))
-    nothing = [Cell(name, "clean", "none", 0.0, 2, 30.0, (30.0,)) for name in (CLEAN, "again")]
+    nothing = [AttackConfiguration(name, "clean", "none", 0.0, 2, 30.0, (30.0,)) for name in (CLEAN, "again")]
     found = run(tmp_path, images, nothing)
     assert found[CLEAN, 0]["scores"] != found[CLEAN, 1]["scores"]
     for row in (0, 1):
         assert found["again", row]["scores"] == found[CLEAN, row]["scores"]
 
 
-def test_every_cell_has_random_numbers_of_its_own(tmp_path):
-    noises = [Cell(name, "baseline", "uniform_noise", 8.0, 2, None, (None,)) for name in ("one", "two")]
-    found = run(tmp_path, suite=[Cell(CLEAN, "clean", "none", 0.0, 6, None, (None,)), *noises])
+def test_every_attack_has_random_numbers_of_its_own(tmp_path):
+    noises = [AttackConfiguration(name, "baseline", "uniform_noise", 8.0, 2, None, (None,)) for name in ("one", "two")]
+    found = run(tmp_path, suite=[AttackConfiguration(CLEAN, "clean", "none", 0.0, 6, None, (None,)), *noises])
     assert found["one", 0]["distance"] != found["two", 0]["distance"]
 
 
-def test_an_image_is_attacked_while_one_sigma_of_the_cell_gets_it_right(tmp_path):
+def test_an_image_is_attacked_while_one_sigma_of_the_attack_gets_it_right(tmp_path):
     class Wrong:
         is_deterministic = True
 
@@ -373,11 +382,11 @@ def test_an_image_is_attacked_while_one_sigma_of_the_cell_gets_it_right(tmp_path
     def make(sigma, gradient="full", fixed_noise=False):
         return make_classifier(sigma, gradient, fixed_noise) if sigma else Wrong()
 
-    both = [Cell(name, "grid", "fgsm", 8.0, 6, 30.0, sigmas) for name, sigmas in
+    both = [AttackConfiguration(name, "grid", "fgsm", 8.0, 6, 30.0, sigmas) for name, sigmas in
             (("both", (30.0, None)), ("off alone", (None,)))]  # fmt: skip
-    suite = [Cell(CLEAN, "clean", "none", 0.0, 6, 30.0, (30.0, None)), *both]
+    suite = [AttackConfiguration(CLEAN, "clean", "none", 0.0, 6, 30.0, (30.0, None)), *both]
     start_records(tmp_path, {}, KEYS, resume=False)
-    Runner(make, make_images(), suite, STRENGTH, tmp_path).run()
+    Runner(make, make_images(), suite, BUDGET, tmp_path).run()
     found = read(tmp_path)
     labels = {image.row: image.label for image in make_images().images}
     for row, label in labels.items():
@@ -391,7 +400,7 @@ def test_an_image_is_attacked_while_one_sigma_of_the_cell_gets_it_right(tmp_path
 def test_there_is_work_for_every_process(tmp_path):
     start_records(tmp_path, {}, KEYS, resume=False)
     costs = [
-        Runner(make_classifier, make_images(), cells(), STRENGTH, tmp_path, process_index=index, num_processes=3)
+        Runner(make_classifier, make_images(), attacks(), BUDGET, tmp_path, process_index=index, num_processes=3)
         .pending_cost()
         for index in range(3)
     ]  # fmt: skip

@@ -92,7 +92,7 @@ def test_right_answers_are_counted():
 
     correct = correct_draws(always_one, pixels, labels, num_draws=2, batch_size=3)
     np.testing.assert_array_equal(correct, (labels == 1).numpy()[:, None].repeat(2, axis=1))
-    assert str(mean_accuracy(correct)).startswith(" 50.0 [")
+    assert str(mean_accuracy(correct)).startswith("50.0 [")
 
 
 def test_pairs_cancel_what_images_share():

@@ -36,26 +36,27 @@ from .. import __version__
 from ..attacks import attack_options
 from ..data.evaluation_set import EvaluationSet
 from ..data.loading import ImageSource
-from ..robustness import RobustnessReport, compare, plot_eps_curve, plot_examples, plot_tradeoff
-from ..robustness.budget import fit, seconds_per_pass
+from ..robustness import RobustnessReport, compare, plot_eps_curve, plot_examples, plot_tradeoff, render
 from ..robustness.checks import make_report
 from ..robustness.classifiers import classifier_maker, has_defense, load_classifier, model_hash
 from ..robustness.protocol import (
+    BUDGETS,
     DEFAULT_PRECISION,
     HEADLINE,
     PRECISIONS,
-    STRENGTHS,
-    Cell,
-    Strength,
-    make_suite,
-    sigma_key,
+    AttackBudget,
+    AttackConfiguration,
+    ModelFacts,
+    Suite,
 )
 from ..robustness.runner import KEYS, Runner, kept_path
+from ..robustness.time_budget import fit, seconds_per_pass
 from ..utils.cli import make_parser
 from ..utils.extras import require
 from ..utils.memory import keep_freed_memory
 from ..utils.processes import check_processes, train_on_cpu
 from ..utils.records import replace_file, start_records
+from ..utils.text_table import plural, sigma_key
 
 
 PLAN = "plan.json"
@@ -94,7 +95,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     model.add_argument("--cache_dir", help="folder for downloads")
     model.add_argument("--token", help="token for private data sets and models")
     attack = parser.add_argument_group("attacks and defense")
-    attack.add_argument("--suite", choices=list(STRENGTHS), default="quick", help="how much (default: quick)")
+    attack.add_argument("--suite", choices=list(BUDGETS), default="quick", help="how much (default: quick)")
     attack.add_argument("--norm", choices=("Linf", "L2"), default="Linf", help="norm of eps (default: Linf)")
     attack.add_argument("--eps", type=float, default=8.0, help="main radius, in units of 0..255 pixels (default: 8)")
     attack.add_argument("--eps_grid", type=float, nargs="*", help="further radii (default: a quarter and a half)")
@@ -156,13 +157,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def chosen_strength(args: argparse.Namespace) -> Strength:
-    """The suite's strength with what the command line changes."""
+def chosen_budget(args: argparse.Namespace) -> AttackBudget:
+    """Return the suite's attack budget with the changes of the command line."""
     names = ("steps", "num_draws", "restarts", "num_queries", "num_evaluations", "num_check_images")
     changes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if args.max_eval_samples is not None:
         changes["num_images"] = args.max_eval_samples
-    return replace(STRENGTHS[args.suite], **changes)
+    return replace(BUDGETS[args.suite], **changes)
 
 
 def main_sigma(args: argparse.Namespace, model: Any) -> float | None:
@@ -185,17 +186,18 @@ def main_sigma(args: argparse.Namespace, model: Any) -> float | None:
 
 
 def left_out(
-    args: argparse.Namespace, cells: Sequence[Cell], planned: Sequence[Cell], images: EvaluationSet
+    args: argparse.Namespace,
+    run: Sequence[AttackConfiguration],
+    planned: Sequence[AttackConfiguration],
+    images: EvaluationSet,
 ) -> list[str]:
     """Rows of the protocol that were not run, and why."""
-    sentences = [
-        f"{cell.name}: no gradient flows from the logits to the pixels" for cell in planned if cell not in cells
-    ]
+    sentences = [f"{one.name}: no gradient flows from the logits to the pixels" for one in planned if one not in run]
     if not args.surrogates:
         sentences.append(
             "transfer from an undefended and from an adversarially trained model: none was given (--surrogates)"
         )
-    if not any(cell.attack == "autoattack" for cell in planned):
+    if not any(one.attack == "autoattack" for one in planned):
         why = "only the full suite runs it, with sigma above 0 and pyautoattack installed"
         sentences.append(f"AutoAttack on fixed noise, as a cross-check: {why}")
     if args.suite == "quick":
@@ -287,9 +289,9 @@ def main(argv: list[str] | None = None) -> RobustnessReport | str | None:
         label_column_name=args.label_column_name,
         **source,
     ).load(with_labels=True)
-    strength = chosen_strength(args)
-    images = EvaluationSet.from_data(data, model, processor, strength.num_images, args.labels_by_index)
-    strength = replace(strength, num_images=len(images.images))
+    budget = chosen_budget(args)
+    images = EvaluationSet.from_data(data, model, processor, budget.num_images, args.labels_by_index)
+    budget = replace(budget, num_images=len(images.images))
     first = images.read(images.images[0].row).to(device)
     for name, surrogate in surrogates.items():
         try:
@@ -298,21 +300,21 @@ def main(argv: list[str] | None = None) -> RobustnessReport | str | None:
             raise ValueError(f"the surrogate {name} does not take the model's images: {error}") from error
     has_autoattack = not args.no_autoattack and importlib.util.find_spec("pyautoattack") is not None
 
-    def make_cells(chosen: Strength) -> list[Cell]:
-        return make_suite(
-            args.suite, chosen, eps=args.eps, sigma=sigma, sigmas=sigmas, eps_grid=args.eps_grid, norm=args.norm,
-            sources=list(surrogates), num_labels=model.config.num_labels,
-            has_patches=make_classifier(sigma, "full", False).patch_shape is not None, image_shape=tuple(first.shape),
-            rows_per_pass=args.rows_per_pass, autoattack=has_autoattack and args.suite == "full",
-            further_attacks=args.attacks,
-        )  # fmt: skip
+    facts = ModelFacts(
+        sigma, sigmas, model.config.num_labels, make_classifier(sigma, "full", False).patch_shape is not None,
+        tuple(first.shape),
+    )  # fmt: skip
+    suite = Suite(
+        args.suite, budget, facts, args.eps, args.eps_grid, args.norm, list(surrogates), args.rows_per_pass,
+        with_autoattack=has_autoattack and args.suite == "full", further_attacks=args.attacks,
+    )  # fmt: skip
 
     output_dir, cut = Path(args.output_dir), []
-    asked = {"strength": asdict(strength), "minutes": args.budget_minutes}
+    asked = {"strength": asdict(budget), "minutes": args.budget_minutes}
     if is_main and args.budget_minutes is not None and not (args.resume and (output_dir / PLAN).exists()):
         accelerator.print("timing the model, to see what fits into the time")
-        seconds = seconds_per_pass(make_classifier, first, sigma, strength.num_draws, args.rows_per_pass)
-        fitted, cut = fit(strength, make_cells, seconds, accelerator.num_processes, args.budget_minutes)
+        seconds = seconds_per_pass(make_classifier, first, sigma, budget.num_draws, args.rows_per_pass)
+        fitted, cut = fit(suite, seconds, accelerator.num_processes, args.budget_minutes)
         output_dir.mkdir(parents=True, exist_ok=True)
         plan = {"asked": asked, "strength": asdict(fitted), "cut": cut}
         replace_file(output_dir / PLAN, json.dumps(plan, indent=2) + "\n")
@@ -325,10 +327,10 @@ def main(argv: list[str] | None = None) -> RobustnessReport | str | None:
                 f"{output_dir / PLAN} was made for {plan['asked']}, and this run asks for {asked}; resume with the"
                 " options of then, or choose another --output_dir"
             )
-        strength, cut = Strength(**plan["strength"]), plan["cut"]
-    images = replace(images, images=images.images[: strength.num_images])
-    planned = make_cells(strength)
-    if args.attack_precision != DEFAULT_PRECISION and all(cell.is_deterministic for cell in planned):
+        budget, cut = AttackBudget(**plan["strength"]), plan["cut"]
+    images = replace(images, images=images.images[: budget.num_images])
+    planned = replace(suite, budget=budget).configurations()
+    if args.attack_precision != DEFAULT_PRECISION and all(one.is_deterministic for one in planned):
         advice = ", or pass a --sigma above 0" if has_defense(model) else ""
         raise ValueError(
             f"--attack_precision {args.attack_precision} is for attacks on a random defense, and here is none (sigma"
@@ -357,24 +359,25 @@ def main(argv: list[str] | None = None) -> RobustnessReport | str | None:
         "image_processor": normalization,
         "torch": torch.__version__,
         "transformers_nim": __version__,
-        "strength": asdict(strength),
+        "strength": asdict(budget),
         "dtype": "float32",
     }
     if is_main:
-        measured = {**settings, "cells": [asdict(cell) for cell in planned]}
+        measured = {**settings, "cells": [asdict(one) for one in planned]}
         start_records(output_dir, measured, KEYS, args.resume, {"attack_precision": DEFAULT_PRECISION})
     accelerator.wait_for_everyone()
 
     runner = Runner(
-        make_classifier, images, planned, strength, output_dir, args.seed, surrogates, keep_images=[HEADLINE],
+        make_classifier, images, planned, budget, output_dir, args.seed, surrogates, keep_images=[HEADLINE],
         batch_size=args.per_device_eval_batch_size, device=device, process_index=accelerator.process_index,
         num_processes=accelerator.num_processes, wait=accelerator.wait_for_everyone,
         rows_per_pass=args.rows_per_pass, make_approximate=make_approximate,
     )  # fmt: skip
     pending = runner.pending_cost()
     accelerator.print(
-        f"{len(images.images)} images, {len(planned)} cells, {accelerator.num_processes} process(es) on {device.type};"
-        f" {pending:,.0f} passes are to be done (a gradient counts as two)"
+        f"{plural(len(images.images), 'image')}, {plural(len(planned), 'attack configuration')},"
+        f" {plural(accelerator.num_processes, 'process')} on {device.type}; {pending:,.0f} passes are to be done (a"
+        " gradient counts as two)"
     )
     for sentence in cut:
         accelerator.print(f"cut: {sentence}")
@@ -386,17 +389,17 @@ def main(argv: list[str] | None = None) -> RobustnessReport | str | None:
         disable=not is_main,
     ) as bar:
         runner.on_cost = bar.update
-        cells = runner.run()
+        run = runner.run()
     report = None
     if is_main:
         report = make_report(
             output_dir,
             settings,
-            cells,
+            run,
             images,
             versions=versions(),
             wall_time=time.perf_counter() - started,
-            left_out=left_out(args, cells, planned, images),
+            left_out=left_out(args, run, planned, images),
             cut=cut,
             classes=[str(model.config.id2label[index]) for index in range(model.config.num_labels)],
         )
@@ -406,7 +409,7 @@ def main(argv: list[str] | None = None) -> RobustnessReport | str | None:
         samples = make_samples(report, images, model, adapter, output_dir)
         if samples:
             plot_examples(samples, output_dir / "examples.png", report.classes)
-        print(f"\n{report.table(args.min_clean_accuracy)}\n")
+        print(f"\n{render(report, args.min_clean_accuracy)}\n")
         print(f"results.json, tradeoff.png, eps_curve.png, examples.png: {output_dir}")
     accelerator.wait_for_everyone()
     accelerator.end_training()

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..robustness import Accuracy, RobustnessReport
-from ..robustness.figures import ATTACK_GROUPS, STRONGEST
-from ..robustness.protocol import CLEAN, DEFAULT_PRECISION, HEADLINE, Cell
+from ..robustness import Accuracy, RobustnessReport, render
+from ..robustness.protocol import CLEAN, DEFAULT_PRECISION, HEADLINE, AttackConfiguration
+from ..robustness.report import ATTACK_GROUPS, STRONGEST
 from ..utils.text_table import percent, render_table
 from .tables import attack_table, certificate_table
 
@@ -197,7 +197,7 @@ def read_certificates(results: Mapping[str, Any]) -> Evaluation:
 _ALL_KINDS = ("accuracy", "worst_of_10", "majority_of_11")
 
 
-def _is_for_metadata(cell: Cell, eps: float, sigma: float | None) -> bool:
+def _is_for_metadata(cell: AttackConfiguration, eps: float, sigma: float | None) -> bool:
     """Return whether a figure of this attack configuration is one of the model.
 
     Those of checks are figures of the attacks, and clean twins serve as their comparison.
@@ -218,7 +218,7 @@ def read_robustness(results: Mapping[str, Any]) -> Evaluation:
     figures: list[Figure] = []
     # The defense as it is meant to be used; the tables have the others.
     for row in [*(row for row in report.rows if row.defense_sigma == sigma), report.strongest(sigma).row]:
-        cell = report.cell(row.cell) if row.cell in report.cell_names else None
+        cell = report.configurations.get(row.configuration)
         if cell is not None and not _is_for_metadata(cell, settings["eps"], sigma):
             continue
         how = {"norm": row.norm, "eps_255": row.eps, "sigma": sigma, "seed": settings["seed"]}
@@ -227,17 +227,17 @@ def read_robustness(results: Mapping[str, Any]) -> Evaluation:
             how |= {"attack_sigma": cell.attack_sigma} if cell.eps else {}
         if row.eps and settings["attack_precision"] != DEFAULT_PRECISION and not (cell and cell.is_deterministic):
             how["attack_precision"] = settings["attack_precision"]
-        for kind in _ALL_KINDS if row.cell in (HEADLINE, STRONGEST) else _ALL_KINDS[:1]:
+        for kind in _ALL_KINDS if row.configuration in (HEADLINE, STRONGEST) else _ALL_KINDS[:1]:
             accuracy: Accuracy = getattr(row, kind)
             bounds = {"low": accuracy.low, "high": accuracy.high, "num_images": row.num_images}
-            name = f"{kind.replace('_', ' ')}, {row.cell}"
+            name = f"{kind.replace('_', ' ')}, {row.configuration}"
             figures.append(Figure("accuracy", name, accuracy.mean, {**how, **bounds}))
     failed = [check["name"] for check in report.checks if check["passed"] is False]
     limits = []
     if failed:
         limits.append(f"**Unreliable**: of the sanity checks of the attacks, these failed: {', '.join(failed)}.")
     # Its headings are below that of the evaluation.
-    text = report.table().replace("### ", "#### ")
+    text = render(report).replace("### ", "#### ")
     return Evaluation("Robustness", settings["dataset"], settings["split"], text, figures, limits)
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""How much an attacker leaves of a classifier's accuracy, measured so that random defenses are not flattered."""
+"""Measure a classifier's accuracy under attack, without flattering random defenses."""
 
 from ..utils.statistics import (
     Accuracy,
@@ -11,10 +11,10 @@ from ..utils.statistics import (
 )
 from .accuracy import correct_draws
 from .compare import compare
-from .figures import Row, Strongest
+from .figures import Row, SigmaChoice, Strongest, TradeOff
 from .plots import plot_eps_curve, plot_examples, plot_tradeoff
 from .report import RobustnessReport
-from .trade_off import SigmaChoice, TradeOff
+from .tables import render
 
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "plot_eps_curve",
     "plot_examples",
     "plot_tradeoff",
+    "render",
     "unpaired_difference",
     "wilson_interval",
 ]

@@ -1,13 +1,13 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""Does the evaluation show what must be there if its attacks work?
+"""Check that an evaluation shows what it must show if its attacks work.
 
 A defense that hides its gradients looks robust to attacks that follow them. Athalye et al. (arXiv 1802.00420) and
-Carlini et al. (arXiv 1902.06705) list what betrays it; these are their tests, for defenses with noise. A check fails
-when the contrary is significant at 99 %, so noise alone seldom fails one.
+Carlini et al. (arXiv 1902.06705) list the signs; these are their tests, for defenses with noise. A check fails when
+the contrary is significant at 99 %, so noise alone seldom fails one.
 """
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -29,19 +29,20 @@ from .protocol import (
     OFF_LARGE,
     SQUARE,
     UNBOUNDED,
-    Cell,
+    AttackConfiguration,
+    headline_at,
     large_eps_name,
-    sigma_name,
 )
 from .report import RobustnessReport
 from .runner import KEYS, PROBE
 
 
-# What counts as "about 0", as a share of images.
+# The largest accuracy that counts as "about 0".
 ABOUT_ZERO = 0.05
 _CONFIDENCE = 0.99
-# A derivative and a difference agree up to this share of the derivative, on at least this share of the images.
+# Largest relative error of a derivative that agrees with a difference, and the share of images where they must.
 _TOLERANCE, _AGREEING = 0.1, 0.9
+# Share of images on which the attack must raise the loss.
 _RISING = 0.95
 
 
@@ -50,9 +51,9 @@ class Check:
     """A sanity check.
 
     Attributes:
-        name: What has to be the case.
-        passed: Whether it is; `None` if it cannot be judged.
-        detail: The figures that it was judged by.
+        name: What must hold.
+        passed: Whether it holds; `None` if it cannot be judged.
+        detail: The figures by which it was judged.
     """
 
     name: str
@@ -61,14 +62,18 @@ class Check:
 
 
 def make_report(
-    folder: str | Path, settings: Mapping[str, Any], cells: Sequence[Cell], images: EvaluationSet, **further: Any
+    folder: str | Path,
+    settings: Mapping[str, Any],
+    configurations: Sequence[AttackConfiguration],
+    images: EvaluationSet,
+    **further: Any,
 ) -> RobustnessReport:
-    """The report of a run that is done, with its sanity checks.
+    """Return the report of a finished run, with its sanity checks.
 
     Args:
         folder: Where the records are; see [`Runner`].
         settings: What decides the figures; see [`RobustnessReport`].
-        cells: The cells that were carried out.
+        configurations: The attack configurations that were run.
         images: The images.
         further: Other fields of the report.
 
@@ -78,7 +83,7 @@ def make_report(
     records = read_records(folder, KEYS)
     report = RobustnessReport(
         settings=dict(settings),
-        cells=[asdict(cell) for cell in cells],
+        cells=[asdict(configuration) for configuration in configurations],
         images=[asdict(image) for image in images.images],
         records=[record for record in records if record["cell"] != PROBE],
         **further,
@@ -87,25 +92,25 @@ def make_report(
 
 
 def run_checks(report: RobustnessReport, probes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """All sanity checks of an evaluation.
+    """Run all sanity checks of an evaluation.
 
     Args:
         report: The evaluation.
         probes: Records of gradients; see [`Runner.probe`].
 
     Returns:
-        One mapping with `name`, `passed` and `detail` for each check.
+        A mapping with `name`, `passed` and `detail` per check.
     """
-    cells = {cell["name"]: cell for cell in report.cells}
+    names = report.configurations.keys()
     sigma, eps, norm = report.settings["sigma"], report.settings["eps"], report.settings["norm"]
 
     def mean(name: str, at: float | None = sigma) -> float | None:
-        return float(report.correct(name, at).mean()) if name in cells else None
+        return float(report.correct(name, at).mean()) if name in names else None
 
     def not_higher(text: str, stronger: str, weaker: str) -> Check:
-        """That one attack leaves no more than another."""
-        if not {stronger, weaker} <= cells.keys():
-            missing = " and ".join(name for name in (stronger, weaker) if name not in cells)
+        """Check that one attack leaves no more than another."""
+        if not {stronger, weaker} <= names:
+            missing = " and ".join(name for name in (stronger, weaker) if name not in names)
             return Check(text, None, f"not run: {missing}")
         left, right = report.correct(stronger, sigma), report.correct(weaker, sigma)
         num = min(len(left), len(right))
@@ -120,33 +125,33 @@ def run_checks(report: RobustnessReport, probes: Sequence[Mapping[str, Any]]) ->
 
     large = large_eps_name(eps, norm)
     checks = [_falls_to_zero(mean, [large, UNBOUNDED])]
-    by_eps = [CLEAN, *(name for _, name in sorted(_radii(cells.values(), sigma, norm))), large, UNBOUNDED]
-    by_eps = [name for name in by_eps if name in cells]
+    by_eps = [CLEAN, *(name for _, name in sorted(_radii(report))), large, UNBOUNDED]
+    by_eps = [name for name in by_eps if name in names]
     for smaller, larger in pairwise(by_eps):
         checks.append(not_higher("a larger eps leaves no more", larger, smaller))
     checks.append(not_higher("more steps leave no more", HEADLINE, FEW_STEPS))
     for weaker in (FGSM, "PGD-10, one draw", "uniform noise"):
         checks.append(not_higher("iterative attacks beat single steps and noise", HEADLINE, weaker))
-    for weaker in (SQUARE, *(name for name in cells if name.startswith("transfer from"))):
+    for weaker in (SQUARE, *(name for name in names if name.startswith("transfer from"))):
         checks.append(not_higher("white-box attacks beat transfer and query attacks", HEADLINE, weaker))
     if sigma is not None:
-        for weaker in (BPDA, sigma_name(None)):
+        for weaker in (BPDA, headline_at(None)):
             checks.append(not_higher("exact gradients beat approximate ones", HEADLINE, weaker))
     if sigma:
-        checks.append(_known_noise(report, cells.keys(), sigma))
+        checks.append(_known_noise(report))
     checks.append(_undefended(mean, sigma))
     checks += _gradients(probes)
     checks.append(_loss_rises(report))
     return [asdict(check) for check in checks]
 
 
-def _known_noise(report: RobustnessReport, names: Collection[str], sigma: float) -> Check:
-    """Compared by what they take from the clean accuracy: one draw of the noise may be kinder than another."""
+def _known_noise(report: RobustnessReport) -> Check:
+    """Compare what the two attackers take from the clean accuracy: one draw of the noise may be kinder than others."""
     text = "an attacker who knows the noise does no worse"
-    if not {NOISE_KNOWN, CLEAN_NOISE_KNOWN, HEADLINE} <= set(names):
+    if not {NOISE_KNOWN, CLEAN_NOISE_KNOWN, HEADLINE} <= report.configurations.keys():
         return Check(text, None, "not run")
     known, clean_known, fresh, clean = (
-        report.correct(name, sigma) for name in (NOISE_KNOWN, CLEAN_NOISE_KNOWN, HEADLINE, CLEAN)
+        report.correct(name, report.settings["sigma"]) for name in (NOISE_KNOWN, CLEAN_NOISE_KNOWN, HEADLINE, CLEAN)
     )
     clean = clean[: len(fresh)]
     kinder = clean_known.mean() - clean.mean()
@@ -158,17 +163,17 @@ def _known_noise(report: RobustnessReport, names: Collection[str], sigma: float)
     return Check(text, not difference.low > max(kinder, 0), detail)
 
 
-def _radii(cells, sigma: float | None, norm: str) -> list[tuple[float, str]]:
-    """Radii and names of the main attack at the main sigma."""
+def _radii(report: RobustnessReport) -> list[tuple[float, str]]:
+    """Return radii and names of the headline attack at the main sigma."""
     return [
-        (cell["eps"], cell["name"])
-        for cell in cells
-        if cell["attack"] == "eot_pgd"
-        and cell["group"] in ("white-box", "grid")
-        and cell["norm"] == norm
-        and cell["gradient"] == "full"
-        and not cell["fixed_noise"]
-        and cell["attack_sigma"] == sigma
+        (one.eps, one.name)
+        for one in report.configurations.values()
+        if one.attack == "eot_pgd"
+        and one.group in ("white-box", "grid")
+        and one.norm == report.settings["norm"]
+        and one.gradient == "full"
+        and not one.fixed_noise
+        and one.attack_sigma == report.settings["sigma"]
     ]
 
 
@@ -185,7 +190,7 @@ def _undefended(mean: Callable[..., float | None], sigma: float | None) -> Check
     text = "with the defense off, accuracy falls to about 0"
     if sigma is None:
         return Check(text, None, "the figures are of no defense")
-    left, far = mean(sigma_name(None), None), mean(OFF_LARGE, None)
+    left, far = mean(headline_at(None), None), mean(OFF_LARGE, None)
     if left is None or far is None:
         return Check(text, None, "not run")
     detail = f"{100 * left:.1f} % left, and {100 * far:.1f} % at the large eps"

@@ -1,5 +1,5 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""Two evaluations beside each other, with the uncertainty of their differences."""
+"""Compare two evaluations, with the uncertainty of their differences."""
 
 from collections import Counter
 from typing import Any
@@ -7,29 +7,28 @@ from typing import Any
 import numpy as np
 
 from ..utils.statistics import mean_accuracy, paired_difference, unpaired_difference
-from ..utils.text_table import render_table
+from ..utils.text_table import bullets, render_table, sigma_label, wrapped
 from .figures import Row
-from .protocol import Cell
+from .protocol import AttackConfiguration
 from .report import RobustnessReport
-from .tables import bullets, percent, sigma_label, wrapped
 
 
-# What two attacks of one name must share; steps, draws and restarts may differ and are listed.
+# Fields that two attacks of one name must share; steps, draws and restarts may differ and are listed.
 _SAME_ATTACK = ("attack", "eps", "norm", "gradient", "fixed_noise", "source")
-# Names of what is compared, and what follows from other settings or says nothing of the figures.
+# Settings that follow from others or say nothing about the figures.
 _NOT_LISTED = ("sigmas", "output_dir", "batch_size", "device")
 
 
 def compare(a: RobustnessReport, b: RobustnessReport) -> str:
-    """A table of the accuracies of two reports and of their differences.
+    """Return a table of the accuracies of two reports and of their differences.
 
-    Every attack that both have is compared at the main sigma of either, which may differ or be off, and at each
-    further sigma that both were measured with; last the strongest attack on each image. Where both hold the same
-    images (by their hashes), differences are over those, and paired: what is easy or hard for both cancels. Different
-    images of one split are compared as two samples, which takes far larger differences to tell apart.
+    Every attack that both have is compared at the main sigma of each report, which may differ or be off, and at each
+    further sigma that both were measured with; then the strongest attack on each image. Differences are paired over
+    the images that are in both (by their hashes): images that are easy or hard for both models cancel. Without common
+    images the reports are compared as two samples of one split, which takes far larger differences to tell apart.
 
-    A difference says that the models differ only as far as the attacks are equally strong: settings that differ are
-    listed, and attacks of one name with another eps or kind are not compared.
+    A difference tells of the models only as far as the attacks are equally strong. Settings that differ are listed;
+    attacks of one name that differ in eps or kind are not compared.
 
     Args:
         a: A report.
@@ -55,8 +54,9 @@ def compare(a: RobustnessReport, b: RobustnessReport) -> str:
         )
     lines: list[list[str]] = []
     notes: list[str] = []
-    for name in [name for name in a.cell_names if name in b.cell_names]:
-        differs = _what_differs(a.cell(name), b.cell(name))
+    names = list(a.configurations), list(b.configurations)
+    for name in [name for name in names[0] if name in names[1]]:
+        differs = _what_differs(a.configuration(name), b.configuration(name))
         if differs:
             notes.append(f"{name} is not compared: {differs}")
             continue
@@ -64,7 +64,7 @@ def compare(a: RobustnessReport, b: RobustnessReport) -> str:
             correct = a.correct(name, used[0]), b.correct(name, used[1])
             lines.append(_line(name, used, (a.row(name, used[0]), b.row(name, used[1])), correct, pairs))
     if not any(line[0] != "clean" for line in lines):
-        raise ValueError(f"no attack is in both reports with the same eps: {[*a.cell_names]} and {[*b.cell_names]}")
+        raise ValueError(f"no attack is in both reports with the same eps: {names[0]} and {names[1]}")
     if a.settings["eps"] == b.settings["eps"]:
         used = (a.settings["sigma"], b.settings["sigma"])
         strongest = a.strongest(used[0]), b.strongest(used[1])
@@ -82,10 +82,10 @@ def compare(a: RobustnessReport, b: RobustnessReport) -> str:
 
 
 def _common_images(a: RobustnessReport, b: RobustnessReport) -> np.ndarray:
-    """Places in `a` and in `b` of the images that both hold, shape `(images, 2)`.
+    """Return the places in `a` and in `b` of the images that both hold, shape `(images, 2)`.
 
-    An image is known by its hash, so that subsets and shuffled copies of a data set have images in common. One that a
-    data set holds several times is paired as often as both hold it.
+    Images are identified by their hashes, so that subsets and shuffled copies of a data set have images in common. An
+    image that a data set holds several times is paired as often as both hold it.
     """
     places = []
     for report in (a, b):
@@ -99,21 +99,21 @@ def _common_images(a: RobustnessReport, b: RobustnessReport) -> np.ndarray:
     return np.array(common, dtype=int).reshape(-1, 2)
 
 
-def _what_differs(a: Cell, b: Cell) -> str:
-    """Why two attacks of one name are not the same; empty if they are."""
+def _what_differs(a: AttackConfiguration, b: AttackConfiguration) -> str:
+    """Return why two attacks of one name are not the same; empty if they are."""
     different = [name for name in _SAME_ATTACK if getattr(a, name) != getattr(b, name)]
     return ", ".join(f"{name} is {getattr(a, name)!r} and {getattr(b, name)!r}" for name in different)
 
 
 def _sigmas_of(a: RobustnessReport, b: RobustnessReport, name: str) -> list[tuple[float | None, float | None]]:
-    """Sigma of the defense in either report: the main ones, where the attack was made for them, and common ones."""
-    cells, mains = (a.cell(name), b.cell(name)), (a.settings["sigma"], b.settings["sigma"])
+    """Return pairs of sigmas: the main ones, if the attack was made for them, and those that both measured."""
+    both, mains = (a.configuration(name), b.configuration(name)), (a.settings["sigma"], b.settings["sigma"])
     found = []
-    if all(cell.attack_sigma == main and main in cell.defense_sigmas for cell, main in zip(cells, mains)):
+    if all(one.attack_sigma == main and main in one.defense_sigmas for one, main in zip(both, mains)):
         found.append(mains)
     # Another assumed sigma is another attack.
-    if cells[0].attack_sigma == cells[1].attack_sigma or cells[0].group == "clean":
-        found += [(sigma, sigma) for sigma in a.sigmas if all(sigma in cell.defense_sigmas for cell in cells)]
+    if both[0].attack_sigma == both[1].attack_sigma or both[0].group == "clean":
+        found += [(sigma, sigma) for sigma in a.sigmas if all(sigma in one.defense_sigmas for one in both)]
     return list(dict.fromkeys(found))
 
 
@@ -129,15 +129,15 @@ def _line(
     both = pairs[(pairs[:, 0] < len(correct[0])) & (pairs[:, 1] < len(correct[1]))]
     if len(both):
         first, second = correct[0][both[:, 0]], correct[1][both[:, 1]]
-        accuracies = [percent(mean_accuracy(one)) for one in (first, second)]
+        accuracies = [str(mean_accuracy(one)) for one in (first, second)]
         return [name, sigma, str(len(both)), *accuracies, str(paired_difference(first, second))]
     difference = unpaired_difference(*correct)
     number = " / ".join(dict.fromkeys(str(len(one)) for one in correct))
-    return [name, sigma, number, percent(rows[0].accuracy), percent(rows[1].accuracy), str(difference)]
+    return [name, sigma, number, str(rows[0].accuracy), str(rows[1].accuracy), str(difference)]
 
 
 def _how(a: RobustnessReport, b: RobustnessReport, pairs: np.ndarray) -> str:
-    """Sentences that say what is compared."""
+    """Return sentences that say what is compared."""
     names = [f"{key} = {report.settings['model']}" for key, report in (("a", a), ("b", b))]
     numbers = [len(report.images) for report in (a, b)]
     if len(pairs):
@@ -157,11 +157,11 @@ def _how(a: RobustnessReport, b: RobustnessReport, pairs: np.ndarray) -> str:
 
 
 def _settings_that_differ(a: RobustnessReport, b: RobustnessReport) -> list[tuple[str, Any, Any]]:
-    """Name and both values, strengths and versions one by one."""
+    """Return names and both values; parts of the attack budget and versions one by one."""
     flat = []
     for report in (a, b):
         own = {name: value for name, value in report.settings.items() if name not in _NOT_LISTED}
-        own |= {f"strength, {name}": value for name, value in own.pop("strength").items()}
+        own |= {f"budget, {name}": value for name, value in own.pop("strength").items()}
         flat.append(own | {f"version, {name}": value for name, value in report.versions.items()})
     names = dict.fromkeys([*flat[0], *flat[1]])
     pairs = [(name, flat[0].get(name, "-"), flat[1].get(name, "-")) for name in names]

@@ -1,52 +1,43 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""The figures of an evaluation: accuracies of single attacks, and of the strongest of them on each image."""
+"""The figures of an evaluation under attack: accuracies, the strongest attack, the trade-off over sigma."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..utils.statistics import Accuracy, mean_accuracy, wilson_interval
-from .protocol import CLEAN, CLEAN_NOISE_KNOWN, HEADLINE, Cell, sigma_key
+from .protocol import AttackConfiguration
 
 
-if TYPE_CHECKING:
-    from .report import RobustnessReport
-
-STRONGEST = "strongest"
-
-# Resubmissions of an image, and draws that vote on it.
+# Resubmissions of an image, and noise draws that vote on it.
 NUM_TRIES, NUM_VOTES = 10, 11
-
-# Groups whose attacks an attacker may choose from: checks differ in strength or images, cross-checks know the noise.
-ATTACK_GROUPS = ("baseline", "white-box", "adaptive", "grid", "approximate", "black-box")
 
 
 @dataclass(frozen=True)
 class Row:
-    """Figures of one cell under one sigma of the defense, beside those of the same images without an attack.
+    """The accuracies under one attack configuration at one sigma of the defense, beside those without an attack.
 
     Attributes:
-        cell: Name of the cell, or `"strongest"` for the combination of several.
-        group: Group of the cell, or `"combined"`.
+        configuration: Name of the attack configuration; `"strongest"` for the combination of several.
+        group: Its group, or `"combined"`.
         attack_sigma: The sigma that the attacker assumed, in units of 0..255 pixels; `None` is the bare classifier.
         defense_sigma: The sigma with which the finished images were classified.
         eps: Radius in units of 0..255 pixels.
         norm: `"Linf"` or `"L2"`.
         fixed_noise: Whether the attacker knew the noise.
         num_images: Number of images.
-        num_draws: Fresh noise draws for each of them; 1 where equal images are answered equally.
-        accuracy: Mean accuracy of one prediction over images and draws.
-        worst_of_10: Share of images that are right in every one of the first ten draws: the attacker resubmits.
+        num_draws: Fresh noise draws per image; 1 where equal images get equal answers.
+        accuracy: Mean accuracy of one prediction, over images and draws.
+        worst_of_10: Share of images that are right in each of the first ten draws: the attacker resubmits.
         majority_of_11: Share of images whose true class has more votes of the first eleven draws than any other.
         clean: `accuracy` of the same images without an attack.
         clean_worst_of_10: `worst_of_10` of the same images without an attack.
         clean_majority_of_11: `majority_of_11` of the same images without an attack.
-        seconds: Time that the cell took; 0 for a combination.
+        seconds: Time that the attack took; 0 for a combination.
     """
 
-    cell: str
+    configuration: str
     group: str
     attack_sigma: float | None
     defense_sigma: float | None
@@ -69,10 +60,10 @@ class Strongest:
     """The strongest of several attacks on each image; see [`RobustnessReport.strongest`].
 
     Attributes:
-        row: Its figures.
-        candidates: Names of the cells that were compared.
-        chosen: For each image the cell that was chosen.
-        correct: Whether the predictions of the chosen images are right, shape `(images, draws)`.
+        row: Its accuracies.
+        candidates: Names of the attack configurations that were compared.
+        chosen: The name chosen for each image.
+        correct: Correctness of the chosen images' predictions, shape `(images, draws)`.
     """
 
     row: Row
@@ -81,86 +72,42 @@ class Strongest:
     correct: np.ndarray
 
 
-def make_row(report: "RobustnessReport", cell: Cell, sigma: float | None, predictions: np.ndarray) -> Row:
-    """The figures of predictions under one sigma, of shape `(images, draws)`."""
-    num_images, num_draws = predictions.shape
-    labels = report.labels(num_images)
-    figures = measure(predictions, labels)
-    twin = CLEAN_NOISE_KNOWN if cell.fixed_noise and CLEAN_NOISE_KNOWN in report.cell_names else CLEAN
-    clean = report.predictions(twin, sigma)
-    if cell.name == twin:
-        clean_figures = figures
-    elif num_images == len(clean):
-        base = report.row(twin, sigma)
-        clean_figures = (base.accuracy, base.worst_of_10, base.majority_of_11)
-    else:
-        clean_figures = measure(clean[:num_images], labels)
-    return Row(
-        cell.name,
-        cell.group,
-        cell.attack_sigma,
-        sigma,
-        cell.eps,
-        cell.norm,
-        cell.fixed_noise,
-        num_images,
-        num_draws,
-        *figures,
-        *clean_figures,
-        seconds=float(sum(record["seconds"] for record in report.records if record["cell"] == cell.name)),
-    )
+@dataclass(frozen=True)
+class TradeOff:
+    """The accuracies at one sigma of the defense.
+
+    Attributes:
+        sigma: The sigma in units of 0..255 pixels; `None` is the defense switched off.
+        clean: Accuracy without an attack.
+        robust: Accuracy under the strongest of the attacks that were made for every sigma alike.
+    """
+
+    sigma: float | None
+    clean: Accuracy
+    robust: Accuracy
 
 
-def find_strongest(report: "RobustnessReport", sigma: float | None, eps: float, comparable: bool) -> Strongest:
-    """See [`RobustnessReport.strongest`]."""
-    cells = [
-        cell
-        for cell in map(report.cell, report.cell_names)
-        if cell.group in ATTACK_GROUPS
-        and not cell.fixed_noise
-        and (cell.norm, cell.eps) == (report.settings["norm"], eps)
-        and sigma in cell.defense_sigmas
-    ]
-    if comparable:
-        cells = _treating_all_alike(cells, report.sigmas)
-    if not cells:
-        raise ValueError(
-            f"no attack was measured with sigma {sigma_key(sigma)} and eps {eps:g}; there are the sigmas"
-            f" {[sigma_key(one) for one in report.sigmas]} and the eps {list(report.radii)}"
-        )
-    predictions = {cell.name: report.predictions(cell.name, sigma) for cell in cells}
-    scores = {cell.name: report.scores(cell.name, sigma) for cell in cells}
-    num_images = len(predictions.get(HEADLINE, max(predictions.values(), key=len)))
-    names = [name for name, own in predictions.items() if len(own) >= num_images]
-    chosen = [max(names, key=lambda name: tuple(scores[name][index])) for index in range(num_images)]
-    kept = np.array([predictions[name][index] for index, name in enumerate(chosen)])
-    combined = Cell(STRONGEST, "combined", STRONGEST, eps, num_images, sigma, (sigma,), norm=report.settings["norm"])
-    row = make_row(report, combined, sigma, kept)
-    return Strongest(row, tuple(names), tuple(chosen), kept == report.labels(num_images)[:, None])
+@dataclass(frozen=True)
+class SigmaChoice(TradeOff):
+    """A recommended sigma.
 
+    Attributes:
+        indistinguishable: Other allowed sigmas whose robust accuracy cannot be told apart from this one's: the 95 %
+            interval of the difference on the same images includes 0.
+    """
 
-def _treating_all_alike(cells: Sequence[Cell], sigmas: Sequence[float | None]) -> list[Cell]:
-    """Those attacks that were made for every sigma; without such, those that were measured with every sigma."""
-    everywhere = [cell for cell in cells if set(sigmas) <= set(cell.defense_sigmas)]
-    made_for: dict[tuple[str, str], set[float | None]] = {}
-    for cell in everywhere:
-        made_for.setdefault((cell.attack, cell.gradient), set()).add(cell.attack_sigma)
-    alike = [cell for cell in everywhere if set(sigmas) <= made_for[cell.attack, cell.gradient]]
-    return alike or everywhere
+    indistinguishable: tuple[float | None, ...]
 
 
 def measure(predictions: np.ndarray, labels: np.ndarray) -> tuple[Accuracy, Accuracy, Accuracy]:
-    """Accuracies of one draw, of the worst of ten, and of the vote of eleven."""
+    """Return the accuracies of one draw, of the worst of ten, and of the vote of eleven."""
     correct = predictions == labels[:, None]
-    return (
-        mean_accuracy(correct),
-        _share(correct[:, :NUM_TRIES].all(axis=1)),
-        _share(np.array([_wins(own, label) for own, label in zip(predictions[:, :NUM_VOTES], labels)])),
-    )
+    wins = [_wins(own, label) for own, label in zip(predictions[:, :NUM_VOTES], labels)]
+    return mean_accuracy(correct), _share(correct[:, :NUM_TRIES].all(axis=1)), _share(np.array(wins))
 
 
 def _wins(votes: np.ndarray, label: int) -> bool:
-    """Whether the label has more votes than any other class."""
+    """Return whether the label has more votes than any other class."""
     others = votes[votes != label]
     most = np.unique(others, return_counts=True)[1].max() if len(others) else 0
     return bool(len(votes) - len(others) > most)
@@ -170,3 +117,34 @@ def _share(right: np.ndarray) -> Accuracy:
     mean = float(right.mean())
     low, high = wilson_interval(mean, len(right))
     return Accuracy(mean, min(low, mean), max(high, mean))
+
+
+def treating_all_alike(
+    configurations: Sequence[AttackConfiguration], sigmas: Sequence[float | None]
+) -> list[AttackConfiguration]:
+    """Return the attacks that were made for every sigma; without such, those that were measured with every sigma."""
+    everywhere = [one for one in configurations if set(sigmas) <= set(one.defense_sigmas)]
+    made_for: dict[tuple[str, str], set[float | None]] = {}
+    for one in everywhere:
+        made_for.setdefault((one.attack, one.gradient), set()).add(one.attack_sigma)
+    alike = [one for one in everywhere if set(sigmas) <= made_for[one.attack, one.gradient]]
+    return alike or everywhere
+
+
+def find_knee(points: Sequence[TradeOff]) -> TradeOff | None:
+    """Return the knee of the points that no other beats in both accuracies; see [`RobustnessReport.knee`]."""
+    front: list[TradeOff] = []
+    for point in sorted(points, key=lambda point: (-point.clean.mean, -point.robust.mean)):
+        if not front or point.robust.mean > front[-1].robust.mean:
+            front.append(point)
+    if len(front) < 3:
+        return None
+    first, last = front[0], front[-1]
+
+    def height(point: TradeOff) -> float:
+        clean = (point.clean.mean - last.clean.mean) / (first.clean.mean - last.clean.mean)
+        robust = (point.robust.mean - first.robust.mean) / (last.robust.mean - first.robust.mean)
+        return clean + robust - 1
+
+    highest = max(front[1:-1], key=height)
+    return highest if height(highest) > 1e-9 else None

@@ -1,5 +1,5 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""Pictures of an evaluation of robustness."""
+"""Plot the results of an evaluation under attack."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,21 +8,23 @@ from typing import Any
 import numpy as np
 
 from ..utils.extras import require
+from ..utils.statistics import Accuracy
+from ..utils.text_table import sigma_label
 from .protocol import CLEAN
 from .report import RobustnessReport
-from .tables import column_label, sigma_label
+from .tables import column_label
 
 
 _DPI = 120
-# Columns of a picture of examples, and the fields of a sample that they show.
+# Fields of a sample that a picture of examples shows, and the titles of their columns.
 _COLUMNS = {"clean": "clean", "adversarial": "adversarial", "noisy": "with noise", "denoised": "denoised"}
 
 
 def plot_tradeoff(report: RobustnessReport, path: str | Path) -> Path:
-    """Robust against clean accuracy, one point for each sigma of the defense.
+    """Plot robust against clean accuracy, one point per sigma of the defense.
 
-    Robust is what the strongest of the attacks leaves that were made for every sigma alike, at the main eps; see
-    [`RobustnessReport.strongest`]. Bars are 95 % intervals.
+    Robust accuracy is that under the strongest of the attacks that were made for every sigma alike, at the main eps;
+    see [`RobustnessReport.strongest`]. Bars are 95 % intervals.
 
     Args:
         report: The evaluation.
@@ -64,9 +66,9 @@ def plot_tradeoff(report: RobustnessReport, path: str | Path) -> Path:
 
 
 def plot_eps_curve(report: RobustnessReport, path: str | Path) -> Path:
-    """Accuracy under the headline attack over eps, from the clean images at 0.
+    """Plot accuracy under the headline attack over eps, from the clean images at 0.
 
-    One line for each sigma for which several eps were measured, each attacked with its own sigma. Bands are 95 %
+    There is one line per sigma for which several eps were measured, each attacked with its own sigma. Bands are 95 %
     intervals; a dotted end is the large eps of the sanity checks, on fewer images.
 
     Args:
@@ -121,10 +123,10 @@ def plot_eps_curve(report: RobustnessReport, path: str | Path) -> Path:
 def plot_examples(
     samples: Sequence[Mapping[str, Any]], path: str | Path, classes: Sequence[str] | None = None
 ) -> Path:
-    """What an attack does to images, and what the defense makes of it: a row of pictures for each image.
+    """Show clean, adversarial, noisy and denoised images beside each other, one image per row.
 
     Args:
-        samples: For each image the arrays `clean`, `adversarial`, `noisy` and `denoised` of shape
+        samples: Per image the arrays `clean`, `adversarial`, `noisy` and `denoised` of shape
             `(height, width, channels)` in [0, 1], the last two `None` for models without a defense; `label`,
             `clean_prediction` and `adversarial_prediction`; and, if known, its `row` in the data set.
         path: Where the PNG file goes.
@@ -175,14 +177,14 @@ def _show(axes: Any, image: np.ndarray) -> None:
 
 
 def _magnification(samples: Sequence[Mapping[str, Any]]) -> float:
-    """How much the largest difference of all samples can be magnified around grey, to a round number."""
+    """Return the largest round factor by which every difference can be magnified around grey."""
     largest = max(np.abs(np.asarray(sample["adversarial"]) - np.asarray(sample["clean"])).max() for sample in samples)
     fits = [factor for factor in (1, 2, 5, 10, 20, 50) if factor * largest <= 0.5]
     return max(fits, default=1)
 
 
 def _captions(sample: Mapping[str, Any], classes: Sequence[str] | None) -> dict[str, tuple[str, str]]:
-    """Text and color below the pictures of one image."""
+    """Return text and color below the pictures of one image."""
 
     def name_of(index: int) -> str:
         name = str(index) if classes is None else str(classes[index]).split(",")[0]
@@ -201,9 +203,9 @@ def _captions(sample: Mapping[str, Any], classes: Sequence[str] | None) -> dict[
 def _label_points(
     figure: Any, axes: Any, points: list[tuple[float, float]], names: list[str], colors: list[str]
 ) -> None:
-    """Writes each name near its point, nearer than to any other, and on no other name or point.
+    """Write each name near its point, nearer than to any other, and on no other name or point.
 
-    Sigmas of equal effect lie on each other: where there is no such place, the nearest is taken.
+    Sigmas of equal effect lie on each other: without such a place the nearest one is taken.
     """
     # The layout moves the axes when it is first drawn.
     figure.canvas.draw()
@@ -229,12 +231,12 @@ def _label_points(
 
 
 def _gap(box: Any, x: float, y: float) -> float:
-    """Distance of a point from a box."""
+    """Return the distance of a point from a box."""
     return float(np.hypot(max(box.x0 - x, 0, x - box.x1), max(box.y0 - y, 0, y - box.y1)))
 
 
-def _bars(accuracies: Sequence[Any]) -> np.ndarray:
-    """Lengths of error bars in percent, shape `(2, points)`."""
+def _bars(accuracies: Sequence[Accuracy]) -> np.ndarray:
+    """Return lengths of error bars in percent, shape `(2, points)`."""
     low = [100 * (one.mean - one.low) for one in accuracies]
     high = [100 * (one.high - one.mean) for one in accuracies]
     return np.array([low, high])

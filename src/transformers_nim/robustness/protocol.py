@@ -1,22 +1,22 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""What an evaluation consists of: which attacks, how strong, on how many images, against which sigma."""
+"""The protocol of an evaluation: which attacks, with which budget, on how many images, at which sigma."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 
 from ..attacks.registry import attack_options
+from ..model.checks_nim import check_counts
+from ..utils.text_table import sigma_key
 
 
 # Images that are attacked in one pass.
 _LARGEST_GROUP = 8
-# Noise scales in units of 0..255 pixels; None is the defense switched off.
-Sigmas = Sequence[float | None]
 
-# In what attacks on a random defense search for adversarial images; what they find is judged in float32.
+# The precision in which attacks on a random defense search; what they find is judged in float32.
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
 DEFAULT_PRECISION = "fp32"
 
@@ -33,11 +33,11 @@ CLEAN_NOISE_KNOWN = "clean, noise known"
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One attack in one setting, on the first so many images.
+class AttackConfiguration:
+    """One attack with its options, on the first so many images.
 
     Attributes:
-        name: Tells it from other cells.
+        name: A name of its own.
         group: `"clean"`, `"baseline"`, `"white-box"`, `"approximate"`, `"adaptive"`, `"grid"` (another sigma or eps),
             `"black-box"`, `"check"` or `"cross-check"`.
         attack: Name in the registry of attacks.
@@ -48,7 +48,7 @@ class Cell:
         options: Options of the attack.
         norm: `"Linf"` or `"L2"`.
         gradient: See [`PixelClassifier`].
-        fixed_noise: Whether the defense uses the same noise always, and the attacker knows it.
+        fixed_noise: Whether the defense always uses the same noise, which the attacker knows.
         source: Name of the other model on which the images are made, for transfer attacks.
     """
 
@@ -67,12 +67,17 @@ class Cell:
 
     @property
     def is_deterministic(self) -> bool:
-        """Whether what is attacked answers equal images equally."""
+        """Whether the attacked classifier gives equal images equal answers."""
         return self.fixed_noise or self.source is not None or not self.attack_sigma or self.gradient == "classifier"
 
     @property
+    def num_draws(self) -> int:
+        """EOT draws per gradient."""
+        return 1 if self.is_deterministic else int(self.options.get("num_draws", 1))
+
+    @property
     def cost(self) -> tuple[int, int]:
-        """Per image: passes with a gradient, and passes without, every draw counted."""
+        """Passes per image with a gradient, and passes without; every noise draw counts."""
         options = {**attack_options(self.attack), **self.options}
         draws = 1 if self.is_deterministic else options.get("num_draws", 1)
         runs = options.get("restarts", 1) * len(options.get("losses", ("ce",)))
@@ -82,20 +87,26 @@ class Cell:
         gradients = steps.get(self.attack, options.get("steps", 0)) * runs * draws
         return gradients, options.get("num_queries", 0) + 2 * runs * draws
 
+    def total_cost(self, budget: "AttackBudget") -> int:
+        """Return the passes per image, those that judge it included; one with a gradient counts as two."""
+        gradients, forwards = self.cost
+        draws = sum(budget.num_draws + budget.num_evaluations if sigma else 1 for sigma in self.defense_sigmas)
+        return 2 * gradients + forwards + draws
+
 
 @dataclass(frozen=True)
-class Strength:
-    """How much work an evaluation does.
+class AttackBudget:
+    """How much work an evaluation may do.
 
     Attributes:
         num_images: Images.
         num_check_images: Images of those checks that only have to find out whether an attack works at all.
-        num_evaluations: Fresh noise draws with which a finished image is classified; at least 11, so that there are
-            ten resubmissions and a vote of eleven.
+        num_evaluations: Fresh noise draws with which a finished image is classified; at least 11, for ten
+            resubmissions and a vote of eleven.
         steps: Steps of the gradient attacks.
-        num_draws: Noise draws over which each of their gradients is averaged.
-        restarts: Runs with each loss.
-        num_queries: Predictions that Square may ask for, draws counted.
+        num_draws: EOT draws per gradient.
+        restarts: Restarts per loss.
+        num_queries: Predictions that Square may ask for; every noise draw counts.
     """
 
     num_images: int
@@ -107,163 +118,207 @@ class Strength:
     num_queries: int
 
     def __post_init__(self) -> None:
-        least = {"num_evaluations": 11, "num_queries": 2 * self.num_draws}
-        for name, value in vars(self).items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < least.get(name, 1):
-                raise ValueError(f"{name} must be an int of at least {least.get(name, 1)}, got {value!r}")
+        check_counts(**asdict(self))
+        for name, least in (("num_evaluations", 11), ("num_queries", 2 * self.num_draws)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be an int of at least {least}, got {getattr(self, name)}")
 
 
-STRENGTHS = {
-    "quick": Strength(64, 16, 11, steps=20, num_draws=8, restarts=1, num_queries=1600),
-    "full": Strength(1000, 64, 33, steps=100, num_draws=20, restarts=3, num_queries=20_000),
+BUDGETS = {
+    "quick": AttackBudget(64, 16, 11, steps=20, num_draws=8, restarts=1, num_queries=1600),
+    "full": AttackBudget(1000, 64, 33, steps=100, num_draws=20, restarts=3, num_queries=20_000),
 }
 
 
-def sigma_key(sigma: float | None) -> str:
-    """A sigma as results name it."""
-    return "off" if sigma is None else f"{sigma:g}"
+@dataclass(frozen=True)
+class ModelFacts:
+    """What decides which attacks a model has to withstand.
+
+    Attributes:
+        sigma: The main sigma of the defense in units of 0..255 pixels; `None` for a model without one.
+        sigmas: Further ones.
+        num_labels: Number of classes; the DLR loss needs three.
+        has_patches: Whether the model has patches, whose statistics an attack can shift.
+        image_shape: Channels, height and width.
+    """
+
+    sigma: float | None
+    sigmas: Sequence[float | None] = ()
+    num_labels: int = 1000
+    has_patches: bool = True
+    image_shape: tuple[int, ...] = (3, 224, 224)
+
+    @property
+    def all_sigmas(self) -> tuple[float | None, ...]:
+        """Every sigma once, the main one first."""
+        return tuple(dict.fromkeys([self.sigma, *self.sigmas]))
 
 
-def make_suite(
-    suite: str,
-    strength: Strength,
-    *,
-    eps: float,
-    sigma: float | None,
-    sigmas: Sigmas = (),
-    eps_grid: Sequence[float] = (),
-    norm: str = "Linf",
-    sources: Sequence[str] = (),
-    num_labels: int = 1000,
-    has_patches: bool = True,
-    image_shape: tuple[int, ...] = (3, 224, 224),
-    rows_per_pass: int = 64,
-    autoattack: bool = False,
-    further_attacks: Sequence[str] = (),
-) -> list[Cell]:
-    """The cells of an evaluation, the clean images first.
+@dataclass(frozen=True)
+class Suite:
+    """The attacks of an evaluation.
 
     `"quick"` crosses two lines: every sigma at the main eps, and every eps at the main sigma. `"full"` fills the grid.
-    A finished image is classified under every sigma, so the matrix of assumed and used sigma costs no attack more.
+    A finished image is classified with every sigma, so the matrix of assumed and used sigma costs no further attack.
 
-    Args:
-        suite: `"quick"` or `"full"`.
-        strength: How much work each cell does.
+    Attributes:
+        name: `"quick"` or `"full"`.
+        budget: How much work the attacks may do.
+        model: The model.
         eps: The main radius in units of 0..255 pixels.
-        sigma: The main sigma of the defense; `None` for a model that has none.
-        sigmas: Further ones.
         eps_grid: Further radii.
         norm: `"Linf"` or `"L2"`.
-        sources: Names of models from which attacks are transferred.
-        num_labels: Classes of the model; the DLR loss needs three.
-        has_patches: Whether the model has patches, whose statistics an attack can shift.
-        image_shape: Channels, height and width, for the radius without bound in L2.
+        surrogates: Names of models from which attacks are transferred.
         rows_per_pass: Noisy images per pass through the network, as attacks group them.
-        autoattack: Whether to cross-check on fixed noise with pyautoattack.
-        further_attacks: Names of other registered attacks, which are run with their own defaults.
+        with_autoattack: Whether to cross-check on fixed noise with pyautoattack.
+        further_attacks: Names of other registered attacks, which run with their default options.
 
     Raises:
         ValueError: A name or a number is out of range.
     """
-    if suite not in STRENGTHS:
-        raise ValueError(f"suite must be one of {list(STRENGTHS)}, got {suite!r}")
-    for radius in (eps, *eps_grid):
-        if not 0 < radius < math.inf:
-            raise ValueError(f"eps must be positive and finite (in units of 0..255 pixels), got {radius!r}")
-    everywhere = tuple(dict.fromkeys([sigma, *sigmas]))
-    n, checks = strength.num_images, min(strength.num_images, strength.num_check_images)
-    iterative = {"steps": strength.steps, "num_draws": strength.num_draws, "restarts": strength.restarts}
 
-    def cell(name: str, group: str, attack: str, options: dict | None = None, **changes: Any) -> Cell:
-        made = Cell(name, group, attack, eps, n, sigma, everywhere, dict(options or {}), norm)
-        made = replace(made, **changes)
-        if "batch_size" in attack_options(attack):
-            draws = 1 if made.is_deterministic else made.options.get("num_draws", 1)
-            # Groups are filled up: those larger than a batch would waste passes.
-            group_size = min(_LARGEST_GROUP, max(1, rows_per_pass // draws))
-            if attack == "autoattack" or attack.startswith("torchattacks_"):
-                # Their random starts belong to the batch and not to the image.
-                group_size = 1
-            made = replace(made, options={**made.options, "batch_size": group_size * draws})
+    name: str
+    budget: AttackBudget
+    model: ModelFacts
+    eps: float
+    eps_grid: Sequence[float] = ()
+    norm: str = "Linf"
+    surrogates: Sequence[str] = ()
+    rows_per_pass: int = 64
+    with_autoattack: bool = False
+    further_attacks: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if self.name not in BUDGETS:
+            raise ValueError(f"suite must be one of {list(BUDGETS)}, got {self.name!r}")
+        for radius in (self.eps, *self.eps_grid):
+            if not 0 < radius < math.inf:
+                raise ValueError(f"eps must be positive and finite (in units of 0..255 pixels), got {radius!r}")
+
+    def configurations(self) -> list[AttackConfiguration]:
+        """Return the attack configurations, the clean images first.
+
+        Raises:
+            ValueError: Two have the same name.
+        """
+        made = [
+            *self._baselines(),
+            *self._white_box(),
+            *self._known_noise(),
+            *self._approximate_and_adaptive(),
+            *self._grid(),
+            *self._black_box(),
+            # Some attacks are there already, with the suite's options and under their own names.
+            *(self._make(f"{name}, default options", "white-box", name) for name in self.further_attacks),
+            *self._checks(),
+        ]
+        names = [one.name for one in made]
+        if len(set(names)) < len(names):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            raise ValueError(f"{twice} would be run twice; name every attack, eps and surrogate once")
         return made
 
-    def pgd(name: str, group: str, **changes: Any) -> Cell:
-        return cell(name, group, "eot_pgd", iterative, **changes)
+    @property
+    def _iterative(self) -> dict[str, Any]:
+        return {"steps": self.budget.steps, "num_draws": self.budget.num_draws, "restarts": self.budget.restarts}
 
-    here = (sigma,)
-    cells = [
-        cell(CLEAN, "clean", "none", eps=0.0),
-        cell("uniform noise", "baseline", "uniform_noise", defense_sigmas=here),
-        cell(FGSM, "baseline", "fgsm", {"num_draws": strength.num_draws}, defense_sigmas=here),
-        cell("PGD-10, one draw", "baseline", "pgd", defense_sigmas=here),
-        pgd(HEADLINE, "white-box"),
-        cell("EOT-APGD-CE", "white-box", "eot_apgd_ce", iterative),
-    ]
-    if num_labels >= 3:
-        cells.append(cell("EOT-APGD-DLR", "white-box", "eot_apgd_dlr", iterative))
-    if sigma:
-        known: dict[str, Any] = {"fixed_noise": True, "defense_sigmas": here}
-        # The clean twin of the next: one draw of the noise may be kinder to some images than another.
-        cells.append(cell(CLEAN_NOISE_KNOWN, "clean", "none", eps=0.0, **known))
-        cells.append(pgd(NOISE_KNOWN, "white-box", **known))
-        if autoattack:
-            # Targeted attacks need classes to choose from.
-            parts = {} if num_labels >= 4 else {"parts": ("apgd-ce", "square")}
-            cells.append(
-                cell("AutoAttack, noise known", "cross-check", "autoattack", parts, num_images=checks, **known)
-            )
-    if sigma is not None:
-        cells.append(pgd(BPDA, "approximate", gradient="bpda", defense_sigmas=here))
-        if has_patches:
-            cells.append(cell("patch statistics", "adaptive", "patch_statistics", iterative, defense_sigmas=here))
-        cells.append(cell("vote", "adaptive", "vote", iterative, defense_sigmas=here))
-    smooth = {**iterative, "resolution": max(1, min(8, min(image_shape[1:]) // 2))}
-    cells.append(cell("low frequency", "adaptive", "low_frequency", smooth, defense_sigmas=here))
-    for other in everywhere[1:]:
-        cells.append(pgd(sigma_name(other), "grid", attack_sigma=other))
-    radii = sorted(set(eps_grid) - {eps})
-    for radius in radii:
-        for other in everywhere if suite == "full" else here:
-            name = f"{HEADLINE if other == sigma else sigma_name(other)}, eps {radius:g}"
-            sees = everywhere if suite == "full" else here
-            cells.append(pgd(name, "grid", eps=radius, attack_sigma=other, defense_sigmas=sees))
-    square = {"num_queries": strength.num_queries, "num_draws": strength.num_draws}
-    cells.append(cell(SQUARE, "black-box", "square", square, defense_sigmas=here))
-    for source in sources:
-        made = {"attack": "eot_apgd_ce", "options": {"steps": strength.steps, "restarts": 1, "batch_size": 8}}
-        cells.append(
-            cell(f"transfer from {source}", "black-box", "transfer", made, source=source, defense_sigmas=here)
+    def _make(
+        self, name: str, group: str, attack: str, options: dict[str, Any] | None = None, **changes: Any
+    ) -> AttackConfiguration:
+        """Return an attack configuration: made for the main sigma and measured with it, unless changed."""
+        sigma = self.model.sigma
+        made = AttackConfiguration(
+            name, group, attack, self.eps, self.budget.num_images, sigma, (sigma,), dict(options or {}), self.norm
         )
-    for name in further_attacks:
-        # Some attacks are there already, with the suite's options and under their own names.
-        cells.append(cell(f"{name}, default options", "white-box", name, defense_sigmas=here))
-    whole = 255.0 if norm == "Linf" else 255.0 * math.prod(image_shape) ** 0.5
-    few = {**iterative, "steps": max(1, strength.steps // 10)}
-    cells += [
-        cell(FEW_STEPS, "check", "eot_pgd", few, defense_sigmas=here),
-        pgd(large_eps_name(eps, norm), "check", eps=large_eps(eps, norm), num_images=checks, defense_sigmas=here),
-        pgd(UNBOUNDED, "check", eps=whole, num_images=checks, defense_sigmas=here),
-    ]
-    if sigma is not None:
-        off = {"attack_sigma": None, "defense_sigmas": (None,)}
-        cells.append(pgd(OFF_LARGE, "check", eps=large_eps(eps, norm), num_images=checks, **off))
-    names = [made.name for made in cells]
-    if len(set(names)) < len(names):
-        twice = sorted({name for name in names if names.count(name) > 1})
-        raise ValueError(f"{twice} would be run twice; name every attack, eps and surrogate once")
-    return cells
+        made = replace(made, **changes)
+        if "batch_size" not in attack_options(attack):
+            return made
+        # Groups are filled up: those larger than a batch would waste passes.
+        group_size = min(_LARGEST_GROUP, max(1, self.rows_per_pass // made.num_draws))
+        if attack == "autoattack" or attack.startswith("torchattacks_"):
+            # Their random starts belong to the batch and not to the image.
+            group_size = 1
+        return replace(made, options={**made.options, "batch_size": group_size * made.num_draws})
+
+    def _pgd(self, name: str, group: str, **changes: Any) -> AttackConfiguration:
+        return self._make(name, group, "eot_pgd", self._iterative, **changes)
+
+    def _baselines(self) -> Iterator[AttackConfiguration]:
+        yield self._make(CLEAN, "clean", "none", eps=0.0, defense_sigmas=self.model.all_sigmas)
+        yield self._make("uniform noise", "baseline", "uniform_noise")
+        yield self._make(FGSM, "baseline", "fgsm", {"num_draws": self.budget.num_draws})
+        yield self._make("PGD-10, one draw", "baseline", "pgd")
+
+    def _white_box(self) -> Iterator[AttackConfiguration]:
+        everywhere = self.model.all_sigmas
+        yield self._pgd(HEADLINE, "white-box", defense_sigmas=everywhere)
+        yield self._make("EOT-APGD-CE", "white-box", "eot_apgd_ce", self._iterative, defense_sigmas=everywhere)
+        if self.model.num_labels >= 3:
+            yield self._make("EOT-APGD-DLR", "white-box", "eot_apgd_dlr", self._iterative, defense_sigmas=everywhere)
+
+    def _known_noise(self) -> Iterator[AttackConfiguration]:
+        if not self.model.sigma:
+            return
+        # The clean twin of the next: one draw of the noise may be kinder to some images than another.
+        yield self._make(CLEAN_NOISE_KNOWN, "clean", "none", eps=0.0, fixed_noise=True)
+        yield self._pgd(NOISE_KNOWN, "white-box", fixed_noise=True)
+        if self.with_autoattack:
+            # Targeted attacks need classes to choose from.
+            parts = {} if self.model.num_labels >= 4 else {"parts": ("apgd-ce", "square")}
+            images = {"num_images": self._num_checks, "fixed_noise": True}
+            yield self._make("AutoAttack, noise known", "cross-check", "autoattack", parts, **images)
+
+    def _approximate_and_adaptive(self) -> Iterator[AttackConfiguration]:
+        if self.model.sigma is not None:
+            yield self._pgd(BPDA, "approximate", gradient="bpda")
+            if self.model.has_patches:
+                yield self._make("patch statistics", "adaptive", "patch_statistics", self._iterative)
+            yield self._make("vote", "adaptive", "vote", self._iterative)
+        resolution = max(1, min(8, min(self.model.image_shape[1:]) // 2))
+        yield self._make("low frequency", "adaptive", "low_frequency", {**self._iterative, "resolution": resolution})
+
+    def _grid(self) -> Iterator[AttackConfiguration]:
+        main, everywhere = self.model.sigma, self.model.all_sigmas
+        for sigma in everywhere[1:]:
+            yield self._pgd(headline_at(sigma), "grid", attack_sigma=sigma, defense_sigmas=everywhere)
+        sigmas = everywhere if self.name == "full" else (main,)
+        for radius in sorted(set(self.eps_grid) - {self.eps}):
+            for sigma in sigmas:
+                name = f"{HEADLINE if sigma == main else headline_at(sigma)}, eps {radius:g}"
+                yield self._pgd(name, "grid", eps=radius, attack_sigma=sigma, defense_sigmas=sigmas)
+
+    def _black_box(self) -> Iterator[AttackConfiguration]:
+        square = {"num_queries": self.budget.num_queries, "num_draws": self.budget.num_draws}
+        yield self._make(SQUARE, "black-box", "square", square)
+        for source in self.surrogates:
+            on_it = {"attack": "eot_apgd_ce", "options": {"steps": self.budget.steps, "restarts": 1, "batch_size": 8}}
+            yield self._make(f"transfer from {source}", "black-box", "transfer", on_it, source=source)
+
+    @property
+    def _num_checks(self) -> int:
+        return min(self.budget.num_images, self.budget.num_check_images)
+
+    def _checks(self) -> Iterator[AttackConfiguration]:
+        few = {**self._iterative, "steps": max(1, self.budget.steps // 10)}
+        yield self._make(FEW_STEPS, "check", "eot_pgd", few)
+        large = {"eps": large_eps(self.eps, self.norm), "num_images": self._num_checks}
+        yield self._pgd(large_eps_name(self.eps, self.norm), "check", **large)
+        whole = 255.0 if self.norm == "Linf" else 255.0 * math.prod(self.model.image_shape) ** 0.5
+        yield self._pgd(UNBOUNDED, "check", eps=whole, num_images=self._num_checks)
+        if self.model.sigma is not None:
+            yield self._pgd(OFF_LARGE, "check", **large, attack_sigma=None, defense_sigmas=(None,))
 
 
-def sigma_name(sigma: float | None) -> str:
-    """Name of the cell whose attacker assumes another sigma than the main one."""
+def headline_at(sigma: float | None) -> str:
+    """Return the name of the headline attack made for another sigma than the main one."""
     return f"{HEADLINE}, sigma {sigma_key(sigma)}"
 
 
 def large_eps(eps: float, norm: str) -> float:
-    """A radius at which every attack that works should leave next to nothing."""
+    """Return a radius at which every attack that works should leave next to nothing."""
     return max(32.0, 4 * eps) if norm == "Linf" else 8 * eps
 
 
 def large_eps_name(eps: float, norm: str) -> str:
-    """Name of the cell with that radius."""
+    """Return the name of the headline attack with that radius."""
     return f"{HEADLINE}, eps {large_eps(eps, norm):g} (check)"

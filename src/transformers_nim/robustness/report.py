@@ -1,5 +1,5 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""What an evaluation of robustness found: the records of all attacks, and the figures made of them."""
+"""The report of an evaluation under attack: its records as plain data, from which all figures are computed."""
 
 import hashlib
 import json
@@ -11,33 +11,47 @@ from typing import Any
 import numpy as np
 
 from ..utils.records import replace_file
-from .figures import ATTACK_GROUPS, NUM_VOTES, Row, Strongest, find_strongest, make_row
-from .protocol import CLEAN, DEFAULT_PRECISION, FEW_STEPS, OFF_LARGE, UNBOUNDED, Cell, sigma_key
-from .tables import describe, render
-from .trade_off import SigmaChoice, TradeOff, choose_sigma, find_knee
+from ..utils.statistics import paired_difference
+from ..utils.text_table import sigma_key
+from .figures import NUM_VOTES, Row, SigmaChoice, Strongest, TradeOff, find_knee, measure, treating_all_alike
+from .protocol import (
+    CLEAN,
+    CLEAN_NOISE_KNOWN,
+    DEFAULT_PRECISION,
+    FEW_STEPS,
+    HEADLINE,
+    OFF_LARGE,
+    UNBOUNDED,
+    AttackConfiguration,
+)
 
 
 RESULTS_FILE = "results.json"
+STRONGEST = "strongest"
+
+# Groups that an attacker may choose from: checks differ in steps or images, cross-checks know the noise.
+ATTACK_GROUPS = ("baseline", "white-box", "adaptive", "grid", "approximate", "black-box")
+
 _SETTINGS = ("suite", "model", "dataset", "split", "norm", "eps", "sigma", "strength", "seed", "dtype")
 
 
 @dataclass
 class RobustnessReport:
-    """An evaluation as plain data, as `results.json` holds it. To change one, make another.
+    """An evaluation under attack as plain data, as `results.json` holds it. To change one, make another.
 
     Attributes:
         settings: What decides the figures: `suite`, `model`, `dataset`, `split`, `norm`, `eps` (units of 0..255
-            pixels), the main `sigma` (`None` is a model without defense), `strength`, `seed`, `dtype` and more. Of
-            older reports, which do not tell `attack_precision`, it is `"fp32"`.
-        cells: The cells of the evaluation as dictionaries; see [`Cell`].
-        images: For each image its `row` in the data set, a hash (`image`) and its true `label`, in the order in which
-            cells take them.
-        records: What became of one image in one cell: `predictions` under fresh noise and `scores` that the attacker
-            may see, by name of the sigma with which the image was classified, and the `distance` it was moved.
+            pixels), the main `sigma` (`None` is a model without a defense), `strength` (the attack budget), `seed`,
+            `dtype` and more. `attack_precision` is `"fp32"` in reports from before it was recorded.
+        cells: The attack configurations as dictionaries; see [`AttackConfiguration`].
+        images: For each image its `row` in the data set, a hash (`image`) and its true `label`. An attack
+            configuration takes the first so many.
+        records: The result for one image under one attack configuration (`cell`): `predictions` under fresh noise and
+            `scores` that the attacker may see, by name of the defense's sigma, and the `distance` of the perturbation.
         versions: Versions of the packages.
-        wall_time: Seconds that the evaluation took; if it was resumed, since its last start.
-        left_out: Sentences: rows of the protocol that were not measured, and why.
-        cut: Sentences: what was made smaller to fit a time budget.
+        wall_time: Seconds that the evaluation took; since its last start if it was resumed.
+        left_out: Sentences that name parts of the protocol that were not measured, and why.
+        cut: Sentences that name what was made smaller to fit a time budget.
         checks: Sanity checks with `name`, `passed` (`None` where it does not apply) and `detail`.
         classes: Names of the classes.
 
@@ -66,58 +80,66 @@ class RobustnessReport:
             raise ValueError(f"the settings of a report must have {list(_SETTINGS)}; missing: {absent}")
         if not self.images:
             raise ValueError("a report needs at least one image")
-        self._cells: dict[str, Cell] = {}
+        self._configurations: dict[str, AttackConfiguration] = {}
         self._records: dict[str, list[dict[str, Any]]] = {}
         self._rows: dict[tuple[str, float | None], Row] = {}
         self._strongest: dict[tuple[float | None, float, bool], Strongest] = {}
         found: dict[tuple[str, int], dict[str, Any]] = {}
         for record in self.records:
             if found.setdefault((record["cell"], record["row"]), record) is not record:
-                raise ValueError(f"cell {record['cell']!r} has two records of row {record['row']}; remove one")
+                raise ValueError(f"{record['cell']!r} has two records of row {record['row']}; remove one")
         for entry in self.cells:
-            self._add_cell(Cell(**{**entry, "defense_sigmas": tuple(entry["defense_sigmas"])}), found)
-        if CLEAN not in self._cells:
-            raise ValueError(f"a report needs a cell {CLEAN!r}, of images without an attack; it has {[*self._cells]}")
-        clean = self._cells[CLEAN]
-        for cell in self._cells.values():
-            unknown = [sigma_key(sigma) for sigma in cell.defense_sigmas if sigma not in clean.defense_sigmas]
-            if unknown or len(self._records[cell.name]) > len(self._records[CLEAN]):
+            configuration = AttackConfiguration(**{**entry, "defense_sigmas": tuple(entry["defense_sigmas"])})
+            if configuration.name in self._configurations:
+                raise ValueError(f"two attack configurations are called {configuration.name!r}; names must differ")
+            self._configurations[configuration.name] = configuration
+            self._records[configuration.name] = self._checked_records(configuration, found)
+        self._check_clean_images()
+
+    def _checked_records(
+        self, configuration: AttackConfiguration, found: Mapping[tuple[str, int], dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """Return one record per image, or refuse records that are missing or cannot be."""
+        name, eps = configuration.name, configuration.eps
+        rows = [image["row"] for image in self.images[: configuration.num_images]]
+        missing = [row for row in rows if (name, row) not in found]
+        if missing:
+            raise ValueError(
+                f"the evaluation is not finished: {name!r} has no record of row {missing[0]} ({len(missing)} of its"
+                f" {len(rows)} images are missing); resume the run that makes them"
+            )
+        records = [found[name, row] for row in rows]
+        for record in records:
+            # Norms of single-precision images are rounded.
+            if record["distance"] > eps / 255 * (1 + 1e-4) + 1e-6:
                 raise ValueError(
-                    f"cell {cell.name!r} has more images or sigmas {unknown} than cell {CLEAN!r}, its comparison"
+                    f"{name!r} moved row {record['row']} by {record['distance']:.6g}, further than its eps of"
+                    f" {eps:g}/255 = {eps / 255:.6g}"
                 )
+        for key in map(sigma_key, configuration.defense_sigmas):
+            numbers = {len(record["predictions"].get(key, ())) for record in records}
+            if len(numbers) > 1 or (numbers != {1} and min(numbers) < NUM_VOTES):
+                raise ValueError(
+                    f"every image of {name!r} needs equally many predictions with sigma {key}: one if equal images get"
+                    f" equal answers, otherwise at least {NUM_VOTES}; got {sorted(numbers)}"
+                )
+        return records
+
+    def _check_clean_images(self) -> None:
+        if CLEAN not in self._configurations:
+            names = [*self._configurations]
+            raise ValueError(f"a report needs the attack configuration {CLEAN!r}, without an attack; it has {names}")
+        clean = self._configurations[CLEAN]
+        for name, configuration in self._configurations.items():
+            unknown = [sigma_key(sigma) for sigma in configuration.defense_sigmas if sigma not in clean.defense_sigmas]
+            if unknown or len(self._records[name]) > len(self._records[CLEAN]):
+                raise ValueError(f"{name!r} has more images or sigmas {unknown} than {CLEAN!r}, its comparison")
         if self.settings["sigma"] not in clean.defense_sigmas:
             raise ValueError(f"the main sigma {self.settings['sigma']!r} was not measured: {clean.defense_sigmas}")
 
-    def _add_cell(self, cell: Cell, found: Mapping[tuple[str, int], dict[str, Any]]) -> None:
-        if cell.name in self._cells:
-            raise ValueError(f"two cells are called {cell.name!r}; names must differ")
-        rows = [image["row"] for image in self.images[: cell.num_images]]
-        missing = [row for row in rows if (cell.name, row) not in found]
-        if missing:
-            raise ValueError(
-                f"the evaluation is not finished: cell {cell.name!r} has no record of row {missing[0]}"
-                f" ({len(missing)} of its {len(rows)} images are missing); resume the run that makes them"
-            )
-        self._cells[cell.name] = cell
-        self._records[cell.name] = [found[cell.name, row] for row in rows]
-        for record in self._records[cell.name]:
-            # Norms of single-precision images are rounded.
-            if record["distance"] > cell.eps / 255 * (1 + 1e-4) + 1e-6:
-                raise ValueError(
-                    f"cell {cell.name!r} moved row {record['row']} by {record['distance']:.6g}, further than its eps"
-                    f" of {cell.eps:g}/255 = {cell.eps / 255:.6g}"
-                )
-        for key in map(sigma_key, cell.defense_sigmas):
-            numbers = {len(record["predictions"].get(key, ())) for record in self._records[cell.name]}
-            if len(numbers) > 1 or (numbers != {1} and min(numbers) < NUM_VOTES):
-                raise ValueError(
-                    f"every image of cell {cell.name!r} needs equally many predictions with sigma {key}: one if the"
-                    f" model answers equal images equally, otherwise at least {NUM_VOTES}; got {sorted(numbers)}"
-                )
-
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "RobustnessReport":
-        """The inverse of [`RobustnessReport.to_dict`].
+        """Make a report of what [`RobustnessReport.to_dict`] returned.
 
         Raises:
             ValueError: A field is missing or unknown.
@@ -130,12 +152,12 @@ class RobustnessReport:
         return cls(**data)
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain data, which JSON can hold."""
+        """Return the report as plain data, which JSON can hold."""
         return {one.name: getattr(self, one.name) for one in fields(self)}
 
     @classmethod
     def load(cls, path: str | Path) -> "RobustnessReport":
-        """Reads a report.
+        """Read a report.
 
         Args:
             path: Its file, or the folder of its `results.json`.
@@ -154,7 +176,7 @@ class RobustnessReport:
             raise ValueError(f"{path} is not a report of robustness: {error}") from error
 
     def save(self, folder: str | Path) -> Path:
-        """Writes `results.json`, as a whole or not at all.
+        """Write `results.json`, as a whole or not at all.
 
         Args:
             folder: Where to; it is made if it is not there.
@@ -169,90 +191,118 @@ class RobustnessReport:
 
     @property
     def images_hash(self) -> str:
-        """Hash of the rows and of what the images of these rows are."""
+        """Hash of the images and their rows."""
         identities = {image["row"]: image["image"] for image in self.images}
         return hashlib.sha256(json.dumps(sorted(identities.items())).encode()).hexdigest()[:16]
 
     @property
     def sigmas(self) -> tuple[float | None, ...]:
-        """Every sigma of the defense, the smallest first; `None` (off) before all."""
-        return tuple(sorted(self._cells[CLEAN].defense_sigmas, key=lambda sigma: -1.0 if sigma is None else sigma))
+        """Every sigma of the defense, from small to large; `None` (off) before all."""
+        sigmas = self._configurations[CLEAN].defense_sigmas
+        return tuple(sorted(sigmas, key=lambda sigma: -1.0 if sigma is None else sigma))
 
     @property
     def radii(self) -> tuple[float, ...]:
-        """Every eps of the attacks apart from checks, in units of 0..255 pixels, the smallest first."""
-        return tuple(sorted({cell.eps for cell in self._cells.values() if cell.group in ATTACK_GROUPS}))
+        """Every eps apart from that of checks, in units of 0..255 pixels, from small to large."""
+        return tuple(sorted({one.eps for one in self._configurations.values() if one.group in ATTACK_GROUPS}))
 
     @property
-    def cell_names(self) -> tuple[str, ...]:
-        """Names of all cells."""
-        return tuple(self._cells)
+    def configurations(self) -> dict[str, AttackConfiguration]:
+        """Every attack configuration by its name."""
+        return dict(self._configurations)
 
-    def cell(self, name: str) -> Cell:
-        """The cell of this name.
+    def configuration(self, name: str) -> AttackConfiguration:
+        """Return the attack configuration of a name.
 
         Raises:
             ValueError: There is none.
         """
-        if name not in self._cells:
-            raise ValueError(f"no cell is called {name!r}; there are {list(self._cells)}")
-        return self._cells[name]
+        if name not in self._configurations:
+            raise ValueError(f"no attack configuration is called {name!r}; there are {list(self._configurations)}")
+        return self._configurations[name]
 
-    def correct(self, cell_name: str, sigma: float | None) -> np.ndarray:
-        """Whether the predictions of the attacked images under fresh noise are right.
+    def correct(self, name: str, sigma: float | None) -> np.ndarray:
+        """Return correctness per image and noise draw.
 
         Args:
-            cell_name: Name of a cell.
+            name: Name of an attack configuration.
             sigma: The defense's sigma in units of 0..255 pixels; `None` is the defense switched off.
 
         Returns:
             Booleans of shape `(images, draws)`, for the first so many images of the report. There is one draw where
-            equal images are answered equally.
+            equal images get equal answers.
 
         Raises:
-            ValueError: There is no such cell, or it was not measured with this sigma.
+            ValueError: There is no such attack configuration, or it was not measured with this sigma.
         """
-        predictions = self.predictions(cell_name, sigma)
+        predictions = self.predictions(name, sigma)
         return predictions == self.labels(len(predictions))[:, None]
 
-    def predictions(self, cell_name: str, sigma: float | None) -> np.ndarray:
-        """The predicted classes themselves; see [`RobustnessReport.correct`]."""
-        records = self._records_with(cell_name, sigma)
-        return np.array([record["predictions"][sigma_key(sigma)] for record in records])
+    def predictions(self, name: str, sigma: float | None) -> np.ndarray:
+        """Return the predicted classes; see [`RobustnessReport.correct`]."""
+        return np.array([record["predictions"][sigma_key(sigma)] for record in self._measured(name, sigma)])
 
-    def scores(self, cell_name: str, sigma: float | None) -> np.ndarray:
-        """What the attacker may choose by: share of wrong answers and mean margin, shape `(images, 2)`."""
-        return np.array([record["scores"][sigma_key(sigma)] for record in self._records_with(cell_name, sigma)])
+    def scores(self, name: str, sigma: float | None) -> np.ndarray:
+        """Return what the attacker chooses by: share of wrong answers and mean margin, shape `(images, 2)`."""
+        return np.array([record["scores"][sigma_key(sigma)] for record in self._measured(name, sigma)])
 
     def labels(self, num_images: int) -> np.ndarray:
-        """True classes of the first so many images."""
+        """Return the true classes of the first images."""
         return np.array([image["label"] for image in self.images[:num_images]])
 
-    def _records_with(self, cell_name: str, sigma: float | None) -> list[dict[str, Any]]:
-        cell = self.cell(cell_name)
-        if sigma not in cell.defense_sigmas:
-            measured = [sigma_key(one) for one in cell.defense_sigmas]
-            raise ValueError(f"cell {cell_name!r} was measured with sigma {measured}, not {sigma_key(sigma)}")
-        return self._records[cell_name]
+    def _measured(self, name: str, sigma: float | None) -> list[dict[str, Any]]:
+        sigmas = self.configuration(name).defense_sigmas
+        if sigma not in sigmas:
+            raise ValueError(f"{name!r} was measured with sigma {[*map(sigma_key, sigmas)]}, not {sigma_key(sigma)}")
+        return self._records[name]
 
     @property
     def rows(self) -> list[Row]:
-        """The figures of every cell under every sigma with which it was measured."""
-        return [self.row(cell.name, sigma) for cell in self._cells.values() for sigma in cell.defense_sigmas]
+        """The accuracies under every attack configuration, at every sigma with which it was measured."""
+        return [self.row(one.name, sigma) for one in self._configurations.values() for sigma in one.defense_sigmas]
 
-    def row(self, cell_name: str, sigma: float | None) -> Row:
-        """The figures of one cell under one sigma of the defense.
+    def row(self, name: str, sigma: float | None) -> Row:
+        """Return the accuracies under one attack configuration at one sigma of the defense.
 
         Raises:
-            ValueError: There is no such cell, or it was not measured with this sigma.
+            ValueError: There is no such attack configuration, or it was not measured with this sigma.
         """
-        key = (cell_name, sigma)
+        key = (name, sigma)
         if key not in self._rows:
-            self._rows[key] = make_row(self, self.cell(cell_name), sigma, self.predictions(cell_name, sigma))
+            self._rows[key] = self._row_of(self.configuration(name), sigma, self.predictions(name, sigma))
         return self._rows[key]
 
+    def _row_of(self, configuration: AttackConfiguration, sigma: float | None, predictions: np.ndarray) -> Row:
+        """Return the accuracies of predictions of shape `(images, draws)`."""
+        num_images, num_draws = predictions.shape
+        accuracies = measure(predictions, self.labels(num_images))
+        knows_noise = configuration.fixed_noise and CLEAN_NOISE_KNOWN in self._configurations
+        twin = CLEAN_NOISE_KNOWN if knows_noise else CLEAN
+        clean = self.predictions(twin, sigma)
+        if configuration.name == twin:
+            clean_accuracies = accuracies
+        elif num_images == len(clean):
+            base = self.row(twin, sigma)
+            clean_accuracies = (base.accuracy, base.worst_of_10, base.majority_of_11)
+        else:
+            clean_accuracies = measure(clean[:num_images], self.labels(num_images))
+        return Row(
+            configuration.name,
+            configuration.group,
+            configuration.attack_sigma,
+            sigma,
+            configuration.eps,
+            configuration.norm,
+            configuration.fixed_noise,
+            num_images,
+            num_draws,
+            *accuracies,
+            *clean_accuracies,
+            seconds=float(sum(record["seconds"] for record in self._records.get(configuration.name, ()))),
+        )
+
     def strongest(self, sigma: float | None, eps: float | None = None, comparable: bool = False) -> Strongest:
-        """What is left when the attacker uses, on each image, the attack that works best on it.
+        """Combine attacks: on each image the attacker uses the one that works best there.
 
         The attacker chooses by `scores`: first the share of wrong answers, then the mean margin, both measured on
         noise draws of their own. What counts are the predictions, made on draws that took no part in the choice. Had
@@ -266,8 +316,8 @@ class RobustnessReport:
                 with all of them it looks weaker than others that were merely attacked less.
 
         Returns:
-            Figures over the images of the headline attack. Attacks that have fewer images, that know the noise, and
-            checks are left out.
+            Accuracies over the images of the headline attack. Attacks on fewer images, attacks that know the noise,
+            and checks are left out.
 
         Raises:
             ValueError: No attack was measured with this sigma and eps.
@@ -275,53 +325,94 @@ class RobustnessReport:
         eps = self.settings["eps"] if eps is None else eps
         key = (sigma, eps, comparable)
         if key not in self._strongest:
-            self._strongest[key] = find_strongest(self, sigma, eps, comparable)
+            self._strongest[key] = self._find_strongest(sigma, eps, comparable)
         return self._strongest[key]
 
+    def _find_strongest(self, sigma: float | None, eps: float, comparable: bool) -> Strongest:
+        norm = self.settings["norm"]
+        candidates = [
+            one
+            for one in self._configurations.values()
+            if one.group in ATTACK_GROUPS
+            and not one.fixed_noise
+            and (one.norm, one.eps) == (norm, eps)
+            and sigma in one.defense_sigmas
+        ]
+        if comparable:
+            candidates = treating_all_alike(candidates, self.sigmas)
+        if not candidates:
+            raise ValueError(
+                f"no attack was measured with sigma {sigma_key(sigma)} and eps {eps:g}; there are the sigmas"
+                f" {[sigma_key(one) for one in self.sigmas]} and the eps {list(self.radii)}"
+            )
+        predictions = {one.name: self.predictions(one.name, sigma) for one in candidates}
+        scores = {name: self.scores(name, sigma) for name in predictions}
+        num_images = len(predictions.get(HEADLINE, max(predictions.values(), key=len)))
+        names = [name for name, own in predictions.items() if len(own) >= num_images]
+        chosen = [max(names, key=lambda name: tuple(scores[name][index])) for index in range(num_images)]
+        kept = np.array([predictions[name][index] for index, name in enumerate(chosen)])
+        combined = AttackConfiguration(STRONGEST, "combined", STRONGEST, eps, num_images, sigma, (sigma,), norm=norm)
+        row = self._row_of(combined, sigma, kept)
+        return Strongest(row, tuple(names), tuple(chosen), kept == self.labels(num_images)[:, None])
+
     def eps_curve(self, sigma: float | None) -> list[Row]:
-        """The headline attack, made for this sigma and met with it, at every eps from small to large.
+        """Return the accuracies under the headline attack from small to large eps, at the sigma it was made for.
 
         The large eps of the checks, which is measured on fewer images, is the last; the unbounded one is left out.
         """
         found: dict[float, Row] = {}
-        for cell in self._cells.values():
+        for one in self._configurations.values():
             if (
-                (cell.attack, cell.gradient, cell.fixed_noise, cell.source) == ("eot_pgd", "full", False, None)
-                and cell.attack_sigma == sigma
-                and sigma in cell.defense_sigmas
-                and cell.name not in (FEW_STEPS, UNBOUNDED, OFF_LARGE)
+                (one.attack, one.gradient, one.fixed_noise, one.source) == ("eot_pgd", "full", False, None)
+                and one.attack_sigma == sigma
+                and sigma in one.defense_sigmas
+                and one.name not in (FEW_STEPS, UNBOUNDED, OFF_LARGE)
                 # An attack by name has options of its own; that of a check has fewer images than that of a grid.
-                and "default options" not in cell.name
-                and (cell.eps not in found or cell.num_images > found[cell.eps].num_images)
+                and "default options" not in one.name
+                and (one.eps not in found or one.num_images > found[one.eps].num_images)
             ):
-                found[cell.eps] = self.row(cell.name, sigma)
+                found[one.eps] = self.row(one.name, sigma)
         return [found[eps] for eps in sorted(found)]
 
     def trade_off(self) -> list[TradeOff]:
-        """For every sigma of the defense its accuracy without an attack, and at the main eps under the strongest."""
+        """Return clean accuracy, and accuracy under the strongest attack at the main eps, for every sigma."""
         rows = [self.strongest(sigma, comparable=True).row for sigma in self.sigmas]
         return [TradeOff(row.defense_sigma, row.clean, row.accuracy) for row in rows]
 
     def recommend_sigma(self, min_clean_accuracy: float = 0.0) -> SigmaChoice:
-        """The sigma with the highest accuracy at the main eps, among those that classify clean images well enough.
+        """Return the sigma with the highest robust accuracy, of those that keep enough clean accuracy.
 
-        Sigmas are compared under the attacks that were made for all of them alike; see [`RobustnessReport.strongest`].
-        The choice is made on the images that the figures are measured on, which favors the winner a little: for an
-        unbiased figure evaluate the chosen sigma on other images.
+        Sigmas are compared at the main eps under the attacks that were made for all of them alike; see
+        [`RobustnessReport.strongest`]. The choice is made on the images that the figures are measured on, which favors
+        the winner a little: for an unbiased figure evaluate the chosen sigma on other images.
 
         Args:
             min_clean_accuracy: Least accuracy without an attack, in [0, 1].
 
         Returns:
-            The sigma with the highest robust accuracy, of equals that with the higher clean accuracy.
+            The sigma with the highest robust accuracy, of equals the one with the higher clean accuracy.
 
         Raises:
             ValueError: `min_clean_accuracy` is out of range, or no sigma reaches it.
         """
-        return choose_sigma(self, min_clean_accuracy)
+        if not 0 <= min_clean_accuracy <= 1:
+            raise ValueError(f"min_clean_accuracy must be in [0, 1], got {min_clean_accuracy!r}")
+        points = self.trade_off()
+        allowed = [point for point in points if point.clean.mean >= min_clean_accuracy]
+        if not allowed:
+            best = max(points, key=lambda point: point.clean.mean)
+            raise ValueError(
+                f"no sigma has a clean accuracy of at least {min_clean_accuracy:g}: the highest is"
+                f" {best.clean.mean:.4g}, of sigma {sigma_key(best.sigma)}"
+            )
+        winner = max(allowed, key=lambda point: (point.robust.mean, point.clean.mean))
+        correct = {point.sigma: self.strongest(point.sigma, comparable=True).correct for point in allowed}
+        own = correct.pop(winner.sigma)
+        close = [sigma for sigma, other in correct.items() if paired_difference(own, other).includes_zero]
+        return SigmaChoice(winner.sigma, winner.clean, winner.robust, tuple(close))
 
     def knee(self) -> TradeOff | None:
-        """The sigma beyond which robustness becomes expensive.
+        """Return the sigma beyond which robustness becomes expensive.
 
         Of the sigmas that no other beats in both accuracies, with either accuracy scaled to [0, 1], it is the one
         farthest above the straight line between the two ends (the knee of Satopaa et al. 2011, *Finding a "Kneedle" in
@@ -332,16 +423,3 @@ class RobustnessReport:
             The knee; `None` if fewer than three sigmas are unbeaten, or none is above the line.
         """
         return find_knee(self.trade_off())
-
-    def protocol(self) -> str:
-        """Sentences that say what the figures mean and how they were made."""
-        return describe(self)
-
-    def table(self, min_clean_accuracy: float | None = None) -> str:
-        """Everything that the report says, for a terminal or as Markdown.
-
-        Args:
-            min_clean_accuracy: Least clean accuracy of the recommended sigma, in [0, 1]; five points below the highest
-                if left out.
-        """
-        return render(self, min_clean_accuracy)

@@ -1,9 +1,9 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""Carries out the cells of a suite, image by image, so that a run may be killed, resumed and shared by processes.
+"""Run attack configurations image by image, so that a run may be killed, resumed and shared by processes.
 
-Everything random has a seed of its own: an attack's from the run's seed, the cell and the image; the noise of the
-final classification from the run's seed, the image and sigma. So a figure depends neither on batches nor on processes,
-the clean and the attacked version of an image meet the same noise, and no attack has seen that noise.
+Everything random has a seed of its own. An attack's is derived from the run's seed, the attack configuration and the
+image; that of the noise of the final classification from the run's seed, the image and sigma. So figures depend
+neither on batches nor on processes, the clean and the attacked image meet the same noise, and no attack has seen it.
 """
 
 import os
@@ -24,8 +24,9 @@ from ..attacks.restarts import effective_draws
 from ..data.evaluation_set import EvaluationSet
 from ..utils.records import append_record, read_records
 from ..utils.seeding import derive_seed, forked_rng
+from ..utils.text_table import sigma_key
 from .classifiers import MakeClassifier
-from .protocol import CLEAN, Cell, Strength, sigma_key
+from .protocol import CLEAN, AttackBudget, AttackConfiguration
 
 
 KEYS = ("cell", "row")
@@ -40,29 +41,31 @@ class Runner:
     """One process's share of an evaluation.
 
     Attributes:
-        make_classifier: The model, by which finished images are judged and gradients probed.
+        make_classifier: The model, which judges finished images and whose gradients are probed.
         images: The images.
-        cells: What is done with them.
-        strength: How many draws are taken.
-        folder: Where the records go; see [`start_records`], which comes first.
+        configurations: The attack configurations, that of the clean images first.
+        budget: How many noise draws are taken.
+        folder: Where the records go; [`start_records`] has to prepare it.
         seed: Seed of the run.
         sources: Other models by name, for transfer attacks.
-        keep_images: How many adversarial images of the main attack are kept, to be looked at.
+        keep_images: Names of attack configurations whose adversarial images are kept, to be looked at.
+        num_kept: How many images of each are kept.
         batch_size: Images that are attacked together, and lost together if the process is killed.
         rows_per_pass: Noisy images per pass when a finished image is classified.
         device: Where the model is.
         process_index: Number of this process.
         num_processes: How many there are.
         wait: Returns when all processes have called it.
-        on_cost: Told, in passes, how much has been done.
-        make_approximate: A faster approximation of the model, in which attacks on a random defense search. Others stop
-            at the first wrong answer of one pass, which rounding could undo; they search in `make_classifier`.
+        on_cost: Called with the number of passes that were just done.
+        make_approximate: A faster approximation of the model, in which attacks on a random defense search. Attacks on
+            a deterministic one stop at the first wrong answer of one pass, which rounding could undo; they search in
+            `make_classifier`.
     """
 
     make_classifier: MakeClassifier
     images: EvaluationSet
-    cells: Sequence[Cell]
-    strength: Strength
+    configurations: Sequence[AttackConfiguration]
+    budget: AttackBudget
     folder: str | Path
     seed: int = 0
     sources: Mapping[str, Classifier] = field(default_factory=dict)
@@ -77,41 +80,41 @@ class Runner:
     on_cost: Callable[[float], object] = lambda cost: None
     make_approximate: MakeClassifier | None = None
 
-    def run(self) -> list[Cell]:
-        """Does what is not done yet of this process's share.
+    def run(self) -> list[AttackConfiguration]:
+        """Run this process's pending attacks.
 
         Returns:
-            The cells that were carried out. Attacks by gradients are left out for a model without any.
+            The attack configurations that were run. Gradient attacks are left out for a model without gradients.
         """
-        clean = [cell for cell in self.cells if cell.name == CLEAN]
         done = self._done()
         # Nobody appends before everybody has read what is done.
         self.wait()
-        for part in self._share([n for n in range(self._probed) if (PROBE, self._row(n)) not in done]):
+        for part in self._share([n for n in range(self._num_probed) if (PROBE, self._row(n)) not in done]):
             for position in part:
                 self._append(self.probe(position))
-        for cell in clean:
-            self._run_cell(cell, done, {})
+        for one in self.configurations:
+            if one.name == CLEAN:
+                self._run(one, done, {})
         self.wait()
         records = read_records(self.folder, KEYS)
-        clean_records = {record["row"]: record for record in records if record["cell"] == CLEAN}
+        clean = {record["row"]: record for record in records if record["cell"] == CLEAN}
         has_gradients = any(record["has_gradient"] for record in records if record["cell"] == PROBE)
-        cells = [cell for cell in self.cells if has_gradients or cell.attack in _NEEDS_NO_GRADIENT]
+        runnable = [one for one in self.configurations if has_gradients or one.attack in _NEEDS_NO_GRADIENT]
         done = {(record["cell"], record["row"]) for record in records}
         self.wait()
-        for cell in cells:
-            if cell.name != CLEAN:
-                self._run_cell(cell, done, clean_records)
+        for one in runnable:
+            if one.name != CLEAN:
+                self._run(one, done, clean)
         self.wait()
-        return cells
+        return runnable
 
     def pending_cost(self) -> float:
-        """Passes through the network that this process has still to do, at most."""
+        """Return the passes through the network that this process has still to do, at most."""
         done = self._done()
         total = 0.0
-        for cell in self.cells:
-            pending = self._pending(cell, done)
-            total += sum(len(part) for part in self._share(pending)) * total_cost(cell, self.strength)
+        for one in self.configurations:
+            pending = self._pending(one, done)
+            total += sum(len(part) for part in self._share(pending)) * one.total_cost(self.budget)
         return total
 
     def _done(self) -> set[tuple[str, int]]:
@@ -121,14 +124,14 @@ class Runner:
         return self.images.images[position].row
 
     @property
-    def _probed(self) -> int:
-        return min(len(self.images.images), self.strength.num_check_images)
+    def _num_probed(self) -> int:
+        return min(len(self.images.images), self.budget.num_check_images)
 
-    def _pending(self, cell: Cell, done: set[tuple[str, int]]) -> list[int]:
-        return [n for n in range(cell.num_images) if (cell.name, self._row(n)) not in done]
+    def _pending(self, one: AttackConfiguration, done: set[tuple[str, int]]) -> list[int]:
+        return [n for n in range(one.num_images) if (one.name, self._row(n)) not in done]
 
     def _share(self, positions: Sequence[int]) -> list[Sequence[int]]:
-        """Batches of this process; small enough that there is one for every process."""
+        """Return the batches of this process; small enough that there is one for every process."""
         size = max(1, min(self.batch_size, -(-len(positions) // self.num_processes)))
         batches = [positions[n : n + size] for n in range(0, len(positions), size)]
         return batches[self.process_index :: self.num_processes]
@@ -136,46 +139,50 @@ class Runner:
     def _append(self, record: Mapping[str, Any]) -> None:
         append_record(self.folder, self.process_index, record)
 
-    def _run_cell(self, cell: Cell, done: set[tuple[str, int]], clean: Mapping[int, Mapping[str, Any]]) -> None:
-        pending = self._pending(cell, done)
-        cost = total_cost(cell, self.strength)
-        lost = [n for n in pending if self._is_lost(cell, n, clean)]
+    def _run(
+        self, one: AttackConfiguration, done: set[tuple[str, int]], clean: Mapping[int, Mapping[str, Any]]
+    ) -> None:
+        pending = self._pending(one, done)
+        cost = one.total_cost(self.budget)
+        lost = [n for n in pending if self._is_lost(one, n, clean)]
         for part in self._share(lost):
             for position in part:
                 record = clean[self._row(position)]
                 # The same noise would give the same answers.
-                kept = {name: {k: record[name][k] for k in self._keys(cell)} for name in ("predictions", "scores")}
-                loss = record["loss"] if self._has_clean_loss(cell) else None
-                self._append(self._record(cell, position, kept, loss, 0.0, 0.0, skipped=True))
+                keys = [sigma_key(sigma) for sigma in one.defense_sigmas]
+                kept = {name: {key: record[name][key] for key in keys} for name in ("predictions", "scores")}
+                loss = record["loss"] if self._has_clean_loss(one) else None
+                self._append(self._record(one, position, kept, loss, 0.0, 0.0, skipped=True))
             self.on_cost(cost * len(part))
         lost_set = set(lost)
         for part in self._share([n for n in pending if n not in lost_set]):
-            self._attack(cell, part, clean, cost)
+            self._attack(one, part, clean, cost)
 
-    def _keys(self, cell: Cell) -> list[str]:
-        return [sigma_key(sigma) for sigma in cell.defense_sigmas]
-
-    def _is_lost(self, cell: Cell, position: int, clean: Mapping[int, Mapping[str, Any]]) -> bool:
-        """Whether an image is wrong in every draw without any attack, under every sigma of the cell."""
-        if cell.name == CLEAN or cell.fixed_noise:
+    def _is_lost(self, one: AttackConfiguration, position: int, clean: Mapping[int, Mapping[str, Any]]) -> bool:
+        """Return whether an image is wrong without any attack, in every noise draw at every sigma."""
+        if one.name == CLEAN or one.fixed_noise:
             return False
         record, label = clean[self._row(position)], self.images.images[position].label
-        return all(label not in record["predictions"][key] for key in self._keys(cell))
+        return all(label not in record["predictions"][sigma_key(sigma)] for sigma in one.defense_sigmas)
 
-    def _has_clean_loss(self, cell: Cell) -> bool:
-        """Whether the loss of the clean images was measured as the cell's is: at the same sigma, on fresh noise."""
-        return not cell.fixed_noise and cell.defense_sigmas[0] == self.cells[0].defense_sigmas[0]
+    def _has_clean_loss(self, one: AttackConfiguration) -> bool:
+        """Return whether the loss of the clean images was measured at the same sigma, on fresh noise."""
+        return not one.fixed_noise and one.defense_sigmas[0] == self.configurations[0].defense_sigmas[0]
 
     def _attack(
-        self, cell: Cell, positions: Sequence[int], clean: Mapping[int, Mapping[str, Any]], cost: float
+        self,
+        one: AttackConfiguration,
+        positions: Sequence[int],
+        clean: Mapping[int, Mapping[str, Any]],
+        cost: float,
     ) -> None:
         started = time.perf_counter()
         pixels = torch.stack([self.images.read(self._row(n)) for n in positions]).to(self.device)
         labels = torch.tensor([self.images.images[n].label for n in positions], device=self.device)
-        seeds = [derive_seed(self.seed, "attack", cell.name, self._row(n)) for n in positions]
-        options = dict(cell.options)
-        if cell.source is not None:
-            options["source"] = self.sources[cell.source]
+        seeds = [derive_seed(self.seed, "attack", one.name, self._row(n)) for n in positions]
+        options = dict(one.options)
+        if one.source is not None:
+            options["source"] = self.sources[one.source]
         steps_so_far = 0
 
         def on_step() -> None:
@@ -185,30 +192,30 @@ class Runner:
             if steps_so_far <= expected:
                 self.on_cost(cost * len(positions) / (expected + 1))
 
-        groups = -(-len(positions) // max(1, cell.options.get("batch_size", 8) // _draws(cell)))
-        expected = max(1, groups * cell.cost[0] // _draws(cell))
-        make = self.make_classifier if cell.is_deterministic else self.make_approximate or self.make_classifier
-        classifier = make(cell.attack_sigma, cell.gradient, cell.fixed_noise)
-        attack = make_attack(cell.attack, **options)
+        groups = -(-len(positions) // max(1, one.options.get("batch_size", 8) // one.num_draws))
+        expected = max(1, groups * one.cost[0] // one.num_draws)
+        make = self.make_classifier if one.is_deterministic else self.make_approximate or self.make_classifier
+        classifier = make(one.attack_sigma, one.gradient, one.fixed_noise)
+        attack = make_attack(one.attack, **options)
         adversarial = attack(
-            classifier, pixels, labels, norm=cell.norm, eps=cell.eps / 255, seeds=seeds, on_step=on_step
+            classifier, pixels, labels, norm=one.norm, eps=one.eps / 255, seeds=seeds, on_step=on_step
         )
-        distances = perturbation_norm(adversarial - pixels, cell.norm).tolist()
+        distances = perturbation_norm(adversarial - pixels, one.norm).tolist()
         attack_seconds = (time.perf_counter() - started) / len(positions)
         for index, position in enumerate(positions):
             started = time.perf_counter()
-            if cell.name in self.keep_images and position < self.num_kept:
-                self._keep(cell, position, adversarial[index])
-            answers, loss = self.classify(adversarial[index], position, cell.defense_sigmas, cell.fixed_noise)
-            before = loss if cell.name == CLEAN else clean[self._row(position)]["loss"][0]
-            losses = [before, loss] if self._has_clean_loss(cell) else None
+            if one.name in self.keep_images and position < self.num_kept:
+                self._keep(one, position, adversarial[index])
+            answers, loss = self.classify(adversarial[index], position, one.defense_sigmas, one.fixed_noise)
+            before = loss if one.name == CLEAN else clean[self._row(position)]["loss"][0]
+            losses = [before, loss] if self._has_clean_loss(one) else None
             seconds = attack_seconds + time.perf_counter() - started
-            self._append(self._record(cell, position, answers, losses, distances[index], seconds))
+            self._append(self._record(one, position, answers, losses, distances[index], seconds))
         self.on_cost(cost * len(positions) * (1 - min(steps_so_far, expected) / (expected + 1)))
 
     def _record(
         self,
-        cell: Cell,
+        one: AttackConfiguration,
         position: int,
         answers: Mapping[str, Any],
         loss: Any,
@@ -216,11 +223,11 @@ class Runner:
         seconds: float,
         skipped: bool = False,
     ) -> dict[str, Any]:
-        fixed = {"cell": cell.name, "row": self._row(position), "skipped": skipped, "distance": distance}
+        fixed = {"cell": one.name, "row": self._row(position), "skipped": skipped, "distance": distance}
         return {**fixed, **answers, "loss": loss, "seconds": round(seconds, 3)}
 
-    def _keep(self, cell: Cell, position: int, adversarial: torch.Tensor) -> None:
-        path = kept_path(self.folder, cell.name, self._row(position))
+    def _keep(self, one: AttackConfiguration, position: int, adversarial: torch.Tensor) -> None:
+        path = kept_path(self.folder, one.name, self._row(position))
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
         with open(partial, "wb") as file:
@@ -231,16 +238,16 @@ class Runner:
     def classify(
         self, pixels: torch.Tensor, position: int, sigmas: Sequence[float | None], fixed_noise: bool = False
     ) -> tuple[dict[str, dict[str, list]], float]:
-        """What the defense says to a finished image.
+        """Classify a finished image with the defense, under fresh noise.
 
-        Every image passes by itself, so that rounding does not depend on its neighbors. Of its draws the first ones
-        are the attacker's to choose between attacks, and the rest are those that count.
+        Every image passes by itself, so that rounding does not depend on its neighbors. By the first noise draws the
+        attacker chooses between attacks; the rest are those that count.
 
         Args:
-            pixels: The image, shape `(channels, height, width)`.
+            pixels: The image in [0, 1], shape `(channels, height, width)`.
             position: Its place among the images.
-            sigmas: Sigmas of the defense.
-            fixed_noise: Whether the defense uses the same noise always.
+            sigmas: Sigmas of the defense in units of 0..255 pixels.
+            fixed_noise: Whether the defense always uses the same noise.
 
         Returns:
             `{"predictions": {sigma: classes}, "scores": {sigma: [share of wrong answers, mean margin]}}`, and the
@@ -252,9 +259,9 @@ class Runner:
         for sigma in sigmas:
             seed = derive_seed(self.seed, "evaluation", self._row(position), sigma_key(sigma))
             classifier = self.make_classifier(sigma, "full", fixed_noise)
-            # One draw is all there is where equal images are answered equally.
-            chosen = effective_draws(classifier, self.strength.num_draws)
-            total = effective_draws(classifier, chosen + self.strength.num_evaluations)
+            # A single draw where equal images get equal answers.
+            chosen = effective_draws(classifier, self.budget.num_draws)
+            total = effective_draws(classifier, chosen + self.budget.num_evaluations)
             generators = [torch.Generator(self.device).manual_seed(seed)]
             with forked_rng(pixels.device):
                 # For classifiers whose noise comes from the global state.
@@ -275,8 +282,14 @@ class Runner:
         return answers, first_loss
 
     def probe(self, position: int) -> dict[str, Any]:
-        """Compares the gradient of the margin, at fixed noise, with differences of the margin along it."""
-        cell = self.cells[0]
+        """Compare the gradient of the margin, at fixed noise, with differences of the margin along it.
+
+        Args:
+            position: Place of the image among the images.
+
+        Returns:
+            A record with `has_gradient`, the gradient's L2 `norm`, and a difference quotient per step length.
+        """
         pixels = self.images.read(self._row(position)).to(self.device)[None]
         label = torch.tensor([self.images.images[position].label], device=self.device)
         seed = derive_seed(self.seed, "probe", self._row(position))
@@ -284,7 +297,7 @@ class Runner:
         def generators() -> list[torch.Generator]:
             return [torch.Generator(self.device).manual_seed(seed)]
 
-        objective = Objective(self.make_classifier(cell.attack_sigma, "full", True), "margin", 1)
+        objective = Objective(self.make_classifier(self.configurations[0].attack_sigma, "full", True), "margin", 1)
 
         def margin(at: torch.Tensor) -> float:
             with torch.no_grad():
@@ -310,17 +323,6 @@ class Runner:
         return {**record, "norm": norm, "differences": differences}
 
 
-def kept_path(folder: str | Path, cell: str, row: int) -> Path:
-    """Where an adversarial image is kept."""
-    return Path(folder) / "adversarial" / f"{cell.replace(' ', '_').replace(',', '')}-{row}.npy"
-
-
-def total_cost(cell: Cell, strength: Strength) -> float:
-    """Passes that one image of a cell costs, where one with a gradient counts as two."""
-    gradients, forwards = cell.cost
-    draws = sum(strength.num_draws + strength.num_evaluations if sigma else 1 for sigma in cell.defense_sigmas)
-    return 2 * gradients + forwards + draws
-
-
-def _draws(cell: Cell) -> int:
-    return 1 if cell.is_deterministic else int(cell.options.get("num_draws", 1))
+def kept_path(folder: str | Path, name: str, row: int) -> Path:
+    """Return where an adversarial image of an attack configuration is kept."""
+    return Path(folder) / "adversarial" / f"{name.replace(' ', '_').replace(',', '')}-{row}.npy"

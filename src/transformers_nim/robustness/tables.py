@@ -2,38 +2,31 @@
 """Reports of robustness as text: tables that read well in a terminal and are valid Markdown."""
 
 import math
-import textwrap
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
-from ..utils.statistics import Accuracy
-from ..utils.text_table import render_table
+from ..utils.text_table import bullets, plural, render_table, sigma_key, sigma_label, wrapped
 from .figures import NUM_TRIES, NUM_VOTES, Row
-from .protocol import CLEAN, DEFAULT_PRECISION, HEADLINE, UNBOUNDED, Cell, sigma_key
+from .protocol import CLEAN, DEFAULT_PRECISION, HEADLINE, UNBOUNDED, AttackConfiguration
+from .report import RobustnessReport
 
-
-if TYPE_CHECKING:
-    from .report import RobustnessReport
 
 # Clean accuracy that the recommended sigma may cost, if nothing else is asked for.
 _CLEAN_LOSS = 0.05
-
-# Characters of a line of text; tables may be wider.
-_WIDTH = 110
+_VERDICTS = {True: "PASS", False: "FAIL", None: "n.a."}
 
 
-def sigma_label(sigma: float | None) -> str:
-    """A sigma as tables and plots name it."""
-    return "off" if sigma is None else f"sigma {sigma_key(sigma)}"
-
-
-def column_label(report: "RobustnessReport", sigma: float | None) -> str:
-    """A sigma of this report: a model without a defense has none that could be off."""
+def column_label(report: RobustnessReport, sigma: float | None) -> str:
+    """Return the name of a sigma in a report: the only one of a model without a defense is not "off"."""
     return "no defense" if report.sigmas == (None,) else sigma_label(sigma)
 
 
-def render(report: "RobustnessReport", min_clean_accuracy: float | None) -> str:
-    """See [`RobustnessReport.table`]."""
+def render(report: RobustnessReport, min_clean_accuracy: float | None = None) -> str:
+    """Return all figures of a report, for a terminal or as Markdown.
+
+    Args:
+        report: An evaluation under attack.
+        min_clean_accuracy: Least clean accuracy of the recommended sigma, in [0, 1]; five points below the highest if
+            left out.
+    """
     sections = [
         wrapped(describe(report)),
         "### Attacks",
@@ -43,17 +36,17 @@ def render(report: "RobustnessReport", min_clean_accuracy: float | None) -> str:
         *_sigma_choice(report, min_clean_accuracy),
     ]
     if report.checks:
-        rows = [[check["name"], _verdict(check["passed"]), check["detail"]] for check in report.checks]
-        sections += ["### Sanity checks", _left_aligned(["check", "result", "detail"], rows)]
+        rows = [[check["name"], _VERDICTS[check["passed"]], check["detail"]] for check in report.checks]
+        sections += ["### Sanity checks", render_table(["check", "result", "detail"], rows, numbers=False)]
     for title, sentences in (("Left out", report.left_out), ("Cut to fit the time budget", report.cut)):
         if sentences:
             sections += [f"### {title}", bullets(sentences)]
     return "\n\n".join(sections)
 
 
-def describe(report: "RobustnessReport") -> str:
-    """See [`RobustnessReport.protocol`]."""
-    settings, strength = report.settings, report.settings["strength"]
+def describe(report: RobustnessReport) -> str:
+    """Return sentences that say what the figures of a report mean and how they were made."""
+    settings, budget = report.settings, report.settings["strength"]
     sigma, num_images = settings["sigma"], len(report.correct(CLEAN, settings["sigma"]))
     num_draws = report.row(CLEAN, sigma).num_draws
     defense = "no defense" if sigma is None else f"defense with sigma {sigma_key(sigma)} (units of 0..255 pixels)"
@@ -62,9 +55,8 @@ def describe(report: "RobustnessReport") -> str:
     if num_draws == 1:
         passes = "1, as equal images are answered equally, so one shot, worst of ten and vote are the same"
     draws = f"{num_draws} fresh noise draws" if num_draws > 1 else "the one answer"
-    restarts = f"{strength['restarts']} restart{'' if strength['restarts'] == 1 else 's'} per loss"
-    gradients = f", {strength['num_draws']} noise draws per gradient" if any(settings["sigmas"]) else ""
-    iterative = f"{strength['steps']} steps{gradients}, {restarts}"
+    gradients = f", {budget['num_draws']} noise draws per gradient" if any(settings["sigmas"]) else ""
+    iterative = f"{budget['steps']} steps{gradients}, {plural(budget['restarts'], 'restart')} per loss"
     dtype = settings["dtype"]
     if settings["attack_precision"] != DEFAULT_PRECISION:
         approximate = f"{settings['attack_precision']} (autocast)"
@@ -76,23 +68,23 @@ def describe(report: "RobustnessReport") -> str:
         f" {NUM_TRIES}: right in each of {NUM_TRIES} draws; majority of {NUM_VOTES}: most votes are right, ties are"
         f" wrong (Wilson). Forward passes per prediction: {passes}. Attacks: {settings['norm']}, eps ="
         f" {settings['eps']:g}/255 for pixels in [0, 1]; iterative ones {iterative}; Square"
-        f" {strength['num_queries']:,} queries, draws counted; the options of each are in the JSON file of results."
+        f" {budget['num_queries']:,} queries, draws counted; the options of each are in the JSON file of results."
         f" Suite {settings['suite']}, seed {settings['seed']}, {dtype}."
     )
 
 
-def _attack_table(report: "RobustnessReport") -> str:
+def _attack_table(report: RobustnessReport) -> str:
     sigma, eps = report.settings["sigma"], report.settings["eps"]
     columns = ["attack", "images", "one shot", f"worst of {NUM_TRIES}", f"majority of {NUM_VOTES}", "clean, one shot"]
-    cells = [cell for cell in map(report.cell, report.cell_names) if _is_attack_of(cell, sigma, eps)]
-    marks = {cell.name: " *" if cell.fixed_noise else " **" if cell.group == "check" else "" for cell in cells}
-    rows = [_attack_line(report.row(cell.name, sigma), cell.name + marks[cell.name]) for cell in cells]
+    shown = [one for one in report.configurations.values() if _is_shown(one, sigma, eps)]
+    marks = [" *" if one.fixed_noise else " **" if one.group == "check" else "" for one in shown]
+    rows = [_attack_line(report.row(one.name, sigma), one.name + mark) for one, mark in zip(shown, marks)]
     notes = [
         "The strongest attack is chosen image by image, on noise draws that the accuracy is not measured on.",
         "\\* The attacker knows the noise: what randomness alone protects is gone. Not one of the strongest."
-        if " *" in marks.values()
+        if " *" in marks
         else "",
-        "\\*\\* For a check only, not one of the strongest." if " **" in marks.values() else "",
+        "\\*\\* For a check only, not one of the strongest." if " **" in marks else "",
     ]
     try:
         strongest = report.strongest(sigma)
@@ -102,39 +94,37 @@ def _attack_table(report: "RobustnessReport") -> str:
     return "\n\n".join([render_table(columns, rows), wrapped(" ".join(note for note in notes if note))])
 
 
-def _is_attack_of(cell: Cell, sigma: float | None, eps: float) -> bool:
-    """Whether a cell belongs in the table of attacks at the main eps and sigma."""
-    if sigma not in cell.defense_sigmas or cell.group == "grid":
+def _is_shown(one: AttackConfiguration, sigma: float | None, eps: float) -> bool:
+    """Return whether an attack configuration belongs in the table of attacks at the main eps and sigma."""
+    if sigma not in one.defense_sigmas or one.group == "grid":
         return False
-    return cell.group == "clean" or cell.eps == eps
+    return one.group == "clean" or one.eps == eps
 
 
 def _attack_line(row: Row, name: str) -> list[str]:
-    figures = (row.accuracy, row.worst_of_10, row.majority_of_11, row.clean)
-    return [name, str(row.num_images), *map(percent, figures)]
+    return [name, str(row.num_images), *map(str, (row.accuracy, row.worst_of_10, row.majority_of_11, row.clean))]
 
 
-def _matrix(report: "RobustnessReport") -> list[str]:
-    """Assumed against used sigma; nothing where there is one sigma only."""
+def _matrix(report: RobustnessReport) -> list[str]:
+    """Return the table of assumed against used sigma; nothing for a single sigma."""
     sigmas, eps = report.sigmas, report.settings["eps"]
     if len(sigmas) == 1:
         return []
 
-    def line(name: str, cell_name: str) -> list[str]:
-        measured = report.cell(cell_name).defense_sigmas
-        shown = [f"{100 * report.row(cell_name, one).accuracy.mean:.1f}" if one in measured else "-" for one in sigmas]
-        return [name, *shown]
+    def line(title: str, name: str) -> list[str]:
+        measured = report.configuration(name).defense_sigmas
+        shown = [f"{100 * report.row(name, one).accuracy.mean:.1f}" if one in measured else "-" for one in sigmas]
+        return [title, *shown]
 
     comparable = {one: report.strongest(one, comparable=True) for one in sigmas}
-    names = [name for name in report.cell_names if name in comparable[sigmas[0]].candidates]
-    names.sort(key=lambda name: _order(report.cell(name).attack_sigma))
+    attacks = [one for one in report.configurations.values() if one.name in comparable[sigmas[0]].candidates]
+    attacks.sort(key=lambda one: -math.inf if one.attack_sigma is None else one.attack_sigma)
     rows = [line("no attack", CLEAN)]
-    for name in names:
-        cell = report.cell(name)
-        attack = HEADLINE if cell.attack == "eot_pgd" and cell.gradient == "full" else name
-        rows.append(line(f"{attack}, made for {sigma_label(cell.attack_sigma)}", name))
+    for one in attacks:
+        attack = HEADLINE if one.attack == "eot_pgd" and one.gradient == "full" else one.name
+        rows.append(line(f"{attack}, made for {sigma_label(one.attack_sigma)}", one.name))
     means = [f"{100 * comparable[one].row.accuracy.mean:.1f}" for one in sigmas]
-    rows.append([f"strongest of these {len(names)}", *means])
+    rows.append([f"strongest of these {len(attacks)}", *means])
     tries = [f"{100 * comparable[one].row.worst_of_10.mean:.1f}" for one in sigmas]
     rows.append([f"the same, worst of {NUM_TRIES}", *tries])
     everything = [report.strongest(one) for one in sigmas]
@@ -152,40 +142,36 @@ def _matrix(report: "RobustnessReport") -> list[str]:
     return ["### Sigma of the attacker and of the defense", table, wrapped(note)]
 
 
-def _eps_table(report: "RobustnessReport") -> list[str]:
-    """Accuracy over eps, with the full grid if it was measured."""
+def _eps_table(report: RobustnessReport) -> list[str]:
+    """Return the table of accuracy over eps; nothing for a single eps."""
     curves = {sigma: {row.eps: row for row in report.eps_curve(sigma)} for sigma in report.sigmas}
     main = report.settings["sigma"]
     # A sigma that was attacked at the main eps only has no curve.
     shown = [sigma for sigma in report.sigmas if len(curves[sigma]) > 1 or sigma == main]
     lengths = sorted({eps for sigma in shown for eps in curves[sigma]})
-    largest = UNBOUNDED in report.cell_names
+    largest = UNBOUNDED in report.configurations
     if not lengths or (len(lengths) == 1 and not largest):
         return []
-    rows = [["0 (no attack)", *(percent(report.row(CLEAN, sigma).accuracy) for sigma in shown)]]
-    rows += [[f"{eps:g}", *(_eps_cell(report, curves[sigma].get(eps)) for sigma in shown)] for eps in lengths]
+    number = len(report.correct(CLEAN, main))
+
+    def entry(row: Row | None) -> str:
+        if row is None:
+            return "-"
+        return str(row.accuracy) + (f" (of {row.num_images})" if row.num_images < number else "")
+
+    rows = [["0 (no attack)", *(str(report.row(CLEAN, sigma).accuracy) for sigma in shown)]]
+    rows += [[f"{eps:g}", *(entry(curves[sigma].get(eps)) for sigma in shown)] for eps in lengths]
     if largest:
         row = report.row(UNBOUNDED, main)
-        rows.append(["unbounded", *(_eps_cell(report, row if sigma == main else None) for sigma in shown)])
-    number = len(report.correct(CLEAN, main))
+        rows.append(["unbounded", *(entry(row if sigma == main else None) for sigma in shown)])
     note = f"One-shot accuracies in % under {HEADLINE} made for the sigma that it meets; eps in units of 1/255."
-    if any("(of " in cell for row in rows for cell in row):
+    if any("(of " in text for row in rows for text in row):
         note += f" (of N): on the first N of the {number} images only."
-    return [
-        "### Accuracy over eps",
-        render_table(["eps", *(column_label(report, sigma) for sigma in shown)], rows),
-        wrapped(note),
-    ]
+    table = render_table(["eps", *(column_label(report, sigma) for sigma in shown)], rows)
+    return ["### Accuracy over eps", table, wrapped(note)]
 
 
-def _eps_cell(report: "RobustnessReport", row: Row | None) -> str:
-    if row is None:
-        return "-"
-    fewer = row.num_images < len(report.correct(CLEAN, row.defense_sigma))
-    return percent(row.accuracy) + (f" (of {row.num_images})" if fewer else "")
-
-
-def _sigma_choice(report: "RobustnessReport", min_clean_accuracy: float | None) -> list[str]:
+def _sigma_choice(report: RobustnessReport, min_clean_accuracy: float | None) -> list[str]:
     if len(report.sigmas) == 1:
         return []
     best = max(point.clean.mean for point in report.trade_off())
@@ -203,8 +189,8 @@ def _sigma_choice(report: "RobustnessReport", min_clean_accuracy: float | None) 
         is_alone = sum(point.clean.mean >= least for point in report.trade_off()) == 1
         apart = " the only one" if is_alone else " distinguishable from every other allowed sigma"
         lines = [
-            f"recommended ({asked}): {sigma_label(choice.sigma)}, clean {percent(choice.clean)}, under attack"
-            f" {percent(choice.robust)};" + (f" not distinguishable from {close}" if close else apart)
+            f"recommended ({asked}): {sigma_label(choice.sigma)}, clean {choice.clean}, under attack {choice.robust};"
+            + (f" not distinguishable from {close}" if close else apart)
         ]
     knee = report.knee()
     lines.append(
@@ -213,35 +199,3 @@ def _sigma_choice(report: "RobustnessReport", min_clean_accuracy: float | None) 
     )
     lines.append("both were chosen on the images that the figures are measured on: confirm the choice on others")
     return ["### Choice of sigma", bullets(lines)]
-
-
-def wrapped(text: str) -> str:
-    """Text in lines that a terminal holds."""
-    return textwrap.fill(text, _WIDTH, break_long_words=False, break_on_hyphens=False)
-
-
-def bullets(sentences: Sequence[str]) -> str:
-    """A list, wrapped."""
-    lines = (textwrap.indent(wrapped(sentence), "  ") for sentence in sentences)
-    return "\n".join(f"- {line[2:]}" for line in lines)
-
-
-def _verdict(passed: Any) -> str:
-    return {True: "PASS", False: "FAIL", None: "n.a."}[passed]
-
-
-def _left_aligned(columns: list[str], rows: list[list[str]]) -> str:
-    """A table of words: all but the last column is padded, the last may be long."""
-    widths = [max(len(row[index]) for row in (columns, *rows)) for index in range(len(columns) - 1)]
-    lines = [columns, ["-" * width for width in widths] + ["---"], *rows]
-    padded = [[cell.ljust(width) for cell, width in zip(line, widths)] + [line[-1]] for line in lines]
-    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
-
-
-def percent(accuracy: Accuracy) -> str:
-    """An accuracy with its interval, without padding."""
-    return f"{100 * accuracy.mean:.1f} [{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]"
-
-
-def _order(sigma: float | None) -> float:
-    return -math.inf if sigma is None else sigma

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from .text_table import percent
+
 
 # Resampled images that are held at once.
 _MAX_RESAMPLED = 4_000_000
@@ -27,7 +29,7 @@ class Accuracy:
     high: float
 
     def __str__(self) -> str:
-        return f"{100 * self.mean:5.1f} [{100 * self.low:5.1f}, {100 * self.high:5.1f}]"
+        return percent(self.mean, self.low, self.high)
 
 
 @dataclass(frozen=True)

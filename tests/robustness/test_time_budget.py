@@ -1,32 +1,30 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 from attacks.toys import Linear, Noisy
 
-from transformers_nim.robustness.budget import fit, seconds_per_pass
-from transformers_nim.robustness.protocol import STRENGTHS, make_suite
-from transformers_nim.robustness.runner import total_cost
+from transformers_nim.robustness.protocol import BUDGETS, ModelFacts, Suite
+from transformers_nim.robustness.time_budget import fit, seconds_per_pass
 
 
-QUICK = STRENGTHS["quick"]
+QUICK = BUDGETS["quick"]
+SUITE = Suite("quick", QUICK, ModelFacts(50.0, [None, 25.0]), eps=8, eps_grid=[4.0])
 
 
-def make_cells(strength):
-    return make_suite("quick", strength, eps=8, sigma=50.0, sigmas=[None, 25.0], eps_grid=[4.0])
-
-
-def minutes_for(strength, seconds=0.01):
-    return seconds * sum(cell.num_images * total_cost(cell, strength) for cell in make_cells(strength)) / 60
+def minutes_for(budget, seconds=0.01):
+    configurations = replace(SUITE, budget=budget).configurations()
+    return seconds * sum(one.num_images * one.total_cost(budget) for one in configurations) / 60
 
 
 def test_what_fits_is_not_cut():
-    assert fit(QUICK, make_cells, 0.01, 1, 1.2 * minutes_for(QUICK)) == (QUICK, [])
+    assert fit(SUITE, 0.01, 1, 1.2 * minutes_for(QUICK)) == (QUICK, [])
 
 
 def test_images_go_first():
-    chosen, cut = fit(QUICK, make_cells, 0.01, 1, 0.6 * minutes_for(QUICK))
+    chosen, cut = fit(SUITE, 0.01, 1, 0.6 * minutes_for(QUICK))
     assert 16 < chosen.num_images < 64
     assert (chosen.steps, chosen.num_draws) == (20, 8)
     assert cut == [f"{chosen.num_images} images instead of 64, to fit into {0.6 * minutes_for(QUICK):g} minutes"]
@@ -34,12 +32,12 @@ def test_images_go_first():
 
 def test_as_much_as_fits_is_used():
     minutes = 0.6 * minutes_for(QUICK)
-    chosen, _ = fit(QUICK, make_cells, 0.01, 1, minutes)
+    chosen, _ = fit(SUITE, 0.01, 1, minutes)
     assert 0.85 * minutes < minutes_for(chosen) <= 0.9 * minutes
 
 
 def test_then_draws_and_steps():
-    chosen, cut = fit(QUICK, make_cells, 0.01, 1, 0.1 * minutes_for(QUICK))
+    chosen, cut = fit(SUITE, 0.01, 1, 0.1 * minutes_for(QUICK))
     assert minutes_for(chosen) <= 0.09 * minutes_for(QUICK)
     assert chosen.num_images >= 16
     assert (chosen.num_draws, chosen.num_queries) == (4, 400)
@@ -50,15 +48,15 @@ def test_then_draws_and_steps():
 
 def test_two_processes_do_twice_as_much():
     minutes = 0.5 * minutes_for(QUICK)
-    one, two = (fit(QUICK, make_cells, 0.01, processes, minutes)[0].num_images for processes in (1, 2))
+    one, two = (fit(SUITE, 0.01, processes, minutes)[0].num_images for processes in (1, 2))
     assert two == pytest.approx(2 * one, abs=4)
 
 
 def test_too_little_time_says_how_much_is_needed():
     with pytest.raises(ValueError, match=r"budget_minutes=0.01 is too little: 16 images .* take about \d+ minutes"):
-        fit(QUICK, make_cells, 0.01, 1, 0.01)
+        fit(SUITE, 0.01, 1, 0.01)
     with pytest.raises(ValueError, match="must be positive, got 0"):
-        fit(QUICK, make_cells, 0.01, 1, 0)
+        fit(SUITE, 0.01, 1, 0)
 
 
 def test_seconds_per_pass_is_the_time_of_a_row():

@@ -96,7 +96,7 @@ def test_two_processes_learn_what_one_learns_and_resume_as_exactly(uninterrupted
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     kill_after("checkpoint-4", killed, *halved, num_processes=2)
     done = launch("pretrain", *halved, "--output_dir", killed, "--resume_from_checkpoint", "latest", num_processes=2)
-    assert "8 images x 2 processes x 1 passes = 16 per update" in done.stdout
+    assert "8 images x 2 processes x 1 pass = 16 per update" in done.stdout
     launch("pretrain", *halved, "--output_dir", whole, num_processes=2)
     assert losses(killed) == losses(whole)
     assert same_weights(killed, whole)

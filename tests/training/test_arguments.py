@@ -326,12 +326,12 @@ def test_plan_of_a_stream():
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--per_device_train_batch_size", "0"], "per_device_train_batch_size must be at least 1, got 0"),
-        (["--per_device_eval_batch_size", "-1"], "per_device_eval_batch_size must be at least 1, got -1"),
-        (["--gradient_accumulation_steps", "0"], "gradient_accumulation_steps must be at least 1, got 0"),
-        (["--max_train_steps", "0"], "max_train_steps must be at least 1, got 0"),
-        (["--logging_steps", "0"], "logging_steps must be at least 1, got 0"),
-        (["--checkpoints_total_limit", "0"], "checkpoints_total_limit must be at least 1, got 0"),
+        (["--per_device_train_batch_size", "0"], "per_device_train_batch_size must be an int of at least 1, got 0"),
+        (["--per_device_eval_batch_size", "-1"], "per_device_eval_batch_size must be an int of at least 1, got -1"),
+        (["--gradient_accumulation_steps", "0"], "gradient_accumulation_steps must be an int of at least 1, got 0"),
+        (["--max_train_steps", "0"], "max_train_steps must be an int of at least 1, got 0"),
+        (["--logging_steps", "0"], "logging_steps must be an int of at least 1, got 0"),
+        (["--checkpoints_total_limit", "0"], "checkpoints_total_limit must be an int of at least 1, got 0"),
         (["--num_train_epochs", "0"], "num_train_epochs 0.0 leaves no step to train"),
         (["--max_grad_norm", "0"], "max_grad_norm must be greater than 0, got 0.0; leave it out for none"),
         (["--max_grad_norm", "nan"], "max_grad_norm must be greater than 0, got nan"),

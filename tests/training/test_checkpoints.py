@@ -250,7 +250,7 @@ def test_full_disk(trained, whole, tmp_path, fills_up_at):
         signal.signal(signal.SIGXFSZ, handler)
     message = str(error.value)
     assert message.startswith(f"could not write {tmp_path / 'checkpoint-2'}: ")
-    assert f"Is the disk full? The last whole checkpoint is {whole}" in message
+    assert f"Is the disk full? The last complete checkpoint is {whole}" in message
     assert "--resume_from_checkpoint latest" in message
     assert error.value.__cause__ is not None
     assert entries(tmp_path) == ["checkpoint-1"]
@@ -260,7 +260,7 @@ def test_full_disk(trained, whole, tmp_path, fills_up_at):
 
 def test_a_folder_that_cannot_be_written(trained, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(CheckpointError, match=r"could not write .*file.*The last whole checkpoint is none"):
+    with pytest.raises(CheckpointError, match=r"could not write .*file.*The last complete checkpoint is none"):
         save_checkpoint(trained.accelerator, tmp_path / "file", 1, {})
 
 

@@ -16,7 +16,7 @@ from transformers_nim import NIMForImageClassification, NIMForPreTraining, NIMIm
 from transformers_nim.data.images import evaluation_loader
 from transformers_nim.data.loading import ImageData
 from transformers_nim.metrics import load_metric
-from transformers_nim.training.evaluation import evaluate_classifier, evaluate_denoiser, evaluate_masked, sigma_name
+from transformers_nim.training.evaluation import evaluate_classifier, evaluate_denoiser, evaluate_masked, figure_name
 from transformers_nim.training.mae import MaskedAutoencoder
 from transformers_nim.training.plots import plot_reconstructions
 from transformers_nim.utils.seeding import derive_seed_32
@@ -261,14 +261,10 @@ def test_prepared_in_half_precision(blocks):
     assert rounded != exact
 
 
-def test_names_of_sigmas():
-    assert [sigma_name(sigma) for sigma in (None, 0, 25.0, 2.5, 100)] == [
-        "off",
-        "sigma_0",
-        "sigma_25",
-        "sigma_2.5",
-        "sigma_100",
-    ]
+def test_names_of_figures():
+    """As results beside checkpoints have them."""
+    names = [figure_name("loss", sigma) for sigma in (None, 0, 25.0, 2.5, 100)]
+    assert names == ["loss_off", "loss_sigma_0", "loss_sigma_25", "loss_sigma_2.5", "loss_sigma_100"]
 
 
 def cells_of(path, rows: int, columns: int) -> np.ndarray:

@@ -188,8 +188,8 @@ def test_numbers_out_of_range(arguments, message):
         (("cosin", 0, 10), r"must be one of \('cosine', 'linear', 'constant'\), got 'cosin'"),
         (("cosine", 11, 10), "11 warm-up steps do not fit into 10 steps"),
         (("cosine", -1, 10), "-1 warm-up steps"),
-        (("cosine", 0, 10, 1.5), "from 0 to the highest, got 1.5 of it"),
-        (("cosine", 0, 10, -0.1), "got -0.1 of it"),
+        (("cosine", 0, 10, 1.5), "from 0 to the learning rate, got 1.5 times the rate"),
+        (("cosine", 0, 10, -0.1), "got -0.1 times the rate"),
     ],
 )
 def test_schedules_that_cannot_be(arguments, message):

@@ -325,7 +325,7 @@ def test_a_loss_that_is_not_finite(tmp_path, accumulation, value):
         training.fit(compute_loss)
     message = str(error.value)
     assert message.startswith(f"the loss is {value} in step 4. Lower the learning rate")
-    assert message.endswith(f"The last whole checkpoint is {tmp_path / 'checkpoint-2'}")
+    assert message.endswith(f"The last complete checkpoint is {tmp_path / 'checkpoint-2'}")
     assert_same(training.state(), states[3])
     # On with a lower rate, from the weights of step 2.
     gentle = Training(Recipe(accumulation=accumulation, rate=1e-3), tmp_path, "latest")
@@ -360,7 +360,7 @@ def test_a_gradient_that_is_not_finite(tmp_path, max_grad_norm, value):
 
 def test_diverged_without_a_checkpoint(tmp_path):
     training = Training(Recipe(), tmp_path)
-    with pytest.raises(TrainingDivergedError, match=r"in step 1\..*The last whole checkpoint is none"):
+    with pytest.raises(TrainingDivergedError, match=r"in step 1\..*The last complete checkpoint is none"):
         training.fit(lambda batch: training.compute_loss(batch) * math.nan)
 
 

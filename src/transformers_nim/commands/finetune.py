@@ -1,9 +1,9 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""Fine-tunes a pretrained model to classify: with the De^3 defense (arXiv 2302.01056), or as one of its baselines.
+"""Fine-tune a pretrained model to classify: with the De^3 defense (arXiv 2302.01056), or as one of its baselines.
 
     accelerate launch examples/finetune.py --model_name_or_path outputs/nim --dataset_name DATA --output_dir outputs/d
 
-`--train_on denoised` makes a classifier with the defense, `noisy` and `clean` make one without; each can be trained
+`--train_on denoised` trains a classifier with the defense, `noisy` and `clean` train one without. Each can be trained
 adversarially. Runs wherever examples/pretrain.py does, and resumes as exactly.
 """
 
@@ -13,88 +13,98 @@ from typing import Any
 
 import torch
 
-from .. import NIMForImageClassification, NIMForRobustImageClassification, NIMImageProcessor
+from .. import NIMForImageClassification, NIMForRobustImageClassification
 from ..data.augmentation import LabelMixer, finetuning_transform
-from ..data.images import evaluation_loader, first_images, training_batches
 from ..hub import training_results as publish
-from ..model.noise import add_noise, draw_noise
 from ..training import arguments, launch
-from ..training.adversarial import adversarial_images
-from ..training.evaluation import evaluate_classifier, sigma_name
-from ..training.optimization import make_optimizer, parameter_groups
+from ..training.evaluation import evaluate_classifier, figure_name
+from ..training.objectives import TRAIN_ON, ClassificationObjective, TrainingAttack
+from ..training.optimization import parameter_groups
 from ..training.plots import plot_reconstructions
 from ..training.run import TrainingRun
 from ..utils.cli import make_parser
-from ..utils.seeding import derive_seed_32, image_generators, seed_step
+from ..utils.seeding import seed_step
+from ..utils.text_table import plural
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Return the arguments of the command line."""
     parser = make_parser(__doc__)
     task = parser.add_argument_group("task")
     task.add_argument(
         "--model_name_or_path",
-        help="checkpoint to start from: of pretraining, or a classifier; left out, a new model (for 'clean', 'noisy')",
+        help="pretraining or classification checkpoint to start from; if left out, a new model (not for denoised"
+        " images)",
     )
     task.add_argument(
         "--ignore_mismatched_sizes",
         action="store_true",
-        help="begin anew with weights whose shape differs, such as the head of a classifier for other classes",
+        help="initialize weights whose shape differs, such as the head of a classifier for other classes",
     )
     task.add_argument(
         "--train_on",
-        choices=("denoised", "noisy", "clean"),
+        choices=TRAIN_ON,
         default="denoised",
-        help="what the classifier sees: images with noise that the denoiser has removed (De^3), with noise, or as they"
-        " are",
+        help="images that the classifier sees: noisy and denoised (De^3), noisy, or clean",
     )
     arguments.add_sigma_arguments(task, "uniform", "uniform from 0 to 30")
     task.add_argument(
         "--defense_sigma",
         type=float,
         default=70.0,
-        help="sigma of the finished model's predictions, in units of 0..255 pixels",
+        help="sigma with which the finished model predicts, in units of 0..255 pixels",
     )
-    task.add_argument("--drop_path_rate", type=float, default=0.1, help="stochastic depth (huge models: 0.2)")
+    task.add_argument("--drop_path_rate", type=float, default=0.1, help="rate of stochastic depth (huge models: 0.2)")
     task.add_argument(
-        "--adversarial_steps", type=int, default=0, help="train on PGD images of so many steps; 0 for none"
+        "--adversarial_steps", type=int, default=0, help="steps of PGD on training images; 0 for no attack"
     )
-    task.add_argument("--adversarial_eps", type=float, default=8.0, help="their Linf radius in x/255")
-    task.add_argument("--adversarial_step_size", type=float, help="in x/255; 2.5 x eps / steps by default")
+    task.add_argument("--adversarial_eps", type=float, default=8.0, help="radius of the attack (Linf), in x/255")
+    task.add_argument(
+        "--adversarial_step_size", type=float, help="step of the attack, in x/255; 2.5 x eps / steps by default"
+    )
     task.add_argument(
         "--adversarial_through",
         choices=("defense", "classifier"),
         default="defense",
-        help="attack noise, denoiser and classifier, or the bare classifier",
+        help="attack noise, denoiser and classifier, or the classifier alone",
     )
     arguments.add_config_arguments(parser)
     arguments.add_data_arguments(parser)
     augmentation = arguments.add_augmentation_arguments(parser, crop_scale=(0.08, 1.0))
-    augmentation.add_argument("--auto_augment", default="rand-m9-mstd0.5-inc1", help="a policy of timm, or 'none'")
-    augmentation.add_argument("--random_erasing", type=float, default=0.25, help="probability")
-    augmentation.add_argument("--mixup", type=float, default=0.8, help="alpha; 0 for none")
-    augmentation.add_argument("--cutmix", type=float, default=1.0, help="alpha; 0 for none")
+    augmentation.add_argument("--auto_augment", default="rand-m9-mstd0.5-inc1", help="policy of timm, or 'none'")
+    augmentation.add_argument("--random_erasing", type=float, default=0.25, help="its probability")
+    augmentation.add_argument("--mixup", type=float, default=0.8, help="alpha of mixup; 0 for none")
+    augmentation.add_argument("--cutmix", type=float, default=1.0, help="alpha of CutMix; 0 for none")
     augmentation.add_argument(
         "--label_smoothing", type=float, default=0.1, help="probability mass spread over classes"
     )
     optimization = arguments.add_optimization_arguments(
         parser, base_learning_rate=5e-4, epochs=100, total_batch_size=1024
     )
-    optimization.add_argument("--min_learning_rate", type=float, default=1e-6, help="where the cosine ends")
+    optimization.add_argument(
+        "--min_learning_rate", type=float, default=1e-6, help="learning rate at the end of the cosine"
+    )
     optimization.add_argument(
         "--layer_decay", type=float, default=0.65, help="factor of the learning rate from each layer to the one below"
     )
-    optimization.add_argument("--ema_decay", type=float, help="average the weights with this decay (0.9999, say)")
+    optimization.add_argument(
+        "--ema_decay", type=float, help="decay of an average of the weights, such as 0.9999; if left out, none"
+    )
     run = arguments.add_run_arguments(parser)
     run.add_argument(
         "--best_metric",
-        help="figure by which best/ is chosen, such as accuracy_sigma_25; if left out, accuracy at the first of"
+        help="figure that chooses best/, such as accuracy_sigma_25; if left out, accuracy at the first of"
         " --eval_sigmas, or accuracy_off with --train_on clean",
     )
     return parser.parse_args(argv)
 
 
 def make_model(args: argparse.Namespace, label_names: list[str]) -> NIMForImageClassification:
-    """A classifier that starts from a checkpoint, with the defense if it is to see denoised images."""
+    """Return the classifier to train, from a checkpoint or new; with the defense if it sees denoised images.
+
+    Raises:
+        ValueError: The defense lacks a checkpoint for its denoiser.
+    """
     cls = NIMForRobustImageClassification if args.train_on == "denoised" else NIMForImageClassification
     fields = {
         "id2label": dict(enumerate(label_names)),
@@ -113,122 +123,118 @@ def make_model(args: argparse.Namespace, label_names: list[str]) -> NIMForImageC
         cache_dir=args.cache_dir,
         token=args.token,
         ignore_mismatched_sizes=args.ignore_mismatched_sizes,
-        # Whatever the checkpoint was saved in: mixed precision needs weights in float32.
+        # Mixed precision needs float32 weights, whatever the checkpoint holds.
         dtype=torch.float32,
         **fields,
     )
 
 
+def make_objective(args: argparse.Namespace, run: TrainingRun, num_labels: int) -> ClassificationObjective:
+    """Return what a run learns.
+
+    Raises:
+        ValueError: An argument is out of range.
+    """
+    return ClassificationObjective(
+        run.model,
+        run.inner_model,
+        args.train_on,
+        arguments.sigma_from_arguments(args),
+        LabelMixer(num_labels, args.mixup, args.cutmix, args.label_smoothing),
+        make_attack(args),
+        args.seed,
+    )
+
+
+def make_attack(args: argparse.Namespace) -> TrainingAttack | None:
+    """Return the attack on training images, or None.
+
+    Raises:
+        ValueError: An argument is out of range.
+    """
+    if not args.adversarial_steps:
+        return None
+    step_size = args.adversarial_step_size
+    return TrainingAttack(
+        eps=args.adversarial_eps / 255,
+        steps=args.adversarial_steps,
+        step_size=None if step_size is None else step_size / 255,
+        through_defense=args.adversarial_through == "defense",
+    )
+
+
+def choose_best_metric(args: argparse.Namespace) -> str:
+    """Return the figure that chooses the best model.
+
+    Raises:
+        ValueError: It is none that is measured.
+    """
+    sigma = args.eval_sigmas[0] if args.eval_sigmas and args.train_on != "clean" else None
+    chosen = args.best_metric or figure_name("accuracy", sigma)
+    measured = [figure_name("accuracy", sigma) for sigma in (None, *args.eval_sigmas)]
+    if chosen not in measured:
+        # Checked now, because the first validation may be at the end.
+        raise ValueError(f"best_metric must be one of {measured}, got {chosen!r}")
+    return chosen
+
+
+def describe_attack(args: argparse.Namespace) -> str | None:
+    """Return the attack on training images in words, or None."""
+    if not args.adversarial_steps:
+        return None
+    through = args.adversarial_through if args.train_on == "denoised" else "classifier"
+    return f"PGD-{args.adversarial_steps}, Linf {args.adversarial_eps:g}/255, through the {through}"
+
+
+def summarize(args: argparse.Namespace) -> str:
+    """Return the sentence of the model's card that says what it is."""
+    attack = describe_attack(args)
+    images = f"{args.train_on} images{f', adversarially ({attack})' if attack else ''}"
+    if args.train_on == "denoised":
+        return (
+            "An image classifier with the De^3 defense: it adds noise to an image, denoises it and classifies the"
+            f" result. Fine-tuned on {images}."
+        )
+    return f"An image classifier without a defense, fine-tuned on {images}."
+
+
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """The command line; returns what `all_results.json` holds."""
+    """Run the command, and return what `all_results.json` holds."""
     args = parse_arguments(argv)
     precision = launch.choose_precision(args)
     accelerator = launch.make_accelerator(args, precision)
     repository = publish.create_repository(args) if accelerator.is_main_process else None
-
-    # Data, model and plan.
-    data = launch.load_data(args, with_labels=True)
-    seed_step(args.seed, 0, 0)
-    classifier = make_model(args, data.label_names)
-    config = classifier.config
-    image_processor = NIMImageProcessor.from_config(config)
-    plan = launch.make_plan(args, data, accelerator.num_processes)
+    job = launch.TrainingJob.load("finetuning", args, accelerator, precision)
+    data, num_labels = job.data, len(job.data.label_names)
     if args.per_device_train_batch_size % 2 and (args.mixup or args.cutmix):
         raise ValueError("mixup and CutMix pair images: make --per_device_train_batch_size even, or switch both off")
-    groups = parameter_groups(classifier, plan.learning_rate, args.weight_decay, args.layer_decay)
-    optimizer = make_optimizer(groups, betas=(0.9, 0.999))
-    ema = launch.make_average(accelerator, classifier, args.ema_decay)
-    model, optimizer, schedule = launch.prepare(accelerator, args, plan, classifier, optimizer, args.min_learning_rate)
-    eval_sigmas: list[float | None] = [None, *args.eval_sigmas]
-    best_sigma = args.eval_sigmas[0] if args.eval_sigmas and args.train_on != "clean" else None
-    best_metric = args.best_metric or f"accuracy_{sigma_name(best_sigma)}"
-    measured = [f"accuracy_{sigma_name(sigma)}" for sigma in eval_sigmas]
-    if best_metric not in measured:
-        # Now, not at the first validation, which can be at the end.
-        raise ValueError(f"best_metric must be one of {measured}, got {best_metric!r}")
-    options = launch.run_options(args, plan, data, best_metric, greater_is_better=True)
-    run = TrainingRun(accelerator, options, model, optimizer, schedule, image_processor, ema)
+    best_metric = choose_best_metric(args)
 
-    sigma = arguments.sigma_from_arguments(args)
-    rows = {"trained on": f"{args.train_on} images of {len(data.label_names)} classes"}
-    if args.train_on != "clean":
-        rows["noise"] = f"{sigma.to_dict()}, mean {sigma.mean:g}, in units of 0..255 pixels"
-    if args.adversarial_steps:
-        through = args.adversarial_through if args.train_on == "denoised" else "classifier"
-        rows["attack"] = f"PGD-{args.adversarial_steps}, Linf {args.adversarial_eps:g}/255, through the {through}"
-    rows["layers"] = ", ".join(f"{group['name']} {group['lr']:.2g}" for group in groups if group["weight_decay"])
-    launch.print_header(
-        accelerator, "Fine-tuning", launch.describe_run(accelerator, args, plan, data, classifier, precision) | rows
+    seed_step(args.seed, 0, 0)
+    model = make_model(args, data.label_names)
+    config = model.config
+    groups = parameter_groups(model, job.plan.learning_rate, args.weight_decay, args.layer_decay)
+    run = job.start(
+        model, groups, (0.9, 0.999), best_metric, ema_decay=args.ema_decay, min_learning_rate=args.min_learning_rate
     )
-    launch.start_trackers(accelerator, "nim-finetuning", args)
-    mix_labels = LabelMixer(len(data.label_names), args.mixup, args.cutmix, args.label_smoothing)
+    objective = make_objective(args, run, num_labels)
 
-    # What a step learns: classes of images that are mixed, attacked, made noisy and denoised, in this order.
-    def compute_loss(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        pixel_values, labels = mix_labels(batch["pixel_values"], batch["labels"])
-        if args.adversarial_steps:
-            through = {}
-            if args.train_on == "denoised":
-                through = {"sigma": sigma if args.adversarial_through == "defense" else None}
-            pixel_values = adversarial_images(
-                run.inner_model,
-                pixel_values,
-                labels,
-                args.adversarial_eps,
-                args.adversarial_steps,
-                args.adversarial_step_size,
-                seed=derive_seed_32(args.seed, "attack", run.step, int(batch["noise_seed"][0])),
-                **through,
-            )
-        if args.train_on == "clean":
-            return model(pixel_values, labels=labels).loss
-        generators = image_generators(batch["noise_seed"], device=accelerator.device)
-        drawn, pixel_noise = draw_noise(pixel_values, sigma, generator=generators)
-        if args.train_on == "noisy":
-            return model(add_noise(pixel_values, drawn[:, 0], pixel_noise[:, 0], config.image_std), labels=labels).loss
-        return model(pixel_values, labels=labels, sigma=drawn[:, 0], pixel_noise=pixel_noise[:, 0]).loss
+    rows = {"trained on": f"{args.train_on} images of {plural(num_labels, 'class')}"}
+    if args.train_on != "clean":
+        rows["noise"] = arguments.describe_sigma(objective.sigma)
+    if args.adversarial_steps:
+        rows["attack"] = str(describe_attack(args))
+    rows["layers"] = ", ".join(f"{group['name']} {group['lr']:.2g}" for group in groups if group["weight_decay"])
+    job.announce("Fine-tuning", run, rows)
 
-    evaluate = draw = None
-    if data.validation is not None:
-        loader = accelerator.prepare_data_loader(
-            evaluation_loader(
-                data, config.num_channels, image_processor, args.per_device_eval_batch_size, args.num_workers
-            )
-        )
+    def evaluate(model: NIMForImageClassification, loader: Any) -> dict[str, float]:
+        return evaluate_classifier(accelerator, model, loader, [None, *args.eval_sigmas])
 
-        def evaluate(model: torch.nn.Module) -> dict[str, float]:
-            return evaluate_classifier(accelerator, model, loader, eval_sigmas)
-
-        def draw(model: torch.nn.Module, step: int) -> None:
-            if args.train_on == "denoised":
-                path = Path(args.output_dir) / "pictures" / "denoised.png"
-                shown = first_images(loader.dataset).to(accelerator.device)
-                plot_reconstructions(accelerator, model.denoiser, shown, args.eval_sigmas, path, data.name)
+    def draw(model: NIMForRobustImageClassification, step: int, images: torch.Tensor) -> None:
+        path = Path(args.output_dir) / "pictures" / "denoised.png"
+        plot_reconstructions(accelerator, model.denoiser, images, args.eval_sigmas, path, data.name)
 
     policy = None if args.auto_augment == "none" else args.auto_augment
     transform = finetuning_transform(config, args.crop_scale, args.horizontal_flip, policy, args.random_erasing)
-    run.fit(
-        lambda first_batch: training_batches(
-            data,
-            config.num_channels,
-            transform,
-            args.per_device_train_batch_size,
-            args.seed,
-            accelerator.num_processes,
-            accelerator.process_index,
-            first_batch,
-            args.num_workers,
-            pin_memory=accelerator.device.type == "cuda",
-        ),
-        compute_loss,
-        evaluate,
-        draw,
-    )
-    attacked = f", adversarially ({rows['attack']})" if args.adversarial_steps else ""
-    summary = {
-        "denoised": "An image classifier with the De^3 defense: it adds noise to an image, denoises it and classifies"
-        f" the result. Fine-tuned on denoised images{attacked}.",
-        "noisy": f"An image classifier without a defense, fine-tuned on noisy images{attacked}.",
-        "clean": f"An image classifier without a defense, fine-tuned on clean images{attacked}.",
-    }[args.train_on]
-    return publish.finish(run, args, plan, data, "finetuning", summary, repository)
+    job.fit(run, transform, objective, evaluate, draw if args.train_on == "denoised" else None)
+    return publish.finish(run, args, job.plan, data, job.task, summarize(args), repository)

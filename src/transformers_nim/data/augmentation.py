@@ -1,5 +1,5 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""Augmentation of training images, by timm."""
+"""Augment training images with timm."""
 
 from collections.abc import Callable
 from functools import partial
@@ -20,11 +20,11 @@ Transform = Callable[[Image.Image, int], torch.Tensor]
 def pretraining_transform(
     config: NIMConfig, crop_scale: tuple[float, float] = (0.2, 1.0), horizontal_flip: float = 0.5
 ) -> Transform:
-    """Random resized crop (bicubic) and flip: the augmentation of MAE (arXiv 2111.06377) and of NIM.
+    """Return random resized crop (bicubic) and flip, the augmentation of MAE (arXiv 2111.06377) and of NIM.
 
     Args:
-        config: Says size and normalization.
-        crop_scale: Smallest and largest part of a picture's area that a crop covers, in (0, 1].
+        config: Config of the model; gives size and normalization.
+        crop_scale: Smallest and largest share of a picture's area that a crop covers, in (0, 1].
         horizontal_flip: Probability of a flip.
 
     Returns:
@@ -43,11 +43,11 @@ def finetuning_transform(
     auto_augment: str | None = "rand-m9-mstd0.5-inc1",
     random_erasing: float = 0.25,
 ) -> Transform:
-    """timm's training augmentation, with the values of MAE's fine-tuning (arXiv 2111.06377) as defaults.
+    """Return timm's training augmentation; the defaults are those of MAE's fine-tuning (arXiv 2111.06377).
 
     Args:
-        config: Says size and normalization.
-        crop_scale: Smallest and largest part of a picture's area that a crop covers, in (0, 1].
+        config: Config of the model; gives size and normalization.
+        crop_scale: Smallest and largest share of a picture's area that a crop covers, in (0, 1].
         horizontal_flip: Probability of a flip.
         auto_augment: A policy in timm's notation, here RandAugment with magnitude 9; None for no policy.
         random_erasing: Probability that a rectangle is filled with noise.
@@ -99,7 +99,7 @@ def _apply_seeded(picture: Image.Image, seed: int, transform: Callable[[Image.Im
 
 
 def _allow_zero_bits(policy) -> None:
-    """Lets a policy of timm posterize to zero bits, which makes a black picture and which Pillow 13 refuses."""
+    """Let a policy of timm posterize to zero bits, a black picture, which Pillow 13 refuses to do."""
     timm_posterize = require("timm.data.auto_augment").posterize
     operations = [*getattr(policy, "ops", []), *(op for ops in getattr(policy, "policy", []) for op in ops)]
     for operation in operations:
@@ -121,13 +121,13 @@ def _check_crop(crop_scale: tuple[float, float], horizontal_flip: float) -> None
 
 
 class LabelMixer:
-    """mixup (arXiv 1710.09412), CutMix (arXiv 1905.04899) and label smoothing of a batch, by timm.
+    """Apply mixup (arXiv 1710.09412), CutMix (arXiv 1905.04899) and label smoothing to a batch, with timm.
 
     Args:
         num_labels: Number of classes.
         mixup: Alpha of mixup; 0 for none.
         cutmix: Alpha of CutMix; 0 for none.
-        label_smoothing: Probability mass that is spread over all classes, in [0, 1).
+        label_smoothing: Probability mass spread over all classes, in [0, 1).
 
     Raises:
         ValueError: An argument is out of range.
@@ -147,16 +147,18 @@ class LabelMixer:
             )
 
     def __call__(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mixes images, shape `(batch, channels, height, width)`, and labels, shape `(batch,)`.
+        """Mix a batch. Draws from NumPy's global generator.
 
-        Draws from NumPy's global generator.
+        Args:
+            pixel_values: Images of shape `(batch, channels, height, width)`.
+            labels: Classes of shape `(batch,)`.
 
         Returns:
-            Images, and labels as they were or, if anything is mixed or smoothed, probabilities of shape
-            `(batch, num_labels)`.
+            The images, and the labels: unchanged, or probabilities of shape `(batch, num_labels)` where anything is
+            mixed or smoothed.
 
         Raises:
-            ValueError: The batch is odd: timm mixes pairs of images.
+            ValueError: The batch size is odd; timm mixes pairs of images.
         """
         if self.mix is not None:
             if len(pixel_values) % 2:

@@ -1,8 +1,8 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""Endless batches of augmented images that can be entered at any place, and batches to evaluate on.
+"""Make endless batches of augmented images that can start at any batch, and batches to evaluate on.
 
-What a sample looks like depends on the run's seed, the epoch and the image alone. So a resumed run sees what the
-uninterrupted one would have seen, and the same images make up a step however many processes share it.
+A sample depends on the run's seed, the epoch and the image alone. So a resumed run sees the same samples as an
+uninterrupted one, and a step has the same images whatever the number of processes.
 """
 
 import itertools
@@ -24,18 +24,18 @@ from .loading import ImageData, decode_picture
 
 Batch = dict[str, Any]
 
-# So many undecodable images in a row are no accident: the folder has gone, or the column is not one of images.
+# More undecodable images in a row mean that the folder has gone or the column holds no images.
 _MAX_UNDECODABLE_IN_A_ROW = 50
 
 
 @dataclass(frozen=True)
 class RowReader:
-    """Reads picture and label of a row.
+    """Read picture and label of a row.
 
     Attributes:
-        column: The column of images.
-        label_of: From a row to its class.
-        num_channels: Channels of the pictures.
+        column: Column of images.
+        label_of: Function from a row to its class.
+        num_channels: Channels of the pictures, 1 or 3.
         token: Token for images that are still on the Hub.
     """
 
@@ -46,21 +46,21 @@ class RowReader:
 
     @classmethod
     def of(cls, data: ImageData, rows: Any, num_channels: int) -> "RowReader":
-        """The reader of `rows`, which are those of `data` to train on or to validate with."""
+        """Return a reader of `rows`, the training or validation rows of `data`."""
         return cls(data.image_column, data.label_reader(rows), num_channels, data.token)
 
     def __call__(self, row: Mapping[str, Any]) -> tuple[Image.Image | Exception, int]:
-        """The picture, or why it cannot be decoded, and the label."""
-        label, cell = self.label_of(row), row[self.column]
+        """Return the picture, or the error that decoding it raised, and the label."""
+        label = self.label_of(row)
         try:
-            return decode_picture(cell, self.num_channels, self.token), label
+            return decode_picture(row[self.column], self.num_channels, self.token), label
         except Exception as error:
             return error, label
 
     def name(self, place: str, row: Mapping[str, Any]) -> str:
-        """What to call a row: its place, and the path of its image if it has one."""
-        cell = row[self.column]
-        path = cell.get("path") if isinstance(cell, Mapping) else cell
+        """Return what to call a row in messages: its place, and the path of its image if it has one."""
+        value = row[self.column]
+        path = value.get("path") if isinstance(value, Mapping) else value
         return f"{place} ({path})" if isinstance(path, str) else place
 
 
@@ -69,8 +69,8 @@ class TrainingImages(Dataset):
 
     Args:
         rows: Undecoded rows.
-        read: Reads them.
-        transform: From a picture and a seed to normalized pixels.
+        read: Reader of the rows.
+        transform: Function from a picture and a seed to normalized pixels.
         seed: The run's seed.
     """
 
@@ -88,15 +88,15 @@ class TrainingImages(Dataset):
 
 
 class EndlessBatches(Sampler[list[tuple[int, int]]]):
-    """Batches of `(epoch, row)` for one process; every epoch has an order of its own, and they follow without a gap.
+    """Endless batches of `(epoch, row)` for one process. Each epoch has its own order; a batch may span two epochs.
 
     Args:
         num_rows: Number of images.
         batch_size: Images per batch and process.
         seed: The run's seed.
-        num_processes: Processes that share the images.
-        process_index: Which of them this is.
-        first_batch: Number of batches that each process has had already.
+        num_processes: Number of processes that share the images.
+        process_index: Index of this process.
+        first_batch: Number of batches that each process has already seen.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class EndlessBatches(Sampler[list[tuple[int, int]]]):
         epoch, place = divmod(position, self.num_rows)
         if epoch not in self.orders:
             generator = torch.Generator().manual_seed(derive_seed_32(self.seed, "order", epoch))
-            # Two epochs at most: a batch can lie across the end of one.
+            # Two epochs at most, because a batch can span the end of one.
             self.orders = {k: v for k, v in self.orders.items() if k == epoch - 1}
             self.orders[epoch] = torch.randperm(self.num_rows, generator=generator)
         return epoch, int(self.orders[epoch][place])
@@ -130,15 +130,15 @@ class EndlessBatches(Sampler[list[tuple[int, int]]]):
 class StreamedImages(IterableDataset):
     """Augmented images of a `datasets.IterableDataset`, epoch after epoch without end.
 
-    The n-th sample is the n-th row or, if that cannot be decoded, the next that can: so a stream can be entered at
-    any sample by passing over as many rows, without decoding them.
+    The n-th sample is the n-th row, or the next one that can be decoded. So a run resumes at any sample by skipping as
+    many rows, without decoding them.
 
     Args:
-        stream: The rows of one process, undecoded.
+        stream: Undecoded rows of one process.
         read, transform, seed: As for [`TrainingImages`].
-        stream_index: A number for the process, to tell its draws from those of the others.
+        stream_index: Index of the process, which gives it other draws than the others.
         batch_size: Images per batch.
-        first_batch: Batches that were had already, a multiple of the number of DataLoader workers.
+        first_batch: Number of batches already seen, a multiple of the number of DataLoader workers.
     """
 
     def __init__(
@@ -170,13 +170,13 @@ class StreamedImages(IterableDataset):
     def _rows(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
         worker = get_worker_info()
         prefix = f"{self.stream_index}.{worker.id if worker is not None else 0}"
-        # A copy, because `datasets` shares the number of the epoch among workers, which do not change it together.
+        # A copy, because `datasets` shares the epoch's number among workers, which change it at different times.
         stream = self.stream.with_format(None)
         is_empty = True
         for epoch in itertools.count():
             stream.set_epoch(epoch)
             for number, row in enumerate(stream):
-                # Its place in the shuffled stream is all the name that a row has.
+                # A row has no other name than its place in the shuffled stream.
                 yield f"{prefix}.{epoch}.{number}", row
                 is_empty = False
             if is_empty:
@@ -186,7 +186,7 @@ class StreamedImages(IterableDataset):
 
 
 def _peek(ahead: deque, rows: Iterator) -> Iterator:
-    """What is in `ahead`, then what follows in `rows`, all of which stays in `ahead`."""
+    """Yield the rows in `ahead`, then those of `rows`, and keep all of them in `ahead`."""
     for place in itertools.count():
         if place == len(ahead):
             ahead.append(next(rows))
@@ -196,7 +196,7 @@ def _peek(ahead: deque, rows: Iterator) -> Iterator:
 def _first_decodable(
     candidates: Iterator[tuple[str, Mapping[str, Any]]], read: RowReader
 ) -> tuple[Image.Image, int, list[str]]:
-    """Picture and label of the first row that can be decoded, and the names of those before it."""
+    """Return picture and label of the first row that can be decoded, and the names of the rows before it."""
     undecodable: list[str] = []
     for place, row in itertools.islice(candidates, _MAX_UNDECODABLE_IN_A_ROW):
         picture, label = read(row)
@@ -237,29 +237,29 @@ def training_batches(
     num_workers: int = 0,
     pin_memory: bool = False,
 ) -> Iterator[Batch]:
-    """The batches of one process, without end.
+    """Return the endless batches of one process.
 
-    Those of a stream depend on the number of processes and workers, others only on the images and the whole batch.
+    Batches of a stream depend on the number of processes and workers. All others depend only on the images and on the
+    batch size over all processes.
 
     Args:
-        data: The images.
+        data: Images to train on.
         num_channels: Channels of the pictures, 1 or 3.
-        transform: From a picture and a seed to normalized pixels.
+        transform: Function from a picture and a seed to normalized pixels.
         batch_size: Images per batch and process.
         seed: The run's seed.
-        num_processes: Processes that train together.
-        process_index: Which of them this is.
-        first_batch: Batches that each process has had already.
-        num_workers: Processes that decode and augment, for each training process. A stream uses at most as many as it
-            has shards.
-        pin_memory: Whether to prepare the copy to a GPU.
+        num_processes: Number of processes that train together.
+        process_index: Index of this process.
+        first_batch: Number of batches that each process has already seen.
+        num_workers: Number of workers that decode and augment, per process; for a stream at most its number of shards.
+        pin_memory: Whether to pin memory for the copy to a GPU.
 
     Returns:
-        Batches with `pixel_values`, `labels`, `noise_seed` (one for each image) and `undecodable` (a list of rows that
-        were replaced).
+        Batches with `pixel_values` of shape `(batch, channels, height, width)`, `labels` and `noise_seed` of shape
+        `(batch,)`, and `undecodable`, a list of the rows that were replaced.
     """
     arguments = (RowReader.of(data, data.train, num_channels), transform, seed)
-    # With a generator of its own, a loader draws nothing from the global one.
+    # A loader without its own generator would draw from the global one.
     options: dict[str, Any] = {"collate_fn": _collate, "pin_memory": pin_memory, "generator": torch.Generator()}
     if not data.is_streamed:
         sampler = EndlessBatches(len(data.train), batch_size, seed, num_processes, process_index, first_batch)
@@ -269,7 +269,7 @@ def training_batches(
     if num_processes > 1:
         stream = require("datasets.distributed").split_dataset_by_node(stream, process_index, num_processes)
     num_workers = min(num_workers, stream.num_shards)
-    # Batches come from the workers in turn, beginning with the first.
+    # Workers give batches in turn, the first one first.
     to_drop = first_batch % max(num_workers, 1)
     streamed = StreamedImages(stream, *arguments, process_index, batch_size, first_batch - to_drop)
     loader = DataLoader(streamed, batch_size=batch_size, num_workers=num_workers, **options)
@@ -277,12 +277,12 @@ def training_batches(
 
 
 class EvaluationImages(Dataset):
-    """Images as the image processor makes them, by row. One that cannot be decoded has `is_valid` False.
+    """Images from the model's image processor, by row. One that cannot be decoded has `is_valid` False.
 
     Args:
         rows: Undecoded rows.
-        read: Reads them.
-        image_processor: The model's own.
+        read: Reader of the rows.
+        image_processor: The model's image processor.
     """
 
     def __init__(self, rows: Sequence[Mapping[str, Any]], read: RowReader, image_processor: Any):
@@ -295,12 +295,12 @@ class EvaluationImages(Dataset):
         picture, label = self.read(self.rows[row])
         pixel_values = None
         if isinstance(picture, Image.Image):
-            # Very elongated pictures are refused.
+            # Image processors refuse very elongated pictures.
             with suppress(ValueError):
                 pixel_values = self._process(picture)
         is_valid = pixel_values is not None
         if pixel_values is None:
-            # A placeholder, so that batches keep their size on every process.
+            # A placeholder keeps the batches of all processes equally large.
             pixel_values = self._process(Image.new("RGB" if self.read.num_channels == 3 else "L", (64, 64)))
         return {"pixel_values": pixel_values, "labels": label, "row": row, "is_valid": is_valid}
 
@@ -311,17 +311,18 @@ class EvaluationImages(Dataset):
 def evaluation_loader(
     data: ImageData, num_channels: int, image_processor: Any, batch_size: int, num_workers: int = 0
 ) -> DataLoader:
-    """A loader of the validation images in their order, to be prepared by Accelerate.
+    """Return a loader of the validation images in their order; prepare it with Accelerate.
 
     Args:
-        data: The images.
+        data: Images, of which those to validate with are read.
         num_channels: Channels of the pictures, 1 or 3.
-        image_processor: The model's own.
+        image_processor: The model's image processor.
         batch_size: Images per batch and process.
-        num_workers: Processes that decode, for each process.
+        num_workers: Number of workers that decode, per process.
 
     Returns:
-        Batches with `pixel_values`, `labels`, `row` and `is_valid`.
+        Batches with `pixel_values` of shape `(batch, channels, height, width)`, and `labels`, `row` and `is_valid` of
+        shape `(batch,)`.
     """
     read = RowReader.of(data, data.validation, num_channels)
     images = EvaluationImages(data.validation, read, image_processor)
@@ -329,5 +330,5 @@ def evaluation_loader(
 
 
 def first_images(images: EvaluationImages, num: int = 8) -> torch.Tensor:
-    """The first validation images as a batch, to be looked at."""
+    """Return the first images as a batch of shape `(num, channels, height, width)`, to be plotted."""
     return torch.stack([images[row]["pixel_values"] for row in range(min(num, len(images)))])

@@ -1,5 +1,5 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""The command line that both training scripts share."""
+"""Define the command-line arguments that pretraining and fine-tuning share."""
 
 import argparse
 from pathlib import Path
@@ -10,58 +10,61 @@ from ..model.noise import GammaSigma, SigmaDistribution, UniformSigma, parse_sig
 from .optimization import SCHEDULES
 
 
-# Never written to logs, results or trackers.
+# Not written to logs, results or trackers.
 _SECRETS = ("token", "hub_token")
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where images come from; the names are the fields of `ImageSource`."""
+    """Add the arguments that say where images are; their names are the fields of [`ImageSource`]."""
     group = parser.add_argument_group("data")
     group.add_argument(
         "--dataset_name",
-        help="a data set on the Hub, a folder (of parquet files, of images in one folder per class, or written by"
+        help="data set on the Hub, a folder (of parquet files, of images in one folder per class, or written by"
         " save_to_disk) or a .parquet file",
     )
     group.add_argument("--dataset_config_name", help="configuration of a data set that has several")
     group.add_argument("--dataset_revision", help="version of a data set on the Hub")
-    group.add_argument("--train_dir", help="instead of a name: a folder with one folder of images per class")
-    group.add_argument("--validation_dir", help="another such folder, for validation")
+    group.add_argument("--train_dir", help="folder with one folder of images per class, instead of --dataset_name")
+    group.add_argument("--validation_dir", help="folder like --train_dir, to validate with")
     group.add_argument("--train_split_name", default="train", help="split to train on")
     group.add_argument(
         "--validation_split_name",
-        help="split to validate with; if left out, validation, valid or val (never test) if there is one",
+        help="split to validate with; if left out, validation, valid or val, if any",
     )
     group.add_argument(
         "--train_val_split",
         type=float,
         default=0.1,
-        help="without a validation split: part of the training images to hold out; 0 for none",
+        help="share of the training images to validate with if there is no validation split, in [0, 1); 0 for none",
     )
-    group.add_argument("--image_column_name", help="column of images; if left out, found by its type or name")
-    group.add_argument("--label_column_name", help="column of labels; if left out, found by its type or name")
-    group.add_argument("--max_train_samples", type=int, help="train on at most so many images, chosen at random")
-    group.add_argument("--max_eval_samples", type=int, help="validate with at most so many images")
+    group.add_argument("--image_column_name", help="column of images; if left out, found by type or name")
+    group.add_argument("--label_column_name", help="column of labels; if left out, found by type or name")
+    group.add_argument("--max_train_samples", type=int, help="number of training images at most, chosen at random")
+    group.add_argument("--max_eval_samples", type=int, help="number of validation images at most")
     group.add_argument(
         "--streaming",
         action="store_true",
-        help="read the training images while they are downloaded; needs --max_train_steps",
+        help="read training images while they are downloaded; needs --max_train_steps",
     )
     group.add_argument(
-        "--shuffle_buffer", type=int, default=10_000, help="images of a stream that wait to be drawn at random"
+        "--shuffle_buffer",
+        type=int,
+        default=10_000,
+        help="images of a stream in memory, from which the next one is drawn",
     )
-    group.add_argument("--num_workers", type=int, default=2, help="workers that decode and augment, per process")
+    group.add_argument("--num_workers", type=int, default=2, help="workers per process that decode and augment")
     group.add_argument("--cache_dir", help="folder for downloads")
-    group.add_argument("--token", help="token for private data sets and models; the one of `hf auth login` by default")
+    group.add_argument("--token", help="token for private data sets and models; by default that of `hf auth login`")
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which model to make."""
+    """Add the arguments that describe a new model."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--config_name",
         default="base",
-        help=f"of a new model, which does not start from a checkpoint: its size ({', '.join(NIM_SIZES)}; the paper's"
-        " is base), or the name or path of a config",
+        help=f"size of a new model ({', '.join(NIM_SIZES)}; the paper's is base), or the name or path of a config;"
+        " unused with a checkpoint",
     )
     group.add_argument(
         "--config_overrides",
@@ -71,7 +74,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_augmentation_arguments(parser: argparse.ArgumentParser, crop_scale: tuple[float, float]) -> Any:
-    """What both scripts do to pictures; returns the group."""
+    """Add the arguments of the augmentation that both commands have, and return their group."""
     group = parser.add_argument_group("augmentation")
     group.add_argument(
         "--crop_scale",
@@ -79,68 +82,85 @@ def add_augmentation_arguments(parser: argparse.ArgumentParser, crop_scale: tupl
         nargs=2,
         default=crop_scale,
         metavar=("LOW", "HIGH"),
-        help="smallest and largest part of a picture's area that a random crop covers; as in the paper and MAE",
+        help="smallest and largest share of a picture's area that a random crop covers; as in the paper and MAE",
     )
-    group.add_argument("--horizontal_flip", type=float, default=0.5, help="probability; 0 for digits and letters")
+    group.add_argument(
+        "--horizontal_flip", type=float, default=0.5, help="probability of a flip; 0 for digits and letters"
+    )
     return group
 
 
 def add_optimization_arguments(
     parser: argparse.ArgumentParser, base_learning_rate: float, epochs: float, total_batch_size: int
 ) -> Any:
-    """Optimizer, schedule and length; returns the group. The defaults are MAE's, which the paper follows."""
+    """Add optimizer, schedule and length, and return their group. The defaults are those of MAE and the paper."""
     group = parser.add_argument_group("optimization")
     group.add_argument("--per_device_train_batch_size", type=int, default=64, help="images per process and pass")
-    group.add_argument("--per_device_eval_batch_size", type=int, default=128, help="the same for validation")
+    group.add_argument(
+        "--per_device_eval_batch_size", type=int, default=128, help="images per process and pass in validation"
+    )
     group.add_argument(
         "--gradient_accumulation_steps",
         type=int,
         default=1,
-        help="passes per update; the batch of an update is per_device_train_batch_size x processes x this, in the"
-        f" paper {total_batch_size}",
+        help="passes per update; batch of an update = per_device_train_batch_size x processes x passes, in the paper"
+        f" {total_batch_size}",
     )
-    group.add_argument("--num_train_epochs", type=float, default=epochs, help="passes over the images (the paper's)")
-    group.add_argument("--max_train_steps", type=int, help="updates; instead of epochs")
+    group.add_argument(
+        "--num_train_epochs", type=float, default=epochs, help="passes over the training images; as in the paper"
+    )
+    group.add_argument("--max_train_steps", type=int, help="number of updates, instead of --num_train_epochs")
     group.add_argument(
         "--base_learning_rate",
         type=float,
         default=base_learning_rate,
-        help="learning rate for a batch of 256; the rate is this x batch of an update / 256",
+        help="learning rate for a batch of 256 images; learning rate = base_learning_rate x batch of an update / 256",
     )
-    group.add_argument("--learning_rate", type=float, help="the rate itself, whatever the batch")
-    group.add_argument("--weight_decay", type=float, default=0.05, help="of matrices; biases and norms have none")
-    group.add_argument("--lr_scheduler_type", choices=SCHEDULES, default="cosine", help="per update, after warm-up")
+    group.add_argument("--learning_rate", type=float, help="learning rate, instead of --base_learning_rate")
     group.add_argument(
-        "--warmup_ratio", type=float, default=0.05, help="part of all updates (the paper's 40 of 800, 5 of 100 epochs)"
+        "--weight_decay", type=float, default=0.05, help="weight decay of matrices; biases and norms have none"
     )
-    group.add_argument("--num_warmup_steps", type=int, help="the same as a number of updates")
-    group.add_argument("--max_grad_norm", type=float, help="clip gradients to this norm; the paper does not clip")
+    group.add_argument("--lr_scheduler_type", choices=SCHEDULES, default="cosine", help="learning rate after warm-up")
+    group.add_argument(
+        "--warmup_ratio",
+        type=float,
+        default=0.05,
+        help="share of the updates that warm up (in the paper 40 of 800, 5 of 100 epochs)",
+    )
+    group.add_argument("--num_warmup_steps", type=int, help="updates that warm up, instead of --warmup_ratio")
+    group.add_argument(
+        "--max_grad_norm", type=float, help="norm to clip gradients to; if left out, no clipping, as in the paper"
+    )
     group.add_argument(
         "--mixed_precision",
         choices=("auto", "no", "bf16", "fp16"),
-        help="auto, for CPUs only, is bf16 where it is measured to be faster than fp32, else no; if left out, auto on"
-        " a CPU, and on a GPU what `accelerate config` or the launch file says",
+        help="auto, for CPUs only: bf16 if a benchmark of a second finds it faster than fp32, else no; if left out,"
+        " auto on a CPU, and on a GPU what `accelerate config` or the launch file says",
     )
-    group.add_argument("--gradient_checkpointing", action="store_true", help="less memory, about a third more time")
+    group.add_argument(
+        "--gradient_checkpointing", action="store_true", help="save memory; takes about a third more time"
+    )
     group.add_argument("--torch_compile", action="store_true", help="compile the model")
     return group
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> Any:
-    """Output, checkpoints, logs and the Hub; returns the group."""
+    """Add output, checkpoints, logs and the Hub, and return their group."""
     group = parser.add_argument_group("run")
     group.add_argument("--output_dir", required=True, help="folder for model, checkpoints, logs and results")
-    group.add_argument("--seed", type=int, default=0, help="seed of everything")
+    group.add_argument("--seed", type=int, default=0, help="seed of every random draw")
     group.add_argument(
         "--checkpointing_steps", default="1000", metavar="N|epoch", help="updates between checkpoints, or 'epoch'"
     )
-    group.add_argument("--checkpoints_total_limit", type=int, default=2, help="how many to keep")
+    group.add_argument("--checkpoints_total_limit", type=int, default=2, help="number of checkpoints to keep")
     group.add_argument(
         "--resume_from_checkpoint",
         metavar="PATH|latest",
-        help="go on from a checkpoint; 'latest' takes the newest whole one, or begins if there is none",
+        help="checkpoint to continue from; 'latest' takes the newest complete one, or starts anew if there is none",
     )
-    group.add_argument("--eval_steps", metavar="N|epoch", help="updates between validations; if left out, at the end")
+    group.add_argument(
+        "--eval_steps", metavar="N|epoch", help="updates between validations; if left out, one at the end"
+    )
     group.add_argument("--logging_steps", type=int, default=10, help="updates between lines of log.jsonl")
     group.add_argument(
         "--eval_sigmas",
@@ -153,33 +173,41 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> Any:
         "--report_to",
         nargs="+",
         default=["tensorboard"],
-        help="trackers that are installed: tensorboard, wandb, trackio, ..., or none",
+        help="installed trackers (tensorboard, wandb, trackio, ...), or none",
     )
     group.add_argument("--push_to_hub", action="store_true", help="upload the finished model")
-    group.add_argument("--hub_model_id", help="repository to push to; the name of output_dir by default")
-    group.add_argument("--hub_private_repo", action="store_true", help="make it private if it does not exist")
-    group.add_argument("--hub_token", help="token for the push; the one of `hf auth login` by default")
+    group.add_argument("--hub_model_id", help="repository to push to; by default the name of output_dir")
+    group.add_argument("--hub_private_repo", action="store_true", help="create the repository as a private one")
+    group.add_argument("--hub_token", help="token for the push; by default that of `hf auth login`")
     return group
 
 
 def add_sigma_arguments(group: Any, kind: str, paper: str) -> None:
-    """The distribution of sigma in training; `kind` is the default type."""
+    """Add the distribution of sigma in training.
+
+    Args:
+        group: Group of arguments.
+        kind: Default type.
+        paper: Distribution of the paper, in words.
+    """
     group.add_argument(
         "--sigma_distribution",
         choices=("gamma", "uniform", "constant"),
         default=kind,
-        help=f"distribution of the noise scale sigma, drawn per image (the paper's: {paper})",
+        help=f"distribution of the noise scale sigma of each image (the paper's: {paper})",
     )
     unit = "in units of 0..255 pixels"
-    group.add_argument("--gamma_concentration", type=float, default=25.0, help="gamma: mean = concentration x scale")
-    group.add_argument("--gamma_scale", type=float, default=3.0, help=f"gamma: its scale, {unit}")
-    group.add_argument("--sigma_low", type=float, default=0.0, help=f"uniform: the lowest sigma, {unit}")
-    group.add_argument("--sigma_high", type=float, default=30.0, help=f"uniform: the highest sigma, {unit}")
-    group.add_argument("--sigma_value", type=float, default=70.0, help=f"constant: the sigma, {unit}")
+    group.add_argument(
+        "--gamma_concentration", type=float, default=25.0, help="gamma: concentration; mean = concentration x scale"
+    )
+    group.add_argument("--gamma_scale", type=float, default=3.0, help=f"gamma: scale, {unit}")
+    group.add_argument("--sigma_low", type=float, default=0.0, help=f"uniform: lowest sigma, {unit}")
+    group.add_argument("--sigma_high", type=float, default=30.0, help=f"uniform: highest sigma, {unit}")
+    group.add_argument("--sigma_value", type=float, default=70.0, help=f"constant: sigma, {unit}")
 
 
 def sigma_from_arguments(args: argparse.Namespace) -> SigmaDistribution:
-    """The distribution that `add_sigma_arguments` describes.
+    """Return the distribution that the arguments of [`add_sigma_arguments`] describe.
 
     Raises:
         ValueError: A parameter is out of range.
@@ -191,8 +219,13 @@ def sigma_from_arguments(args: argparse.Namespace) -> SigmaDistribution:
     return parse_sigma(args.sigma_value)
 
 
+def describe_sigma(sigma: SigmaDistribution) -> str:
+    """Return a distribution of sigma in words."""
+    return f"{sigma.to_dict()}, mean {sigma.mean:g}, in units of 0..255 pixels"
+
+
 def parse_overrides(text: str | None) -> dict[str, Any]:
-    """`"hidden_size=256,norm_pix_loss=true"` as values for a [`NIMConfig`].
+    """Return text such as `"hidden_size=256,norm_pix_loss=true"` as fields of a [`NIMConfig`].
 
     Raises:
         ValueError: A field is unknown, or a part is not of the form FIELD=VALUE.
@@ -221,7 +254,7 @@ def _parse_value(text: str) -> Any:
 
 
 def config_from_arguments(args: argparse.Namespace, **fields: Any) -> NIMConfig:
-    """The config of a new model: a named size or a saved config, with `fields` and the overrides on top.
+    """Return the config of a new model: a named size or a saved config, changed by `fields` and the overrides.
 
     Raises:
         ValueError: A field is unknown or has a wrong value.
@@ -238,13 +271,13 @@ def config_from_arguments(args: argparse.Namespace, **fields: Any) -> NIMConfig:
 
 
 def public_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """The arguments as JSON can hold them, without tokens. Of absolute paths the last part is left."""
+    """Return the arguments that may be published: without tokens, and absolute paths cut to their last part."""
     shown = {name: value for name, value in sorted(vars(args).items()) if name not in _SECRETS}
     return {name: _without_folders(value) for name, value in shown.items()}
 
 
 def _without_folders(value: Any) -> Any:
-    # Where folders lie on the machine that trained is not to be published.
+    # Folders of the machine that trained are not to be published.
     if not isinstance(value, (str, Path)):
         return value
     return Path(value).name if Path(value).is_absolute() else str(value)

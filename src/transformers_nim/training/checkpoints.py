@@ -1,9 +1,9 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""Checkpoints that are there as a whole or not at all.
+"""Write checkpoints so that they are there as a whole or not at all, and find them again.
 
-A checkpoint is written into a folder `checkpoint-N.partial`, which gets its name once every file is on disk. It holds
-what Accelerate saves (weights as safetensors, optimizer state) and `checkpoint.json`: how far the run was, and the
-size of every file, by which a truncated copy is recognized.
+A checkpoint is written into a folder `checkpoint-N.partial`, which is renamed once every file is on disk. It holds
+what Accelerate saves (weights as safetensors, optimizer state) and `checkpoint.json`: the state of the run, and the
+size of every file, which shows a truncated copy.
 """
 
 import json
@@ -24,12 +24,12 @@ logger = logging.get_logger(__name__)
 
 _MANIFEST = "checkpoint.json"
 _EMA_WEIGHTS = "ema.safetensors"
-# What a full disk looks like to Python, torch and safetensors.
+# Errors of Python, torch and safetensors when the disk is full.
 _WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint could not be written; earlier ones are untouched."""
+    """A checkpoint could not be written; earlier ones are unchanged."""
 
 
 def save_checkpoint(
@@ -40,22 +40,22 @@ def save_checkpoint(
     ema_weights: Mapping[str, torch.Tensor] | None = None,
     total_limit: int | None = None,
 ) -> Path:
-    """Writes `checkpoint-{step}`; to be called by all processes.
+    """Write `checkpoint-{step}`; called by all processes.
 
     Args:
-        accelerator: Holds the prepared model and optimizer.
+        accelerator: Accelerator with the prepared model and optimizer.
         output_dir: Folder of the run, which all processes share.
-        step: Updates done.
-        state: What else a run needs to go on, as JSON can hold it.
-        ema_weights: Averaged weights, if there are any.
-        total_limit: How many checkpoints to keep; the oldest go. Those of later steps go in any case: a run that has
-            gone back to an earlier one replaces them, and `"latest"` must not find them.
+        step: Number of updates so far.
+        state: What else a run needs to resume; must fit into JSON.
+        ema_weights: Averaged weights, or None.
+        total_limit: Number of checkpoints to keep; the oldest are deleted. Those of later steps are always deleted: a
+            run that went back to an earlier checkpoint replaces them, and `"latest"` must not find them.
 
     Returns:
-        The checkpoint's path.
+        Path of the checkpoint.
 
     Raises:
-        CheckpointError: It could not be written, on a full disk for example.
+        CheckpointError: It could not be written, because the disk is full for example.
     """
     output_dir = Path(output_dir)
     final, partial = output_dir / f"checkpoint-{step}", output_dir / f"checkpoint-{step}.partial"
@@ -76,18 +76,18 @@ def save_checkpoint(
             _seal(partial, {"step": step, **state})
         except _WRITE_ERRORS as caught:
             error = caught
-    # All processes have to agree, or those without an error would wait for the others without end.
+    # All processes must agree: one without an error would wait forever for one that has stopped.
     failed = torch.tensor(float(error is not None), device=accelerator.device)
     if accelerator.reduce(failed, "sum").item() > 0:
         if accelerator.is_main_process:
             shutil.rmtree(partial, ignore_errors=True)
         last = find_checkpoint(output_dir)
         raise CheckpointError(
-            f"could not write {final}: {error or 'another process failed'}. Is the disk full? The last whole"
-            f" checkpoint is {last or 'none'}; make room and go on with --resume_from_checkpoint latest"
+            f"could not write {final}: {error or 'another process failed'}. Is the disk full? The last complete"
+            f" checkpoint is {last or 'none'}; make room and resume with --resume_from_checkpoint latest"
         ) from error
     if accelerator.is_main_process:
-        # One that is not whole, or of a run that this one repeats.
+        # A folder with this name is incomplete, or from steps that this run has repeated.
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
         _sync(output_dir)
@@ -101,7 +101,7 @@ def save_checkpoint(
 
 
 def _seal(folder: Path, state: Mapping[str, Any]) -> None:
-    """Brings every file to disk and writes the manifest."""
+    """Flush every file to disk and write the manifest."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in files:
         _sync(path)
@@ -120,13 +120,13 @@ def _sync(path: Path) -> None:
 
 
 def _checkpoints(output_dir: Path) -> list[Path]:
-    """Folders with a checkpoint's name, the newest first."""
+    """Return the folders named like a checkpoint, newest first."""
     found = [path for path in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     return sorted(found, key=lambda path: int(path.name.split("-")[1]), reverse=True)
 
 
 def checkpoint_problem(path: str | Path) -> str | None:
-    """What is wrong with a checkpoint, or None if it is whole."""
+    """Return what is wrong with a checkpoint, or None if it is complete."""
     path = Path(path)
     if not path.is_dir():
         return "there is no such folder"
@@ -148,22 +148,19 @@ def checkpoint_problem(path: str | Path) -> str | None:
 
 
 def find_checkpoint(output_dir: str | Path, which: str = "latest") -> Path | None:
-    """The checkpoint to resume from.
+    """Return the path of the checkpoint to resume from, or None if `"latest"` finds none.
 
     Args:
         output_dir: Folder of the run.
-        which: `"latest"` for the newest whole one, or the path of a checkpoint.
-
-    Returns:
-        Its path, or None if `"latest"` finds none.
+        which: `"latest"` for the newest complete checkpoint, or the path of one.
 
     Raises:
-        ValueError: The checkpoint that was named is not whole.
+        ValueError: The named checkpoint is not complete.
     """
     if which != "latest":
         problem = checkpoint_problem(which)
         if problem:
-            raise ValueError(f"cannot resume from {which}: {problem}. Pass 'latest' for the newest whole checkpoint")
+            raise ValueError(f"cannot resume from {which}: {problem}. Pass 'latest' for the newest complete one")
         return Path(which)
     for path in _checkpoints(Path(output_dir)):
         problem = checkpoint_problem(path)
@@ -174,10 +171,10 @@ def find_checkpoint(output_dir: str | Path, which: str = "latest") -> Path | Non
 
 
 def load_checkpoint(accelerator: Any, path: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor] | None]:
-    """Loads a whole checkpoint into the prepared model and optimizer; to be called by all processes.
+    """Load a complete checkpoint into the prepared model and optimizer; called by all processes.
 
     Returns:
-        The state that was saved with it (with `step`), and the averaged weights if there are any.
+        The state that was saved with it (with `step`), and the averaged weights or None.
     """
     path = Path(path)
     accelerator.load_state(str(path))
@@ -186,15 +183,15 @@ def load_checkpoint(accelerator: Any, path: str | Path) -> tuple[dict[str, Any],
 
 
 def read_state(path: str | Path) -> dict[str, Any]:
-    """The state that was saved with a whole checkpoint (with `step`), without its weights."""
+    """Return the state (with `step`) that was saved with a complete checkpoint."""
     return json.loads((Path(path) / _MANIFEST).read_text())["state"]
 
 
 def replace_folder(accelerator: Any, folder: Path, write: Callable[[Path], object]) -> None:
-    """Has `write(path)` fill a folder, called by all processes, and puts it where `folder` was, whole.
+    """Let `write(path)` fill a new folder, then replace `folder` by it; called by all processes.
 
     Raises:
-        CheckpointError: It could not be written; what was there before still is.
+        CheckpointError: The new folder could not be written; the old one is unchanged.
     """
     partial = folder.with_name(f"{folder.name}.partial")
     if accelerator.is_main_process:
@@ -218,7 +215,7 @@ def replace_folder(accelerator: Any, folder: Path, write: Callable[[Path], objec
 
 
 def require_empty_or_resumed(output_dir: str | Path, resume: str | None) -> None:
-    """Keeps a new run from writing over the checkpoints of an old one.
+    """Refuse to start a new run over the checkpoints of an old one.
 
     Raises:
         ValueError: There are checkpoints, and the run does not resume from one.
@@ -227,5 +224,5 @@ def require_empty_or_resumed(output_dir: str | Path, resume: str | None) -> None
     if found and resume is None:
         raise ValueError(
             f"{output_dir} holds the checkpoints of an earlier run ({found[0].name}); pass --resume_from_checkpoint"
-            " latest to go on with it, or another --output_dir"
+            " latest to continue it, or another --output_dir"
         )

@@ -1,11 +1,12 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""What is measured while a model trains: how well it denoises and classifies, at given sigmas.
+"""Measure how well a model denoises and classifies while it trains, at given sigmas.
 
-Each image's noise has a seed of its own, so figures of different steps differ by the model alone, and do not depend on
-batch size or number of processes.
+The seed of an image's noise depends on the image alone. So the figures of two steps differ by the model alone, and do
+not depend on the batch size or the number of processes.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,171 +16,191 @@ from ..model.modeling_nim import NIMForPreTraining, NIMForRobustImageClassificat
 from ..model.noise import add_noise, draw_noise, parse_sigma
 from ..utils.seeding import derive_seed_32, image_generators
 from ..utils.statistics import mean_accuracy
-from .mae import MaskedAutoencoder
+from ..utils.text_table import sigma_label
+from .mae import MaskedAutoencoder, draw_mask_scores
 
 
-def _generators(rows: torch.Tensor, device: torch.device) -> list[torch.Generator]:
-    return image_generators([derive_seed_32("evaluation", int(row)) for row in rows], device=device)
+def figure_name(figure: str, sigma: float | None) -> str:
+    """Return the name of a figure at a sigma: `accuracy_off`, `psnr_sigma_25`, `psnr_sigma_2.5`."""
+    return f"{figure}_{sigma_label(sigma).replace(' ', '_')}"
 
 
-def _mask_scores(rows: torch.Tensor, num_patches: int, device: torch.device) -> torch.Tensor:
-    """Random numbers for the masks of images, as MAE takes them."""
-    generators = _generators(rows, torch.device("cpu"))
-    return torch.stack([torch.rand(num_patches, generator=generator) for generator in generators]).to(device)
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model into eval mode in a `with` block, and back into its former mode after it."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
-def _mean_square(images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return (images - targets).square().flatten(1).mean(dim=1)
+def psnr(images: torch.Tensor, targets: torch.Tensor, image_std: Sequence[float]) -> torch.Tensor:
+    """Return the peak signal-to-noise ratio of each image, in dB, at most 100.
 
+    Args:
+        images: Normalized images of shape `(batch, channels, height, width)`.
+        targets: What they should be, in the same shape.
+        image_std: Per-channel standard deviation by which the pixels were divided.
 
-def sigma_name(sigma: float | None) -> str:
-    """How a sigma is written in the names of figures: `off`, `sigma_25`, `sigma_2.5`."""
-    return "off" if sigma is None else f"sigma_{sigma:g}"
+    Returns:
+        Ratios of shape `(batch,)`.
+    """
+    std = torch.tensor(image_std, device=targets.device)[:, None, None]
+    # Pixels in [0, 1] have a peak of 1. The floor keeps a perfect image finite.
+    return -10 * _mean_square(images.float() * std, targets * std).clamp(min=1e-10).log10()
 
 
 @torch.no_grad()
 def evaluate_denoiser(
     accelerator: Any, model: NIMForPreTraining, loader: Iterable[Mapping[str, Any]], sigmas: Sequence[float]
 ) -> dict[str, float]:
-    """Loss and peak signal-to-noise ratio of a denoiser.
+    """Return loss and peak signal-to-noise ratio of a denoiser.
 
     Args:
-        accelerator: Whose processes share the images.
-        model: The model, prepared or not; left in the mode that it was in.
-        loader: A prepared loader from `evaluation_loader`.
+        accelerator: Accelerator whose processes share the images.
+        model: Model, prepared or not; left in its mode.
+        loader: Prepared loader from [`evaluation_loader`].
         sigmas: Noise scales in units of 0..255 pixels.
 
     Returns:
-        `loss` at the pretraining distribution of sigma, and for each sigma `psnr_sigma_…` of the denoised and
+        `loss` under sigma of the pretraining distribution, and for each sigma `psnr_sigma_…` of the denoised and
         `psnr_noisy_sigma_…` of the noisy images, clamped to valid pixels: means over images, in dB.
+
+    Raises:
+        ValueError: No image can be decoded.
     """
-    config = accelerator.unwrap_model(model).config
-    std = torch.tensor(config.image_std, device=accelerator.device)[:, None, None]
-    clamp = accelerator.unwrap_model(model).clamp_pixels
-    sums: dict[str, list[torch.Tensor]] = {}
-    with _eval_mode(model):
-        for batch in loader:
-            pixels, rows, is_valid = batch["pixel_values"], batch["row"], batch["is_valid"]
-            # Per image, so that undecodable ones can be left out.
-            drawn = model(pixels, generator=_generators(rows, pixels.device), return_loss=False)
-            figures = {"loss": _patch_loss(accelerator.unwrap_model(model), drawn.logits, pixels)}
-            for sigma in sigmas:
-                outputs = model(pixels, sigma=sigma, generator=_generators(rows, pixels.device), return_loss=False)
-                for name, images in (("", outputs.denoised_pixel_values), ("noisy_", outputs.noisy_pixel_values)):
-                    # Pixels in [0, 1] have a peak of 1. The floor keeps a perfect picture finite (100 dB).
-                    square = _mean_square(clamp(images.float()) * std, pixels * std).clamp(min=1e-10)
-                    figures[f"psnr_{name}{sigma_name(sigma)}"] = -10 * square.log10()
-            _gather(accelerator, figures, is_valid, sums)
-    return _means(sums)
+    inner: NIMForPreTraining = accelerator.unwrap_model(model)
 
+    def measure(batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        pixels = batch["pixel_values"]
+        outputs = model(pixels, generator=_generators(batch), return_loss=False)
+        # The model's own loss is the batch's; undecodable images must be left out.
+        figures = {"loss": _mean_square(outputs.logits.float(), inner.patch_targets(pixels))}
+        for sigma in sigmas:
+            outputs = model(pixels, sigma=sigma, generator=_generators(batch), return_loss=False)
+            for figure, images in (
+                ("psnr", outputs.denoised_pixel_values),
+                ("psnr_noisy", outputs.noisy_pixel_values),
+            ):
+                clamped = inner.clamp_pixels(images.float())
+                figures[figure_name(figure, sigma)] = psnr(clamped, pixels, inner.config.image_std)
+        return figures
 
-def _patch_loss(model: NIMForPreTraining, logits: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
-    """The pretraining loss of each image."""
-    return _mean_square(logits.float(), model.patch_targets(pixels))
+    return _means(_measure_images(accelerator, model, loader, measure))
 
 
 @torch.no_grad()
 def evaluate_masked(
     accelerator: Any, model: MaskedAutoencoder, loader: Iterable[Mapping[str, Any]]
 ) -> dict[str, float]:
-    """Loss of a masked autoencoder, each image with a mask of its own.
+    """Return the loss of a masked autoencoder; the mask of an image depends on the image alone.
 
     Args:
-        accelerator: Whose processes share the images.
-        model: The model, prepared or not; left in the mode that it was in.
-        loader: A prepared loader from `evaluation_loader`.
+        accelerator: Accelerator whose processes share the images.
+        model: Model, prepared or not; left in its mode.
+        loader: Prepared loader from [`evaluation_loader`].
 
     Returns:
-        `loss`.
+        `loss`, the mean over images.
+
+    Raises:
+        ValueError: No image can be decoded.
     """
-    inner = accelerator.unwrap_model(model)
-    rows_of_patches, columns_of_patches = inner.config.patch_grid
-    sums: dict[str, list[torch.Tensor]] = {}
-    with _eval_mode(model):
-        for batch in loader:
-            pixels = batch["pixel_values"]
-            scores = _mask_scores(batch["row"], rows_of_patches * columns_of_patches, pixels.device)
-            # Every image has as many masked patches, so the batch's mean is that of its images; one by one, because
-            # undecodable ones count for nothing.
-            outputs = model(pixels, mask_scores=scores)
-            targets = inner.model.patch_targets(pixels)
-            masked = (outputs.logits.float() - targets).square().mean(dim=-1)
-            losses = (masked * outputs.mask).sum(dim=1) / outputs.mask.sum(dim=1)
-            _gather(accelerator, {"loss": losses}, batch["is_valid"], sums)
-    return _means(sums)
+    inner: MaskedAutoencoder = accelerator.unwrap_model(model)
+
+    def measure(batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        # On the CPU, so that masks are the same on every device.
+        scores = draw_mask_scores(inner.config, _generators(batch, "cpu"))
+        outputs = model(batch["pixel_values"], mask_scores=scores)
+        targets = inner.model.patch_targets(batch["pixel_values"])
+        errors = (outputs.logits.float() - targets).square().mean(dim=-1)
+        # The model's own loss is the batch's; undecodable images must be left out.
+        return {"loss": (errors * outputs.mask).sum(dim=1) / outputs.mask.sum(dim=1)}
+
+    return _means(_measure_images(accelerator, model, loader, measure))
 
 
 @torch.no_grad()
 def evaluate_classifier(
     accelerator: Any, model: nn.Module, loader: Iterable[Mapping[str, Any]], sigmas: Sequence[float | None]
 ) -> dict[str, float]:
-    """Clean accuracy of a classifier with its defense off and at given sigmas, one noise draw per image.
+    """Return the clean accuracy of a classifier at given sigmas, with one noise draw per image.
 
-    A [`NIMForRobustImageClassification`] denoises at each sigma; a classifier without a defense sees the noisy image.
+    A [`NIMForRobustImageClassification`] denoises; a classifier without a defense sees the noisy image.
 
     Args:
-        accelerator: Whose processes share the images.
-        model: The model, prepared or not; left in the mode that it was in.
-        loader: A prepared loader from `evaluation_loader`.
+        accelerator: Accelerator whose processes share the images.
+        model: Model, prepared or not; left in its mode.
+        loader: Prepared loader from [`evaluation_loader`].
         sigmas: Noise scales in units of 0..255 pixels; None for the defense off.
 
     Returns:
         `accuracy_off`, `accuracy_sigma_25` and so on, in [0, 1], each with `…_low` and `…_high` (95 % interval), and
         `loss_off` and so on: mean cross entropies.
+
+    Raises:
+        ValueError: No image can be decoded.
     """
     inner = accelerator.unwrap_model(model)
-    is_robust = isinstance(inner, NIMForRobustImageClassification)
-    sums: dict[str, list[torch.Tensor]] = {}
-    with _eval_mode(model):
-        for batch in loader:
-            pixels, labels, is_valid = batch["pixel_values"], batch["labels"], batch["is_valid"]
-            figures = {}
-            for sigma in sigmas:
-                generators = _generators(batch["row"], pixels.device)
-                if is_robust:
-                    outputs = model(pixels, sigma=sigma, num_samples=1, generator=generators)
-                else:
-                    outputs = model(pixels if sigma is None else _noisy(pixels, sigma, generators, inner.config))
-                logits = outputs.logits.float()
-                figures[f"loss_{sigma_name(sigma)}"] = nn.functional.cross_entropy(logits, labels, reduction="none")
-                figures[f"accuracy_{sigma_name(sigma)}"] = logits.argmax(dim=-1) == labels
-            _gather(accelerator, figures, is_valid, sums)
-    results = _means(sums)
-    for name in [name for name in results if name.startswith("accuracy_")]:
-        accuracy = mean_accuracy(torch.cat(sums[name]).bool().numpy()[:, None])
+
+    def measure(batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        pixels, labels = batch["pixel_values"], batch["labels"]
+        figures = {}
+        for sigma in sigmas:
+            generators = _generators(batch)
+            if isinstance(inner, NIMForRobustImageClassification):
+                outputs = model(pixels, sigma=sigma, num_samples=1, generator=generators)
+            elif sigma is None:
+                outputs = model(pixels)
+            else:
+                drawn, noise = draw_noise(pixels, parse_sigma(sigma), generator=generators)
+                outputs = model(add_noise(pixels, drawn[:, 0], noise[:, 0], inner.config.image_std))
+            logits = outputs.logits.float()
+            figures[figure_name("loss", sigma)] = nn.functional.cross_entropy(logits, labels, reduction="none")
+            figures[figure_name("accuracy", sigma)] = logits.argmax(dim=-1) == labels
+        return figures
+
+    measured = _measure_images(accelerator, model, loader, measure)
+    results = _means(measured)
+    for sigma in sigmas:
+        name = figure_name("accuracy", sigma)
+        accuracy = mean_accuracy(measured[name].bool().numpy()[:, None])
         results |= {name: accuracy.mean, f"{name}_low": accuracy.low, f"{name}_high": accuracy.high}
     return results
 
 
-def _noisy(pixels: torch.Tensor, sigma: float, generators: list[torch.Generator], config: Any) -> torch.Tensor:
-    drawn, noise = draw_noise(pixels, parse_sigma(sigma), generator=generators)
-    return add_noise(pixels, drawn[:, 0], noise[:, 0], config.image_std)
+def _generators(batch: Mapping[str, Any], device: str | None = None) -> list[torch.Generator]:
+    seeds = [derive_seed_32("evaluation", int(row)) for row in batch["row"]]
+    return image_generators(seeds, device=device or batch["pixel_values"].device)
 
 
-class _eval_mode:
-    """Eval mode inside a `with` block."""
-
-    def __init__(self, model: nn.Module):
-        self.model, self.was_training = model, model.training
-
-    def __enter__(self) -> None:
-        self.model.eval()
-
-    def __exit__(self, *error: object) -> None:
-        self.model.train(self.was_training)
+def _mean_square(images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return (images - targets).square().flatten(1).mean(dim=1)
 
 
-def _gather(accelerator: Any, figures: dict[str, torch.Tensor], is_valid: torch.Tensor, sums: dict) -> None:
-    names = list(figures)
-    gathered = accelerator.gather_for_metrics((is_valid, *(figures[name].float() for name in names)))
-    for name, values in zip(names, gathered[1:]):
-        sums.setdefault(name, []).append(values[gathered[0]].double().cpu())
+def _measure_images(
+    accelerator: Any,
+    model: nn.Module,
+    loader: Iterable[Mapping[str, Any]],
+    measure: Callable[[Mapping[str, Any]], dict[str, torch.Tensor]],
+) -> dict[str, torch.Tensor]:
+    """Return figures by name, one number per image that can be decoded, from all processes; float64 on the CPU."""
+    found: dict[str, list[torch.Tensor]] = {}
+    with eval_mode(model):
+        for batch in loader:
+            figures = measure(batch)
+            numbers = (figure.float() for figure in figures.values())
+            is_valid, *gathered = accelerator.gather_for_metrics((batch["is_valid"], *numbers))
+            for name, values in zip(figures, gathered):
+                found.setdefault(name, []).append(values[is_valid].double().cpu())
+    return {name: torch.cat(values) for name, values in found.items()}
 
 
-def _means(sums: dict[str, list[torch.Tensor]]) -> dict[str, float]:
-    means = {name: torch.cat(values) for name, values in sums.items()}
-    if any(len(values) == 0 for values in means.values()):
+def _means(measured: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """Return the means of figures, and with `num_images` how many images they are of."""
+    num_images = min(map(len, measured.values()))
+    if num_images == 0:
         raise ValueError("none of the validation images can be decoded")
-    # How many could be decoded: what the figures are of.
-    num_images = len(next(iter(means.values())))
-    return {name: values.mean().item() for name, values in means.items()} | {"num_images": num_images}
+    return {name: values.mean().item() for name, values in measured.items()} | {"num_images": num_images}

@@ -1,40 +1,48 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""From arguments to a run: accelerator, length, learning rate, and the header that says what is about to happen."""
+"""Make a training run from command-line arguments: processes, precision, images, length, learning rate, header."""
 
 import argparse
 import importlib.util
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..data.augmentation import Transform
+from ..data.images import Batch, evaluation_loader, first_images, training_batches
 from ..data.loading import ImageData, ImageSource
+from ..model.checks_nim import check_counts
+from ..model.image_processing_nim import NIMImageProcessor
+from ..model.modeling_nim import NIMPreTrainedModel
 from ..model.noise import parse_sigma
 from ..utils.extras import require
 from ..utils.memory import keep_freed_memory
 from ..utils.processes import check_processes, train_on_cpu
+from ..utils.text_table import plural
 from .arguments import public_arguments
 from .checkpoints import find_checkpoint, read_state
-from .optimization import make_schedule, scaled_learning_rate
+from .mae import MaskedAutoencoder
+from .optimization import make_optimizer, make_schedule, scaled_learning_rate
 from .precision import Precision, faster_cpu_precision
-from .run import RunOptions
+from .run import RunOptions, TrainingRun
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how fast a run learns.
+    """Batch, length and learning rate of a run.
 
     Attributes:
         total_batch_size: Images per update, over all processes.
-        total_steps: Updates.
-        steps_per_epoch: Updates in one pass over the images; 0 for streams.
+        total_steps: Number of updates.
+        steps_per_epoch: Updates per pass over the images; 0 for streams.
         warmup_steps: Updates from 0 to the full learning rate.
-        learning_rate: The full learning rate.
+        learning_rate: Full learning rate.
     """
 
     total_batch_size: int
@@ -45,16 +53,16 @@ class Plan:
 
 
 def choose_precision(args: argparse.Namespace) -> Precision:
-    """The precision that is asked for, or on a CPU, for `auto` and if none is, the faster one.
+    """Return the precision that the user asks for, or on a CPU, for `auto` and by default, the faster one.
 
-    To be called by all processes, before there is an `Accelerator`: the main process measures for all. A run that is
-    resumed keeps the precision of its checkpoint.
+    Called by all processes before there is an `Accelerator`; the main process measures for all. A resumed run keeps
+    the precision of its checkpoint.
 
     Args:
-        args: Of them `mixed_precision`, `output_dir` and `resume_from_checkpoint`.
+        args: Arguments, of which `mixed_precision`, `output_dir` and `resume_from_checkpoint` are read.
 
     Raises:
-        ValueError: `auto` is not for GPUs, or the checkpoint that was named is not whole.
+        ValueError: `auto` is asked for on an accelerator, or the named checkpoint is not complete.
     """
     if args.mixed_precision == "auto" and not train_on_cpu():
         raise ValueError(
@@ -63,15 +71,16 @@ def choose_precision(args: argparse.Namespace) -> Precision:
         )
     if args.mixed_precision not in (None, "auto") or not train_on_cpu():
         return Precision(args.mixed_precision)
-    # "no" is the default of `accelerate launch`, and nobody's wish; the others are.
+    # "no" is the default of `accelerate launch`; the others are set by users.
     if args.mixed_precision is None and os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no":
         return Precision(None)
     accelerate = require("accelerate")
-    # Before anything else asks for one, which would look for GPUs.
+    # Before anything else creates one, which would look for GPUs.
     state = accelerate.PartialState(cpu=True)
     precision: Precision | None = None
     path = args.resume_from_checkpoint and find_checkpoint(args.output_dir, args.resume_from_checkpoint)
-    # What earlier versions did not write down was what the launch file said. CPUs do not train in a GPU's fp16.
+    # Checkpoints of earlier versions do not hold the precision, which was the launch file's. A GPU's fp16 is not for
+    # CPUs.
     saved = read_state(path).get("mixed_precision", "unknown") if path else None
     if saved == "unknown":
         precision = Precision(None)
@@ -79,17 +88,17 @@ def choose_precision(args: argparse.Namespace) -> Precision:
         precision = Precision(saved, f"as in {path}")
     elif state.is_main_process:
         precision = faster_cpu_precision()
-    # Each on its own, processes would come to different ones.
+    # Each on its own, processes could choose differently.
     shared: list[Precision] = accelerate.utils.broadcast_object_list([precision])
     return shared[0]
 
 
 def make_accelerator(args: argparse.Namespace, precision: Precision) -> Any:
-    """An `Accelerator` with gradient accumulation, mixed precision and trackers as the arguments say.
+    """Return an `Accelerator` with gradient accumulation, mixed precision and trackers from the arguments.
 
     Args:
-        args: The script's arguments.
-        precision: From `choose_precision`.
+        args: Arguments of the command.
+        precision: Precision from [`choose_precision`].
 
     Raises:
         ValueError: A tracker is not installed or would publish a token, or processes do not find each other.
@@ -100,7 +109,7 @@ def make_accelerator(args: argparse.Namespace, precision: Precision) -> Any:
         if importlib.util.find_spec(name) is None:
             raise ValueError(f"report_to: {name} is not installed; install it, or pass --report_to none")
     if "wandb" in trackers and (args.token or args.hub_token):
-        # It records the command line of its own accord.
+        # wandb records the command line by itself.
         raise ValueError("wandb would publish the token of the command line; use `hf auth login` or HF_TOKEN instead")
     accelerator = accelerate.Accelerator(
         cpu=train_on_cpu(),
@@ -113,15 +122,15 @@ def make_accelerator(args: argparse.Namespace, precision: Precision) -> Any:
     )
     check_processes(accelerator)
     if accelerator.state.deepspeed_plugin is not None:
-        # DeepSpeed takes the batch from a prepared loader, and ours are not prepared. It clips by itself, and
-        # Accelerate makes it clip to 1 if nothing is said.
+        # DeepSpeed reads the batch size from a prepared loader, and ours are not prepared. It clips gradients itself,
+        # to 1 by Accelerate's default.
         accelerator.state.deepspeed_plugin.deepspeed_config |= {
             "train_micro_batch_size_per_gpu": args.per_device_train_batch_size,
             "gradient_clipping": args.max_grad_norm or 0.0,
         }
     fsdp = getattr(accelerator.state, "fsdp_plugin", None)
     if fsdp is not None and fsdp.fsdp_version == 2 and fsdp.mixed_precision_policy is not None:
-        # Accelerate would have gradients summed and losses rounded in half precision.
+        # By default Accelerate sums gradients and rounds losses in half precision.
         fsdp.mixed_precision_policy = replace(
             fsdp.mixed_precision_policy, reduce_dtype=torch.float32, output_dtype=None
         )
@@ -130,20 +139,11 @@ def make_accelerator(args: argparse.Namespace, precision: Precision) -> Any:
     return accelerator
 
 
-def start_trackers(accelerator: Any, project: str, args: argparse.Namespace) -> None:
-    """Tells the trackers the arguments, except tokens."""
-    config = {
-        name: value if isinstance(value, (int, float, str, bool)) else str(value)
-        for name, value in public_arguments(args).items()
-    }
-    accelerator.init_trackers(project, config=config)
-
-
 def load_data(args: argparse.Namespace, with_labels: bool) -> ImageData:
-    """[`ImageSource`] with the arguments of `add_data_arguments`.
+    """Load the images that the arguments of [`add_data_arguments`] describe.
 
     Raises:
-        ValueError: See [`ImageSource`]; or a stream has no `--max_train_steps`.
+        ValueError: As [`ImageSource`], or a stream has no `--max_train_steps`.
     """
     if args.streaming and args.max_train_steps is None:
         raise ValueError("a stream has no known length: pass --max_train_steps")
@@ -153,20 +153,18 @@ def load_data(args: argparse.Namespace, with_labels: bool) -> ImageData:
 
 
 def make_plan(args: argparse.Namespace, data: ImageData, num_processes: int) -> Plan:
-    """Works out batch, steps and learning rate.
+    """Return batch, length and learning rate of a run.
 
     Raises:
         ValueError: A number is out of range.
     """
-    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
-                 "max_train_steps", "logging_steps", "checkpoints_total_limit"):  # fmt: skip
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+    counts = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
+              "max_train_steps", "logging_steps", "checkpoints_total_limit")  # fmt: skip
+    check_counts(**{name: getattr(args, name) for name in counts})
     if args.max_grad_norm is not None and not args.max_grad_norm > 0:
         raise ValueError(f"max_grad_norm must be greater than 0, got {args.max_grad_norm}; leave it out for none")
     for sigma in args.eval_sigmas:
-        # Now, not at the first validation, which can be at the end.
+        # Checked now, because the first validation may be at the end.
         parse_sigma(sigma)
     total_batch_size = args.per_device_train_batch_size * num_processes * args.gradient_accumulation_steps
     steps_per_epoch = 0.0 if data.is_streamed else len(data.train) / total_batch_size
@@ -183,10 +181,10 @@ def make_plan(args: argparse.Namespace, data: ImageData, num_processes: int) -> 
 
 
 def steps_of(name: str, value: str | None, plan: Plan) -> int | None:
-    """A number of updates, where `"epoch"` stands for those of an epoch.
+    """Return a number of updates; `"epoch"` stands for those of an epoch.
 
     Raises:
-        ValueError: It is neither a number of at least 1 nor `"epoch"`, or the epoch's length is unknown.
+        ValueError: The value is neither a number of at least 1 nor `"epoch"`, or the epoch's length is unknown.
     """
     if value is None:
         return None
@@ -197,38 +195,200 @@ def steps_of(name: str, value: str | None, plan: Plan) -> int | None:
     raise ValueError(f"{name} must be a number of at least 1 or 'epoch' (not for streams), got {value!r}")
 
 
-def run_options(
-    args: argparse.Namespace, plan: Plan, data: ImageData, best_metric: str | None, greater_is_better: bool
-) -> RunOptions:
-    """The options of a [`TrainingRun`] from the arguments."""
-    checkpointing_steps = steps_of("checkpointing_steps", args.checkpointing_steps, plan)
-    assert checkpointing_steps is not None
-    if data.is_streamed:
-        # Its order depends on those that share it out among themselves.
-        num_processes = plan.total_batch_size // (args.per_device_train_batch_size * args.gradient_accumulation_steps)
-        images = f"a stream for {num_processes} processes with {args.num_workers} workers each"
-    else:
-        images = f"{len(data.train)} images"
-    return RunOptions(
-        output_dir=Path(args.output_dir),
-        total_steps=plan.total_steps,
-        total_batch_size=plan.total_batch_size,
-        steps_per_epoch=plan.steps_per_epoch,
-        seed=args.seed,
-        data_identity=f"{data.name}, {images}",
-        checkpointing_steps=checkpointing_steps,
-        checkpoints_total_limit=args.checkpoints_total_limit,
-        resume_from_checkpoint=args.resume_from_checkpoint,
-        eval_steps=steps_of("eval_steps", args.eval_steps, plan),
-        logging_steps=args.logging_steps,
-        max_grad_norm=args.max_grad_norm,
-        best_metric=best_metric if data.validation is not None else None,
-        greater_is_better=greater_is_better,
-    )
+@dataclass(frozen=True)
+class TrainingJob:
+    """Processes, images and plan of a training command.
+
+    Attributes:
+        task: `"pretraining"` or `"finetuning"`.
+        args: Arguments of the command.
+        accelerator: Accelerator from [`make_accelerator`].
+        precision: Its precision.
+        data: Images to train on and to validate with.
+        plan: Batch, length and learning rate.
+    """
+
+    task: str
+    args: argparse.Namespace
+    accelerator: Any
+    precision: Precision
+    data: ImageData
+    plan: Plan
+
+    @classmethod
+    def load(cls, task: str, args: argparse.Namespace, accelerator: Any, precision: Precision) -> "TrainingJob":
+        """Load the images that the arguments describe, and plan the run.
+
+        Raises:
+            ValueError: An argument is out of range, or images or labels are missing.
+        """
+        data = load_data(args, with_labels=task == "finetuning")
+        return cls(task, args, accelerator, precision, data, make_plan(args, data, accelerator.num_processes))
+
+    def start(
+        self,
+        model: NIMPreTrainedModel | MaskedAutoencoder,
+        groups: list[dict[str, Any]],
+        betas: tuple[float, float],
+        best_metric: str,
+        greater_is_better: bool = True,
+        ema_decay: float | None = None,
+        min_learning_rate: float = 0.0,
+    ) -> TrainingRun:
+        """Prepare a model for training, and resume it if the arguments say so.
+
+        Args:
+            model: Model to train.
+            groups: Its parameters, from [`parameter_groups`].
+            betas: AdamW's betas.
+            best_metric: Figure that chooses the best model.
+            greater_is_better: Whether a larger figure is better.
+            ema_decay: Decay of the moving average of the weights, in (0, 1); None for no average.
+            min_learning_rate: Learning rate at the end of the cosine.
+
+        Raises:
+            ValueError: An argument is out of range, or there is a checkpoint that does not fit.
+        """
+        args, plan, accelerator = self.args, self.plan, self.accelerator
+        image_processor = NIMImageProcessor.from_config(model.config)
+        optimizer = make_optimizer(groups, betas)
+        ema = make_average(accelerator, model, ema_decay)
+        ratio = min_learning_rate / plan.learning_rate
+        schedule = make_schedule(optimizer, args.lr_scheduler_type, plan.warmup_steps, plan.total_steps, ratio)
+        if args.gradient_checkpointing:
+            pretrained: Any = getattr(model, "model", model)
+            # Renamed in transformers 5.23.
+            enable = getattr(pretrained, "activation_checkpointing_enable", None)
+            (enable or pretrained.gradient_checkpointing_enable)()
+        if args.torch_compile:
+            # In place, so that the weights keep their names.
+            model.compile()
+        # The schedule counts updates and is not prepared.
+        model, optimizer = accelerator.prepare(model, optimizer)
+        options = self._options(best_metric, greater_is_better)
+        return TrainingRun(accelerator, options, model, optimizer, schedule, image_processor, ema)
+
+    def _options(self, best_metric: str, greater_is_better: bool) -> RunOptions:
+        args, plan, data = self.args, self.plan, self.data
+        checkpointing_steps = steps_of("checkpointing_steps", args.checkpointing_steps, plan)
+        assert checkpointing_steps is not None
+        if data.is_streamed:
+            # Its order depends on processes and workers. Checkpoints of earlier versions hold these very words.
+            images = f"a stream for {self.accelerator.num_processes} processes with {args.num_workers} workers each"
+        else:
+            images = f"{len(data.train)} images"
+        return RunOptions(
+            output_dir=Path(args.output_dir),
+            total_steps=plan.total_steps,
+            total_batch_size=plan.total_batch_size,
+            steps_per_epoch=plan.steps_per_epoch,
+            seed=args.seed,
+            data_identity=f"{data.name}, {images}",
+            checkpointing_steps=checkpointing_steps,
+            checkpoints_total_limit=args.checkpoints_total_limit,
+            resume_from_checkpoint=args.resume_from_checkpoint,
+            eval_steps=steps_of("eval_steps", args.eval_steps, plan),
+            logging_steps=args.logging_steps,
+            max_grad_norm=args.max_grad_norm,
+            best_metric=best_metric if data.validation is not None else None,
+            greater_is_better=greater_is_better,
+        )
+
+    def announce(self, title: str, run: TrainingRun, rows: Mapping[str, str]) -> None:
+        """Print a header on the main process, and pass the arguments, except tokens, to the trackers.
+
+        Args:
+            title: First line.
+            run: Run.
+            rows: Further lines, by name.
+        """
+        rows = {**self._describe(run.inner_model), **rows}
+        width = max(map(len, rows))
+        self.accelerator.print("\n".join([title, *(f"  {name.ljust(width)}  {text}" for name, text in rows.items())]))
+        config = {
+            name: value if isinstance(value, (int, float, str, bool)) else str(value)
+            for name, value in public_arguments(self.args).items()
+        }
+        self.accelerator.init_trackers(f"nim-{self.task}", config=config)
+
+    def _describe(self, model: Any) -> dict[str, str]:
+        args, plan, data, accelerator = self.args, self.plan, self.data, self.accelerator
+        # The baseline's mask token does not count.
+        model = getattr(model, "model", model)
+        # FSDP2 puts its name before that of the class.
+        name = type(model).__name__.removeprefix("FSDP")
+        trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        height, width = model.config.image_shape
+        patch = "x".join(map(str, model.config.patch_shape))
+        num_train = "a stream" if data.is_streamed else f"{len(data.train):,} images"
+        num_validation = f"{len(data.validation):,}" if data.validation is not None else "none"
+        epochs = f" ({plan.total_steps / plan.steps_per_epoch:.3g} epochs)" if plan.steps_per_epoch else ""
+        processes = plural(accelerator.num_processes, "process")
+        reason = f" ({self.precision.reason})" if self.precision.reason else ""
+        return {
+            "model": f"{name}, {trainable / 1e6:,.2f} M trainable parameters, images of {height}x{width}, patches of"
+            f" {patch}",
+            "data": f"{data.name}: {num_train} to train on, {num_validation} to validate with",
+            "batch": f"{plural(args.per_device_train_batch_size, 'image')} x {processes} x"
+            f" {plural(args.gradient_accumulation_steps, 'pass')} = {plan.total_batch_size:,} per update",
+            "steps": f"{plan.total_steps:,}{epochs}, {plan.warmup_steps:,} of them warm-up",
+            "learning rate": f"{plan.learning_rate:.3g}, {args.lr_scheduler_type}; weight decay {args.weight_decay:g}",
+            "device": f"{processes} on {accelerator.device.type}, precision {accelerator.mixed_precision}{reason}",
+            "output": str(args.output_dir),
+        }
+
+    def fit(
+        self,
+        run: TrainingRun,
+        transform: Transform,
+        objective: Callable[[Batch], torch.Tensor],
+        evaluate: Callable[..., dict[str, float]],
+        draw: Callable[..., object] | None = None,
+        image_steps: int | None = None,
+    ) -> None:
+        """Train to the last step, validate on the way, and plot.
+
+        Args:
+            run: Run from [`~TrainingJob.start`].
+            transform: Augmentation.
+            objective: Function from a batch to its mean loss, such as a [`DenoisingObjective`].
+            evaluate: Function from a model and `loader`, the validation images, to figures by name.
+            draw: Function of a model, a step and `images`, the first validation images, that plots them; or None.
+            image_steps: Updates between plots; None for a single one at the end.
+        """
+        args, data, accelerator = self.args, self.data, self.accelerator
+        num_channels = run.inner_model.config.num_channels
+
+        def batches(first_batch: int) -> Iterator[Batch]:
+            return training_batches(
+                data,
+                num_channels,
+                transform,
+                args.per_device_train_batch_size,
+                args.seed,
+                accelerator.num_processes,
+                accelerator.process_index,
+                first_batch,
+                args.num_workers,
+                pin_memory=accelerator.device.type == "cuda",
+            )
+
+        if data.validation is None:
+            run.fit(batches, objective)
+            return
+        loader = accelerator.prepare_data_loader(
+            evaluation_loader(
+                data, num_channels, run.image_processor, args.per_device_eval_batch_size, args.num_workers
+            )
+        )
+
+        if draw is not None:
+            draw = partial(draw, images=first_images(loader.dataset).to(accelerator.device))
+        run.fit(batches, objective, partial(evaluate, loader=loader), draw, image_steps)
 
 
 def make_average(accelerator: Any, model: nn.Module, decay: float | None) -> Any:
-    """timm's moving average of a model's weights, or None without a decay. To be made before `prepare`.
+    """Return timm's moving average of a model's weights, or None without a decay. Called before `prepare`.
 
     Raises:
         ValueError: The decay is not between 0 and 1, or weights are sharded over processes.
@@ -242,64 +402,3 @@ def make_average(accelerator: Any, model: nn.Module, decay: float | None) -> Any
             f"ema_decay does not work with {accelerator.distributed_type.value}, which shards the weights"
         )
     return require("timm.utils").ModelEmaV3(model.to(accelerator.device), decay=decay)
-
-
-def prepare(
-    accelerator: Any, args: argparse.Namespace, plan: Plan, model: nn.Module, optimizer: torch.optim.Optimizer,
-    min_learning_rate: float = 0.0,
-) -> tuple[nn.Module, Any, Any]:  # fmt: skip
-    """Gradient checkpointing, compilation, Accelerate's wrappers and the schedule.
-
-    Returns:
-        The prepared model and optimizer, and the schedule, which counts updates and is not prepared.
-    """
-    schedule = make_schedule(
-        optimizer, args.lr_scheduler_type, plan.warmup_steps, plan.total_steps, min_learning_rate / plan.learning_rate
-    )
-    if args.gradient_checkpointing:
-        pretrained: Any = getattr(model, "model", model)
-        # Renamed in transformers 5.23.
-        enable = (
-            getattr(pretrained, "activation_checkpointing_enable", None) or pretrained.gradient_checkpointing_enable
-        )
-        enable()
-    if args.torch_compile:
-        # In place, so that names of weights stay as they are.
-        model.compile()
-    model, optimizer = accelerator.prepare(model, optimizer)
-    return model, optimizer, schedule
-
-
-def print_header(accelerator: Any, title: str, rows: Mapping[str, str]) -> None:
-    """Says on the main process what is about to happen."""
-    width = max(map(len, rows))
-    accelerator.print("\n".join([title, *(f"  {name.ljust(width)}  {text}" for name, text in rows.items())]))
-
-
-def describe_run(
-    accelerator: Any, args: argparse.Namespace, plan: Plan, data: ImageData, model: nn.Module, precision: Precision
-) -> dict[str, str]:
-    """Header lines that both scripts have in common."""
-    config = model.config
-    # FSDP2 puts its own name before that of the class.
-    name = type(model).__name__.removeprefix("FSDP")
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    height, width = config.image_shape  # type: ignore[union-attr,misc]
-    num_train = "a stream" if data.is_streamed else f"{len(data.train):,} images"
-    num_validation = f"{len(data.validation):,}" if data.validation is not None else "none"
-    epochs = f" ({plan.total_steps / plan.steps_per_epoch:.3g} epochs)" if plan.steps_per_epoch else ""
-    patch = "x".join(map(str, config.patch_shape))  # type: ignore[union-attr,arg-type]
-    num_processes = accelerator.num_processes
-    processes = f"{num_processes} process{'es' if num_processes > 1 else ''}"
-    reason = f" ({precision.reason})" if precision.reason else ""
-    return {
-        "model": f"{name}, {sum(p.numel() for p in parameters) / 1e6:,.2f} M trainable parameters,"
-        f" images of {height}x{width}, patches of {patch}",
-        "data": f"{data.name}: {num_train} to train on, {num_validation} to validate with",
-        "batch": f"{args.per_device_train_batch_size} images x {processes} x {args.gradient_accumulation_steps} passes"
-        f" = {plan.total_batch_size} per update",
-        "steps": f"{plan.total_steps:,}{epochs}, {plan.warmup_steps:,} of them warm-up",
-        "learning rate": f"{plan.learning_rate:.3g}, {args.lr_scheduler_type}; weight decay {args.weight_decay:g}",
-        "device": f"{processes} on {accelerator.device.type}, precision {accelerator.mixed_precision}{reason}",
-        "output": str(args.output_dir),
-    }

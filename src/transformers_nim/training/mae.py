@@ -1,33 +1,35 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""The masked autoencoder (MAE, arXiv 2111.06377), the baseline that NIM is compared with.
+"""Pretrain a masked autoencoder (MAE, arXiv 2111.06377), the baseline of NIM.
 
-It is NIM's own encoder and decoder with another task: most patches are hidden instead of all being noisy. What differs
-between two models pretrained on equal terms is then the task alone.
+It has NIM's encoder and decoder and another task: most patches are hidden, instead of all being noisy. So two models
+that are pretrained alike differ by the task alone.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from transformers.utils import ModelOutput
 
+from ..model.configuration_nim import NIMConfig
 from ..model.modeling_nim import NIMForPreTraining
 
 
 @dataclass
 class MaskedAutoencoderOutput(ModelOutput):
-    """What [`MaskedAutoencoder`] returns.
+    """Output of [`MaskedAutoencoder`].
 
     Attributes:
-        loss: Mean squared error between predicted and true patches over the hidden patches, shape `()`, float32.
-        logits: The decoder's prediction for every patch, visible ones included, shape
+        loss: Mean squared error of the hidden patches, shape `()`, float32.
+        logits: Prediction of the decoder for every patch, visible or hidden, shape
             `(batch, num_patches, patch_height * patch_width * channels)`, pixels in the order (row, column, channel);
             normalized per patch if `config.norm_pix_loss`.
-        mask: Which patches were hidden, bool, shape `(batch, num_patches)`.
-        reconstructed_pixel_values: The predictions as an image, shape `(batch, channels, height, width)`, normalized
-            like the input and not clamped. With `config.norm_pix_loss`, each patch has the mean and standard deviation
-            of the input's patch.
-        masked_pixel_values: The input with hidden patches set to 0, the mean color, in the shape of the input.
+        mask: True where a patch is hidden, shape `(batch, num_patches)`.
+        reconstructed_pixel_values: Prediction as an image, shape `(batch, channels, height, width)`, normalized like
+            the input and not clamped. With `config.norm_pix_loss`, each patch has the mean and standard deviation of
+            the input's patch.
+        masked_pixel_values: Input with hidden patches set to 0, the mean color, in the shape of the input.
     """
 
     loss: torch.Tensor | None = None
@@ -38,15 +40,14 @@ class MaskedAutoencoderOutput(ModelOutput):
 
 
 class MaskedAutoencoder(nn.Module):
-    """Pretrains the encoder and decoder of a [`NIMForPreTraining`] to fill in hidden patches (He et al. 2021).
+    """Pretrain the encoder and decoder of a [`NIMForPreTraining`] to fill in hidden patches (He et al. 2021).
 
-    The only tensor that it adds is the mask token. `self.model` is the model that was passed in, so after training
-    `self.model.save_pretrained` writes a checkpoint for all NIM classes, which have no use for the mask token.
+    It adds a single tensor, the mask token. `self.model` is the model that was passed in: after training,
+    `self.model.save_pretrained` writes a checkpoint for all NIM classes, without the mask token.
 
     Args:
-        model: Gives encoder, decoder and config. It is trained in place.
-        mask_ratio: Share of the patches that are hidden, in (0, 1). Of L patches, `int(L * (1 - mask_ratio))` stay
-            visible.
+        model: Model whose encoder and decoder are trained in place.
+        mask_ratio: Share of the patches to hide, in (0, 1). Of L patches, `int(L * (1 - mask_ratio))` stay visible.
 
     Raises:
         ValueError: The mask ratio hides no patch or all of them.
@@ -77,22 +78,23 @@ class MaskedAutoencoder(nn.Module):
         nn.init.normal_(self.mask_token, std=self.config.initializer_range)
 
     def forward(self, pixel_values: torch.Tensor, mask_scores: torch.Tensor | None = None) -> MaskedAutoencoderOutput:
-        """Hides patches, encodes the others, and predicts all.
+        """Hide patches, encode the others, and predict all.
 
         Args:
-            pixel_values: Images as [`NIMImageProcessor`] makes them, of the config's size, shape
+            pixel_values: Images from [`NIMImageProcessor`], of the config's size, shape
                 `(batch, channels, height, width)`.
-            mask_scores: Uniform random numbers of shape `(batch, num_patches)`, patches in row-major order: those with
-                the smallest scores stay visible. Drawn from the global generator by default.
+            mask_scores: Uniform random numbers of shape `(batch, num_patches)`, patches in row-major order, see
+                [`draw_mask_scores`]; patches with the smallest scores stay visible. Drawn from the global generator by
+                default.
 
         Returns:
-            The loss, the predictions and the mask.
+            Loss, predictions and mask.
 
         Raises:
             ValueError: The images or the scores have the wrong shape.
         """
         nim, decoder = self.model.nim, self.model.decoder
-        # Positions are part of what is embedded, so a visible patch knows where it is.
+        # Embeddings include positions, so a visible patch knows its place.
         embedded = nim.embeddings(pixel_values.to(self.mask_token.dtype), False)
         visible, mask = self._draw_mask(embedded, mask_scores)
 
@@ -100,7 +102,7 @@ class MaskedAutoencoder(nn.Module):
         for layer in nim.layers:
             hidden_states = layer(hidden_states)
         tokens = decoder.embed(nim.layernorm(hidden_states))
-        # The decoder's input is mask tokens everywhere, overwritten where something was seen.
+        # The decoder sees mask tokens, overwritten where a patch is visible.
         canvas = self.mask_token.to(tokens.dtype).expand(*embedded.shape[:2], -1)
         canvas = canvas.scatter(1, visible[:, :, None].expand_as(tokens), tokens)
         logits = decoder.decode(canvas, self.config.patch_grid)
@@ -124,7 +126,7 @@ class MaskedAutoencoder(nn.Module):
         return f"mask_ratio={self.mask_ratio:g}"
 
     def _num_visible(self) -> int:
-        """How many patches of an image are encoded, by MAE's own rounding."""
+        """Return how many patches of an image are encoded, rounded as in MAE."""
         rows, columns = self.config.patch_grid
         num_patches = rows * columns
         num_visible = int(num_patches * (1 - self.mask_ratio)) if 0 < self.mask_ratio < 1 else 0
@@ -138,7 +140,7 @@ class MaskedAutoencoder(nn.Module):
     def _draw_mask(
         self, embedded: torch.Tensor, mask_scores: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Positions in the sequence of CLS and visible patches, and which patches are hidden."""
+        """Return the positions of CLS and visible patches in the sequence, and which patches are hidden."""
         shape = (embedded.shape[0], embedded.shape[1] - 1)
         if mask_scores is None:
             mask_scores = torch.rand(shape, device=embedded.device)
@@ -146,7 +148,7 @@ class MaskedAutoencoder(nn.Module):
             raise ValueError(
                 f"mask_scores must have the shape (batch, num_patches), here {shape}, got {tuple(mask_scores.shape)}"
             )
-        # A stable order makes the mask a function of the scores on every device, ties included.
+        # A stable sort gives the same mask on every device, also for equal scores.
         order = mask_scores.to(embedded.device).argsort(dim=1, stable=True)
         kept = order[:, : self._num_visible()]
         mask = torch.ones(shape, dtype=torch.bool, device=embedded.device).scatter(1, kept, False)
@@ -156,4 +158,18 @@ class MaskedAutoencoder(nn.Module):
         return self.model._unpatchify(patches, self.config.patch_grid).to(dtype)
 
 
-__all__ = ["MaskedAutoencoder", "MaskedAutoencoderOutput"]
+def draw_mask_scores(config: NIMConfig, generators: Sequence[torch.Generator]) -> torch.Tensor:
+    """Return uniform random numbers that decide which patches are hidden.
+
+    Args:
+        config: Config of the model; gives the number of patches.
+        generators: One generator per image, all on one device.
+
+    Returns:
+        Numbers of shape `(batch, num_patches)` on the generators' device.
+    """
+    rows, columns = config.patch_grid
+    return torch.stack([torch.rand(rows * columns, generator=each, device=each.device) for each in generators])
+
+
+__all__ = ["MaskedAutoencoder", "MaskedAutoencoderOutput", "draw_mask_scores"]

@@ -1,28 +1,30 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""Optimizer, learning rates and their schedule, as MAE (arXiv 2111.06377) sets them and NIM takes them over."""
+"""Set optimizer, learning rates and their schedule, as in MAE (arXiv 2111.06377) and NIM."""
 
 import math
 import re
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import get_scheduler
+
+from ..model.modeling_nim import NIMPreTrainedModel
+from .mae import MaskedAutoencoder
 
 
 SCHEDULES = ("cosine", "linear", "constant")
 
-# Vectors that say where or what a token is; like biases and norms they are not to shrink.
+# Embeddings of tokens; like biases and norms they do not decay.
 _TOKENS = re.compile(r"(^|\.)(cls_token|mask_token|position_embeddings)$")
 
 
 def scaled_learning_rate(base_learning_rate: float, total_batch_size: int) -> float:
-    """The linear scaling rule: `base * images per update / 256`."""
+    """Return the learning rate for a batch by the linear scaling rule, `base * images per update / 256`."""
     return base_learning_rate * total_batch_size / 256
 
 
 def layer_of_parameter(name: str, num_hidden_layers: int) -> int:
-    """How deep in a classifier a parameter lies: 0 for embeddings, 1 to depth for layers, depth + 1 for the head."""
+    """Return the depth of a classifier's parameter: 0 for embeddings, 1 to n for layers, n + 1 for the head."""
     if name.startswith("nim.embeddings."):
         return 0
     match = re.match(r"nim\.layers\.(\d+)\.", name)
@@ -30,16 +32,19 @@ def layer_of_parameter(name: str, num_hidden_layers: int) -> int:
 
 
 def parameter_groups(
-    model: nn.Module, learning_rate: float, weight_decay: float, layer_decay: float = 1.0
+    model: NIMPreTrainedModel | MaskedAutoencoder,
+    learning_rate: float,
+    weight_decay: float,
+    layer_decay: float = 1.0,
 ) -> list[dict[str, Any]]:
-    """Groups of trainable parameters for an optimizer, each with the learning rate and decay that it gets.
+    """Return the trainable parameters in groups of equal learning rate and weight decay.
 
     Args:
-        model: A NIM model. With `layer_decay` below 1 a classifier, whose layers are found by parameter names.
+        model: NIM model. With `layer_decay` below 1 a classifier, whose layers are found by parameter names.
         learning_rate: Learning rate of the head.
         weight_decay: Decay of matrices; biases, norms and token embeddings get none.
-        layer_decay: Factor from each layer to the one below it, in (0, 1] (arXiv 2106.08254). The embeddings get
-            `learning_rate * layer_decay ** (depth + 1)`.
+        layer_decay: Factor of the learning rate from each layer to the one below, in (0, 1] (BEiT, arXiv 2106.08254).
+            The embeddings get `learning_rate * layer_decay ** (depth + 1)`.
 
     Returns:
         Groups with `params`, `lr`, `weight_decay`, `name` and `parameter_names`.
@@ -58,16 +63,16 @@ def parameter_groups(
             f"layer_decay {layer_decay} needs the layers of a NIM encoder, and this model's classifier is of another"
             " kind; pass 1"
         )
-    depth = model.config.num_hidden_layers if layer_decay < 1 else 0  # type: ignore[union-attr]
+    depth = model.config.num_hidden_layers if layer_decay < 1 else 0
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        layer = layer_of_parameter(name, depth)  # type: ignore[arg-type]
+        layer = layer_of_parameter(name, depth)
         decays = parameter.ndim > 1 and not _TOKENS.search(name)
         key = f"layer_{layer}" if layer_decay < 1 else "all"
         key += "" if decays else "_no_decay"
-        rate = learning_rate * layer_decay ** (depth + 1 - layer) if layer_decay < 1 else learning_rate  # type: ignore[operator]
+        rate = learning_rate * layer_decay ** (depth + 1 - layer) if layer_decay < 1 else learning_rate
         group = groups.setdefault(
             key,
             {"params": [], "lr": rate, "weight_decay": weight_decay if decays else 0.0, "name": key,
@@ -81,9 +86,9 @@ def parameter_groups(
 
 
 def make_optimizer(groups: list[dict[str, Any]], betas: tuple[float, float]) -> torch.optim.AdamW:
-    """AdamW over groups from [`parameter_groups`], in its fused form where there is one."""
+    """Return AdamW over groups from [`parameter_groups`], fused where the device has it."""
     device = groups[0]["params"][0].device.type
-    # The groups' names stay with the caller: checkpoints hold optimizer state as plain numbers and tensors.
+    # Checkpoints hold the optimizer's state as numbers and tensors, so parameter names stay with the caller.
     groups = [{key: group[key] for key in ("params", "lr", "weight_decay", "name")} for group in groups]
     return torch.optim.AdamW(groups, lr=groups[0]["lr"], betas=betas, fused=device in ("cpu", "cuda"))
 
@@ -95,14 +100,14 @@ def make_schedule(
     num_training_steps: int,
     min_learning_rate_ratio: float = 0.0,
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Learning rate per step: linear warm-up, then decay.
+    """Return a schedule of the learning rate per step: linear warm-up, then decay.
 
     Args:
-        optimizer: Whose groups are scheduled, each relative to its own learning rate.
+        optimizer: Optimizer; each of its groups is scheduled relative to its own learning rate.
         kind: `"cosine"`, `"linear"` or `"constant"`.
         num_warmup_steps: Steps from 0 to the full rate.
         num_training_steps: Steps in all.
-        min_learning_rate_ratio: Where the cosine ends, as a part of the full rate in [0, 1].
+        min_learning_rate_ratio: End of the cosine, as a share of the full rate in [0, 1].
 
     Raises:
         ValueError: The kind is unknown, or a number is out of range.
@@ -113,7 +118,7 @@ def make_schedule(
         raise ValueError(f"{num_warmup_steps} warm-up steps do not fit into {num_training_steps} steps")
     if not 0 <= min_learning_rate_ratio <= 1:
         raise ValueError(
-            f"the lowest learning rate must be from 0 to the highest, got {min_learning_rate_ratio} of it"
+            f"min_learning_rate must be from 0 to the learning rate, got {min_learning_rate_ratio} times the rate"
         )
     name = {"cosine": "cosine_with_min_lr", "constant": "constant_with_warmup"}.get(kind, kind)
     options = {"min_lr_rate": min_learning_rate_ratio} if kind == "cosine" else None

@@ -1,9 +1,8 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""The training loop that both scripts share: updates, logs, validation, checkpoints, exact resume."""
+"""Train: updates, logs, validation, checkpoints, exact resume."""
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,8 +15,16 @@ from transformers.utils import logging
 
 from ..data.images import Batch
 from ..utils.extras import require
+from ..utils.records import replace_file
 from ..utils.seeding import seed_step
-from .checkpoints import find_checkpoint, load_checkpoint, replace_folder, require_empty_or_resumed, save_checkpoint
+from .checkpoints import (
+    find_checkpoint,
+    load_checkpoint,
+    read_state,
+    replace_folder,
+    require_empty_or_resumed,
+    save_checkpoint,
+)
 from .mae import MaskedAutoencoder
 
 
@@ -25,28 +32,28 @@ logger = logging.get_logger(__name__)
 
 
 class TrainingDivergedError(RuntimeError):
-    """The loss or the gradient is no longer finite; checkpoints on disk are from before that."""
+    """The loss or the gradient is no longer finite; the checkpoints on disk are from before."""
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What a run is asked to do.
+    """Options of a [`TrainingRun`].
 
     Attributes:
         output_dir: Folder of the run, which all processes share.
-        total_steps: Updates in all.
+        total_steps: Number of updates.
         total_batch_size: Images per update, over all processes.
-        steps_per_epoch: Updates in one pass over the images; 0 if their number is not known.
-        seed: Seed of everything.
-        data_identity: What has to be the same when a run is resumed, besides seed and batch.
+        steps_per_epoch: Updates per pass over the images; 0 if their number is unknown.
+        seed: Seed of every draw.
+        data_identity: Name of the images. A run resumes with the same images, seed and batch size only.
         checkpointing_steps: Updates between checkpoints.
-        checkpoints_total_limit: How many checkpoints to keep.
-        resume_from_checkpoint: `"latest"`, the path of a checkpoint, or None to begin.
-        eval_steps: Updates between validations; None for one at the end.
+        checkpoints_total_limit: Number of checkpoints to keep; None for all.
+        resume_from_checkpoint: `"latest"`, the path of a checkpoint, or None for a new run.
+        eval_steps: Updates between validations; None for a single one at the end.
         logging_steps: Updates between lines of `log.jsonl`.
-        max_grad_norm: Norm to which gradients are clipped, or None.
-        best_metric: The figure by which the best model is chosen; None to keep none.
-        greater_is_better: Whether a larger figure is the better one.
+        max_grad_norm: Norm to clip gradients to; None for no clipping.
+        best_metric: Figure that chooses the best model; None to keep none.
+        greater_is_better: Whether a larger figure is better.
     """
 
     output_dir: Path
@@ -66,19 +73,19 @@ class RunOptions:
 
 
 class TrainingRun:
-    """Trains a model and keeps everything that is needed to go on after an interruption.
+    """A training that can be interrupted and resumed exactly.
 
     Args:
-        accelerator: From `accelerate`, with gradient accumulation set.
-        options: What to do.
-        model: The prepared model.
-        optimizer: The prepared optimizer.
-        scheduler: The schedule of the learning rate, not prepared.
-        image_processor: Saved beside the model.
+        accelerator: `accelerate.Accelerator` with its gradient accumulation set.
+        options: Options.
+        model: Prepared model.
+        optimizer: Prepared optimizer.
+        scheduler: Schedule of the learning rate, not prepared.
+        image_processor: Image processor to save beside the model.
         ema: timm's `ModelEmaV3` of the model, or None. With it, averaged weights are validated and exported.
 
     Raises:
-        ValueError: The folder holds checkpoints of another run, or the checkpoint to resume from is not whole.
+        ValueError: The folder holds checkpoints of another run, or the checkpoint to resume from is not complete.
     """
 
     def __init__(
@@ -98,7 +105,7 @@ class TrainingRun:
         self.seconds = 0.0
         self.best: dict[str, Any] | None = None
         self.metrics: dict[str, float] = {}
-        # Of the updates since the last line of the log.
+        # Losses of the updates since the last line of the log.
         self.losses: list[float] = []
         self.undecodable: set[str] = set()
         require_empty_or_resumed(options.output_dir, options.resume_from_checkpoint)
@@ -109,34 +116,34 @@ class TrainingRun:
             self._cut_log()
 
     @property
-    def inner_model(self) -> nn.Module:
-        """The model without what Accelerate has wrapped around it."""
+    def inner_model(self) -> Any:
+        """The model without Accelerate's wrappers."""
         return self.accelerator.unwrap_model(self.model)
 
     @property
-    def evaluation_model(self) -> nn.Module:
-        """The model to validate with: averaged weights if there are any."""
+    def evaluation_model(self) -> Any:
+        """The model to validate: the averaged one, if there is one."""
         return self.ema.module if self.ema is not None else self.inner_model
 
     def fit(
         self,
         batches: Callable[[int], Iterator[Batch]],
         compute_loss: Callable[[Batch], torch.Tensor],
-        evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
-        draw: Callable[[nn.Module, int], object] | None = None,
+        evaluate: Callable[[Any], dict[str, float]] | None = None,
+        draw: Callable[[Any, int], object] | None = None,
         image_steps: int | None = None,
     ) -> dict[str, float]:
-        """Trains to the last step.
+        """Train to the last step.
 
         Args:
-            batches: From the number of batches that this process has had to those that follow.
-            compute_loss: From a batch to the mean loss of its images.
-            evaluate: From a model to figures by name; called by all processes.
-            draw: Draws pictures of what a model does at a step; called by all processes.
-            image_steps: Updates between drawings; None for one at the end.
+            batches: Function from the number of batches that this process has seen to the following ones.
+            compute_loss: Objective: function from a batch, with `step` added, to the mean loss of its images.
+            evaluate: Function from a model to figures by name; called by all processes.
+            draw: Plots what a model does at a step; called by all processes.
+            image_steps: Updates between plots; None for a single one at the end.
 
         Returns:
-            The figures of the last validation.
+            Figures of the last validation.
 
         Raises:
             TrainingDivergedError: The loss or the gradient is not finite.
@@ -161,7 +168,7 @@ class TrainingRun:
                 self.losses.append(self._update(stream, compute_loss))
                 self.seconds += time.monotonic() - started
                 is_last = self.step == options.total_steps
-                if is_last or self.step % options.logging_steps == 0:
+                if is_last or _is_due(self.step, options.logging_steps):
                     rate = (self.step - first) * options.total_batch_size / (time.monotonic() - window)
                     row = {
                         "loss": sum(self.losses) / len(self.losses),
@@ -176,20 +183,20 @@ class TrainingRun:
                 if evaluate is not None and (is_last or _is_due(self.step, options.eval_steps)):
                     self._evaluate(evaluate, bar)
                 if draw is not None and (is_last or _is_due(self.step, image_steps)):
-                    # A part of the model may draw, and FSDP2 gathers weights when the whole is called.
+                    # A part of the model may be plotted, and FSDP2 gathers weights only when the whole is called.
                     getattr(self.evaluation_model, "unshard", lambda: None)()
                     draw(self.evaluation_model, self.step)
-                if self.step % options.checkpointing_steps == 0:
+                if _is_due(self.step, options.checkpointing_steps):
                     self._save_checkpoint()
-                # What was done since is not training.
+                # Validation, plots and checkpoints do not count as training.
                 window += time.monotonic() - pause
             if evaluate is not None and not self.metrics:
-                # A run that was resumed after its last step.
+                # The run was resumed after its last step.
                 self._evaluate(evaluate, bar)
         return self.metrics
 
     def _update(self, stream: Iterator[Batch], compute_loss: Callable[[Batch], torch.Tensor]) -> float:
-        """One step of the optimizer; returns the mean loss over all processes."""
+        """Take one step of the optimizer, and return the mean loss over all processes."""
         accelerator, options = self.accelerator, self.options
         seed_step(options.seed, self.step, accelerator.process_index)
         total = torch.zeros((), device=accelerator.device)
@@ -198,20 +205,21 @@ class TrainingRun:
             batch = next(stream)
             self.undecodable.update(batch.pop("undecodable"))
             batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
+            batch["step"] = self.step
             with accelerator.accumulate(self.model):
                 loss = compute_loss(batch)
                 accelerator.backward(loss)
                 total += loss.detach().float()
                 if accelerator.sync_gradients:
-                    # Before the weights change: what is in memory and on disk stays usable.
+                    # Checked before the weights change, so that memory and disk stay usable.
                     mean_loss = accelerator.reduce(total, "mean").item() / accelerator.gradient_accumulation_steps
                     self._check_finite("loss", mean_loss)
-                    # Without a limit too: a finite loss can have a gradient that is not.
+                    # Computed without a limit too: a finite loss can have a gradient that is not.
                     limit = math.inf if options.max_grad_norm is None else options.max_grad_norm
                     norm = accelerator.clip_grad_norm_(self.model.parameters(), limit)
-                    # Mixed precision in fp16 skips steps with an overflow by itself.
+                    # fp16 skips steps with an overflow by itself.
                     if norm is not None and accelerator.mixed_precision != "fp16":
-                        # Sharded by FSDP2, it can be one that each process holds a part of.
+                        # With FSDP2 each process may hold a part of the norm.
                         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
                         self._check_finite("gradient norm", float(norm))
                 self.optimizer.step()
@@ -227,10 +235,10 @@ class TrainingRun:
             last = find_checkpoint(self.options.output_dir)
             raise TrainingDivergedError(
                 f"the {what} is {value} in step {self.step + 1}. Lower the learning rate, warm up for longer or clip"
-                f" gradients (--max_grad_norm 1). The last whole checkpoint is {last or 'none'}"
+                f" gradients (--max_grad_norm 1). The last complete checkpoint is {last or 'none'}"
             )
 
-    def _evaluate(self, evaluate: Callable[[nn.Module], dict[str, float]], bar: Any) -> None:
+    def _evaluate(self, evaluate: Callable[[Any], dict[str, float]], bar: Any) -> None:
         self.metrics = evaluate(self.evaluation_model)
         self._log({f"eval_{name}": value for name, value in self.metrics.items()})
         if self.accelerator.is_main_process:
@@ -250,16 +258,15 @@ class TrainingRun:
             replace_folder(self.accelerator, self.options.output_dir / "best", self._export_best)
 
     def export(self, folder: Path) -> None:
-        """Writes model and image processor for `from_pretrained`; to be called by all processes."""
-        accelerator = self.accelerator
-        inner: Any = self.inner_model
+        """Write model and image processor for `from_pretrained`; called by all processes."""
+        accelerator, inner = self.accelerator, self.inner_model
         weights = self.ema.module.state_dict() if self.ema is not None else accelerator.get_state_dict(self.model)
         if isinstance(inner, MaskedAutoencoder):
-            # The mask token has done its work.
+            # NIM classes have no mask token.
             inner = inner.model
             weights = {k.removeprefix("model."): v for k, v in weights.items() if k.startswith("model.")}
         if accelerator.is_main_process:
-            # Its bar would tear the one of the training.
+            # The bar of `save_pretrained` would disturb the one of the training.
             has_bars = logging.is_progress_bar_enabled()
             logging.disable_progress_bar()
             inner.save_pretrained(folder, state_dict=weights)
@@ -288,7 +295,7 @@ class TrainingRun:
         )
 
     def gather_undecodable(self) -> None:
-        """Gives every process the undecodable rows of all of them; to be called by all processes."""
+        """Share the undecodable rows of each process with all; called by all processes."""
         self.undecodable = set(require("accelerate.utils").gather_object(sorted(self.undecodable)))
 
     def _identity(self) -> dict[str, Any]:
@@ -300,25 +307,11 @@ class TrainingRun:
         if path is None:
             self.accelerator.print(f"no checkpoint in {self.options.output_dir} yet: beginning at step 0")
             return
+        self._check_resumable(path)
         settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         state, ema = load_checkpoint(self.accelerator, path)
-        # Checkpoints lie between updates. Counted in passes, an update can have begun when it now has more of them.
+        # Accelerate counts passes. Checkpoints lie between updates, also when an update now has more passes.
         self.accelerator.step = 0
-        different = [
-            f"{name} was {state['identity'][name]} and is {value}"
-            for name, value in self._identity().items()
-            if state["identity"][name] != value
-        ]
-        if different:
-            raise ValueError(f"{path} belongs to another run: {'; '.join(different)}")
-        precision = self.accelerator.mixed_precision
-        # Earlier versions did not write it down.
-        saved = state.get("mixed_precision", precision)
-        if saved != precision and self.accelerator.is_main_process:
-            logger.warning(
-                f"{path} was saved by a run with mixed precision {saved}, and this one goes on with {precision}: it"
-                f" will not learn exactly the same. Pass --mixed_precision {saved} if it should"
-            )
         if (ema is None) != (self.ema is None):
             raise ValueError(f"{path} was saved {'without' if ema is None else 'with'} averaged weights (--ema_decay)")
         if ema is not None:
@@ -327,17 +320,36 @@ class TrainingRun:
         self.losses, self.undecodable = state["losses"], set(state["undecodable"])
         best = self.options.output_dir / "best" / "best.json"
         if best.is_file() and json.loads(best.read_text())["step"] > self.step:
-            # What is there is better than all before, but from steps that will be done again, maybe otherwise.
+            # It is from steps that will be repeated, maybe with other results, and it replaced the one from before.
             self.best = None
-        # Learning rate, schedule and weight decay are those of this run's arguments: who goes on with a lower rate,
-        # after a loss that diverged for example, gets it.
+        # Learning rate, schedule and weight decay are those of this run's arguments: a user can lower the rate after
+        # the loss has diverged.
         for group, own in zip(self.optimizer.param_groups, settings):
             group.update(own)
-        # The schedule is a function of the step alone. It takes the last step again, to set the rates.
+        # The schedule is a function of the step alone. Repeating its last step sets the rates.
         place = {"last_epoch": self.step - 1, "_step_count": self.step}
         self.scheduler.load_state_dict({**self.scheduler.state_dict(), **place})
         self.scheduler.step()
         self.accelerator.print(f"going on from {path} at step {self.step}")
+
+    def _check_resumable(self, path: Path) -> None:
+        """Refuse the checkpoint of another run, and warn where the precision differs."""
+        state = read_state(path)
+        different = [
+            f"{name} was {state['identity'][name]} and is {value}"
+            for name, value in self._identity().items()
+            if state["identity"][name] != value
+        ]
+        if different:
+            raise ValueError(f"{path} belongs to another run: {'; '.join(different)}")
+        precision = self.accelerator.mixed_precision
+        # Checkpoints of earlier versions do not hold it.
+        saved = state.get("mixed_precision", precision)
+        if saved != precision and self.accelerator.is_main_process:
+            logger.warning(
+                f"{path} was saved by a run with mixed precision {saved}, and this one goes on with {precision}: it"
+                f" will not learn exactly the same. Pass --mixed_precision {saved} if it should"
+            )
 
     def _log(self, figures: dict[str, float]) -> None:
         if self.accelerator.is_main_process:
@@ -349,7 +361,7 @@ class TrainingRun:
         self.accelerator.log(figures, step=self.step)
 
     def _cut_log(self) -> None:
-        """Drops lines of what will be done again, and one that was cut off."""
+        """Drop the log's lines of steps that will be repeated, and an incomplete one."""
         path = self.options.output_dir / "log.jsonl"
         if not path.exists():
             return
@@ -359,14 +371,12 @@ class TrainingRun:
                 row = json.loads(line)
             except json.JSONDecodeError:
                 continue
-            # A run that has nothing left to train still validates once more.
+            # A run with nothing left to train still validates once more.
             is_validation = any(name.startswith("eval_") for name in row)
             is_repeated = is_validation and row["step"] == self.step >= self.options.total_steps
             if row["step"] <= self.step and not is_repeated:
                 kept.append(line)
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(f"{line}\n" for line in kept))
-        os.replace(partial, path)
+        replace_file(path, "".join(f"{line}\n" for line in kept))
 
 
 def _is_due(step: int, every: int | None) -> bool:

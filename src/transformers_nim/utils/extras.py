@@ -1,11 +1,11 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""The one place where optional packages are imported."""
+"""Import optional packages, and name the extra that installs a missing one."""
 
 import importlib
 from types import ModuleType
 
 
-# Importable name to the extra of this package that installs it.
+# From an importable name to the extra of this package that installs it.
 _EXTRA_OF = {
     "accelerate": "train",
     "datasets": "train",
@@ -23,7 +23,7 @@ _EXTRA_OF = {
 
 
 def require(name: str) -> ModuleType:
-    """Imports an optional module, such as `"matplotlib.pyplot"`.
+    """Import an optional module, such as `"matplotlib.pyplot"`.
 
     Raises:
         ImportError: It is not installed; the message says which extra installs it.

@@ -1,5 +1,5 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""Memory on CPUs: what a step frees is kept for the next one."""
+"""Keep freed memory for the next training step (CPU)."""
 
 import ctypes
 import sys
@@ -12,14 +12,14 @@ _LARGEST_INT = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Lets the C library keep freed memory instead of giving it back to the system.
+    """Make the C library keep freed memory instead of returning it to the system.
 
-    Left alone, glibc returns every large block as soon as it is freed, and the system clears it page by page when the
-    next step asks for it again, which can cost a third of the time of a training step in float32. For programs of
-    their own, such as the scripts in examples/: the process stays as large as it ever was, and there is no way back.
+    By default glibc returns every large block as soon as it is freed, and the system clears it page by page when the
+    next step asks for it again. That can cost a third of a training step in float32. The setting cannot be undone, and
+    the process never shrinks, so call it in programs (such as the scripts in examples/), not in libraries.
 
     Returns:
-        Whether glibc took the setting; other C libraries have none like it. It changes nothing where another
+        Whether glibc accepted the setting; other C libraries have none like it. It has no effect where another
         allocator (jemalloc, tcmalloc) was preloaded.
 
     Source: mallopt(3) of the Linux manual.
@@ -29,5 +29,5 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    # Not M_MMAP_THRESHOLD, which some versions limit to 32 MiB.
+    # Some versions limit M_MMAP_THRESHOLD to 32 MiB, so mmap is switched off instead.
     return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, _LARGEST_INT))

@@ -1,5 +1,5 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""Processes that work together through Accelerate."""
+"""Start processes that work together through Accelerate."""
 
 import os
 from typing import Any
@@ -7,12 +7,14 @@ from typing import Any
 import torch
 
 from .extras import require
+from .text_table import plural
 
 
 def train_on_cpu() -> bool:
-    """What to pass to an `Accelerator` as `cpu`: whether there is no GPU, or none is wanted.
+    """Return whether to work on the CPU, because there is no GPU or the user wants none.
 
-    Without it, processes that torchrun starts on a machine without GPUs would not find each other.
+    Pass it to an `Accelerator` as `cpu`: without it, processes that torchrun starts on a machine without GPUs do not
+    find each other.
     """
     return not torch.accelerator.is_available() or require("accelerate.utils").parse_flag_from_env(
         "ACCELERATE_USE_CPU"
@@ -20,14 +22,14 @@ def train_on_cpu() -> bool:
 
 
 def check_processes(accelerator: Any) -> None:
-    """Makes sure that all processes that were started work together.
+    """Check that all processes that were started work together.
 
     Raises:
-        ValueError: They do not: each would do all the work, into the same folder.
+        ValueError: They do not, so each would do all the work and write it into the same folder.
     """
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
         raise ValueError(
-            f"{launched} processes were started, but Accelerate sees {accelerator.num_processes}; set"
+            f"{plural(launched, 'process')} started, but Accelerate sees {accelerator.num_processes}; set"
             " ACCELERATE_USE_CPU=true to use CPUs, or check the launch file"
         )

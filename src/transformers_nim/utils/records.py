@@ -1,9 +1,9 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""Records of a long measurement, one JSON line each, that outlive a killed process.
+"""Keep the records of a long measurement on disk, one JSON line each, so that a killed run can be resumed.
 
-Every process appends to a file of its own, `records-N.jsonl`, and a record counts once its line is whole and on disk.
-When a run starts or goes on, the main process gathers all of them in `records.jsonl`, so that the number of processes
-may change in between. `settings.json` says what was measured: a run does not go on with other settings.
+Each process appends to its own file, `records-N.jsonl`. A record counts once its line is complete and on disk. When a
+run starts or resumes, the main process gathers all records in `records.jsonl`, so the number of processes may change.
+`settings.json` holds what was measured: a run does not resume with other settings.
 """
 
 import json
@@ -24,14 +24,14 @@ def start_records(
     resume: bool,
     defaults: Mapping[str, Any] | None = None,
 ) -> None:
-    """Prepares a folder for records; to be called by the main process, before any other appends.
+    """Prepare a folder for records; called by the main process, before any process appends.
 
     Args:
-        folder: Where the records are.
-        settings: What decides their values, as JSON can hold it.
-        keys: Fields that tell one record from another.
-        resume: Whether to go on with records that are there. Without any, a new run starts.
-        defaults: Of settings that did not exist when older records were made: what those were made with.
+        folder: Folder of the records.
+        settings: What decides the records' values; must fit into JSON.
+        keys: Fields that identify a record.
+        resume: Whether to continue existing records. Without any, a new run starts.
+        defaults: Values of settings that did not exist when older records were made.
 
     Raises:
         ValueError: There are records, and `resume` is False or they were made with other settings.
@@ -54,7 +54,7 @@ def start_records(
         replace_file(path, json.dumps(settings, indent=2) + "\n")
     records = read_records(folder, keys)
     replace_file(folder / _GATHERED, "".join(json.dumps(record) + "\n" for record in records))
-    # A process that is killed here leaves records twice, which are read once.
+    # A process killed here leaves records twice; they are read once.
     for part in folder.glob("records-*.jsonl"):
         part.unlink()
 
@@ -69,7 +69,7 @@ def _change(name: str, old: Any, new: Any) -> str:
 
 
 def append_record(folder: str | Path, process_index: int, record: Mapping[str, Any]) -> None:
-    """Adds a record, which is on disk when this returns."""
+    """Append a record; it is on disk when this returns."""
     with open(Path(folder) / f"records-{process_index}.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
         file.flush()
@@ -77,14 +77,14 @@ def append_record(folder: str | Path, process_index: int, record: Mapping[str, A
 
 
 def read_records(folder: str | Path, keys: Sequence[str]) -> list[dict[str, Any]]:
-    """All whole records, each once, in the order of their keys.
+    """Return all complete records, each once, in the order of their keys.
 
     Raises:
         ValueError: A file is damaged, or two records with equal keys differ.
     """
     found: dict[tuple, dict[str, Any]] = {}
     for path in sorted(Path(folder).glob("records*.jsonl")):
-        # What a killed process was writing has no end of line.
+        # The last line of a killed process may lack its end.
         whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
         for number, line in enumerate(whole.splitlines(), start=1):
             try:
@@ -98,7 +98,7 @@ def read_records(folder: str | Path, keys: Sequence[str]) -> list[dict[str, Any]
 
 
 def replace_file(path: str | Path, text: str) -> None:
-    """Writes a file that is there as a whole or not at all."""
+    """Write a file so that it is there as a whole or not at all, whatever kills the process."""
     path = Path(path)
     partial = path.with_name(f"{path.name}.partial")
     with open(partial, "w", encoding="utf-8") as file:

@@ -1,9 +1,9 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""Randomness that is a function of what it is for, not of what was drawn before.
+"""Derive the seed of every random draw from what the draw is for, not from what was drawn before.
 
-Every draw in training has a seed of its own, derived from the run's seed and from the name of the draw: which image in
-which epoch, which step. So a run that was interrupted goes on with the same draws, and the number of processes and
-DataLoader workers changes none of those that belong to an image.
+In training, a seed derives from the run's seed and the name of the draw: the image and its epoch, or the step. So a
+resumed run sees the same draws, and those that belong to an image do not depend on the number of processes or of
+DataLoader workers.
 """
 
 import hashlib
@@ -18,7 +18,8 @@ import torch
 def derive_seed(*parts: int | float | str) -> int:
     """Return a seed in `[0, 2**63)` for the draw that `parts` name.
 
-    Unlike sums of seeds, seeds of different parts do not collide, and all their bits are mixed.
+    Unlike sums of seeds, seeds of different parts do not collide, and all their bits are mixed. (torch's CPU generator
+    uses the low 32 bits alone.)
     """
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
@@ -31,12 +32,12 @@ def derive_seed_32(*parts: int | float | str) -> int:
 
 @contextmanager
 def seeded(seed: int, restore: bool = True) -> Iterator[None]:
-    """Seeds the global generators of `random`, NumPy and torch (CPU) in a `with` block, and restores them after it.
+    """Seed the global generators of `random`, NumPy and torch (CPU) in a `with` block, and restore them after it.
 
     Args:
         seed: From 0 to 2**32 - 1.
-        restore: Whether to restore them, which takes ten times as long as the seeding. Not needed where nobody else
-            draws from them, as in DataLoader workers.
+        restore: Whether to restore them, which takes ten times as long as seeding. DataLoader workers need not, since
+            nothing else draws from their generators.
     """
     if restore:
         states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
@@ -53,9 +54,9 @@ def seeded(seed: int, restore: bool = True) -> Iterator[None]:
 
 
 def seed_step(seed: int, step: int, process_index: int) -> None:
-    """Seeds all global generators, those of accelerators too, for what one process draws in one step.
+    """Seed all global generators, including those of accelerators, for one process in one step.
 
-    That is what belongs to no single image: dropout, stochastic depth, mixup.
+    They serve the draws that belong to no single image: dropout, stochastic depth, mixup.
     """
     step_seed = derive_seed_32(seed, "step", step, process_index)
     random.seed(step_seed)
@@ -75,8 +76,8 @@ def image_generators(
 
     Args:
         seeds: A seed for each image, shape `(batch,)`.
-        purpose: What the numbers are for; other purposes see other numbers. Left out, the seeds are used as they are.
-        device: Where the noise is drawn.
+        purpose: Name of the draw; another purpose gets other random numbers. None takes the seeds unchanged.
+        device: Device of the generators.
     """
     numbers = [int(seed) if purpose is None else derive_seed(int(seed), purpose) for seed in seeds]
     return [torch.Generator(device).manual_seed(number) for number in numbers]

@@ -1,5 +1,5 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""Versions of the packages that figures depend on."""
+"""Report the versions of the packages that measured figures depend on."""
 
 import importlib
 import platform

@@ -1,5 +1,5 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""Adversarial training images: what an attack may do, what it must not touch, and what it goes through."""
+"""Objectives: what is learned from a batch; and attacks on training images: what they may do and what they see."""
 
 import random
 
@@ -11,8 +11,17 @@ from accelerate.state import AcceleratorState, GradientState
 from conftest import random_picture, tiny_model
 
 from transformers_nim import NIMForImageClassification, NIMImageProcessor
+from transformers_nim.data.augmentation import LabelMixer
 from transformers_nim.model.noise import UniformSigma
-from transformers_nim.training.adversarial import adversarial_images
+from transformers_nim.training.mae import MaskedAutoencoder
+from transformers_nim.training.objectives import (
+    TRAIN_ON,
+    ClassificationObjective,
+    DenoisingObjective,
+    MaskingObjective,
+    TrainingAttack,
+)
+from transformers_nim.utils.seeding import derive_seed_32
 
 
 EPS = 8.0
@@ -45,6 +54,12 @@ def labels(model, pixel_values):
 def pixels_of(model, pixel_values) -> torch.Tensor:
     mean, std = (torch.tensor(v)[:, None, None] for v in (model.config.image_mean, model.config.image_std))
     return pixel_values * std + mean
+
+
+def adversarial_images(model, pixel_values, labels, eps, steps, step_size=None, **kwargs) -> torch.Tensor:
+    """With eps and step size in x/255."""
+    attack = TrainingAttack(eps / 255, steps, None if step_size is None else step_size / 255)
+    return attack(model, pixel_values, labels, **kwargs)
 
 
 def mean_loss(model, pixel_values, labels, sigma, draws: int = 16) -> float:
@@ -184,8 +199,7 @@ def test_through_the_defense_or_the_classifier_alone(model, pixel_values, labels
 
 
 def test_a_classifier_without_a_defense(model, pixel_values, labels):
-    bare = NIMForImageClassification(model.config).train()
-    bare.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("denoiser.")})
+    bare = bare_classifier(model)
     attacked = adversarial_images(bare, pixel_values, labels, EPS, 3)
     assert torch.equal(attacked, adversarial_images(model, pixel_values, labels, EPS, 3, sigma=None))
 
@@ -240,8 +254,102 @@ def test_model_prepared_for_half_precision(pixel_values, labels):
 
 @pytest.mark.parametrize(
     ("eps", "steps", "step_size"),
-    [(0, 1, None), (-1, 1, None), (256, 1, None), (8, 0, None), (8, 1, 0), (8, 1, -2.0), (float("nan"), 1, None)],
+    [(0, 1, None), (-1, 1, None), (8, 1, None), (0.1, 0, None), (0.1, 1, 0), (0.1, 1, -2.0), (float("nan"), 1, None)],
 )
-def test_numbers_out_of_range(model, pixel_values, labels, eps, steps, step_size):
-    with pytest.raises(ValueError, match=f"got {eps}, {steps} and {step_size}"):
-        adversarial_images(model, pixel_values, labels, eps, steps, step_size, sigma=None)
+def test_numbers_out_of_range(eps, steps, step_size):
+    with pytest.raises(ValueError, match=rf"8/255, say\).*got {eps}, {steps} and {step_size}"):
+        TrainingAttack(eps, steps, step_size)
+
+
+def batch_of(pixel_values, labels, seed: int = 0, step: int = 3) -> dict:
+    return {
+        "pixel_values": pixel_values,
+        "labels": labels,
+        "noise_seed": torch.arange(seed, seed + len(pixel_values)),
+        "step": step,
+    }
+
+
+def noise_of(seed: int, sigma, shape) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return sigma.sample(1, generator=generator), torch.randn(shape, generator=generator)
+
+
+def test_denoising_is_the_model_s_loss_under_each_image_s_own_noise(model, pixel_values, labels):
+    denoiser, sigma = model.denoiser, UniformSigma(20, 60)
+    loss = DenoisingObjective(denoiser, sigma)(batch_of(pixel_values, labels, seed=5))
+    losses = []
+    for row, image in enumerate(pixel_values):
+        drawn, noise = noise_of(5 + row, sigma, image.shape)
+        losses.append(denoiser(image[None], sigma=drawn, pixel_noise=noise[None]).loss.item())
+    assert loss.item() == pytest.approx(np.mean(losses), rel=1e-5)
+    assert np.ptp(losses) > 1e-3
+
+
+def test_masking_hides_patches_by_each_image_s_own_numbers(model, pixel_values, labels):
+    masked = MaskedAutoencoder(model.denoiser)
+    loss = MaskingObjective(masked, masked.config)(batch_of(pixel_values, labels, seed=5))
+    scores = torch.stack([torch.rand(16, generator=torch.Generator().manual_seed(5 + row)) for row in range(8)])
+    assert torch.equal(loss, masked(pixel_values, mask_scores=scores).loss)
+
+
+@pytest.mark.parametrize("train_on", TRAIN_ON)
+def test_classification_sees_what_it_is_to_be_trained_on(train_on, model, pixel_values, labels):
+    model.eval()
+    sigma, batch = UniformSigma(20, 60), batch_of(pixel_values, labels)
+    classifier = model if train_on == "denoised" else bare_classifier(model).eval()
+    loss = ClassificationObjective(classifier, classifier, train_on, sigma, LabelMixer(5, 0, 0, 0))(batch)
+    losses = []
+    std = torch.tensor(model.config.image_std)[:, None, None]
+    for row, image in enumerate(pixel_values.unsqueeze(1)):
+        drawn, noise = noise_of(row, sigma, image.shape[1:])
+        if train_on != "clean":
+            image = image + noise * drawn / 255 / std
+        if train_on == "denoised":
+            image = model.denoiser.denoise(image, sigma=0)
+        losses.append(model(image, sigma=None, labels=labels[row : row + 1]).loss.item())
+    model.train()
+    assert loss.item() == pytest.approx(np.mean(losses), rel=1e-4)
+
+
+def bare_classifier(model) -> NIMForImageClassification:
+    bare = NIMForImageClassification(model.config).train()
+    bare.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("denoiser.")})
+    return bare
+
+
+@pytest.mark.parametrize(("through_defense", "expected"), [(True, UniformSigma(20, 60)), (False, None)])
+def test_the_attack_comes_between_mixing_and_noise(
+    through_defense, expected, model, pixel_values, labels, monkeypatch
+):
+    attack, seen = TrainingAttack(EPS / 255, 1, through_defense=through_defense), []
+
+    def attacked(self, target, images, targets, seed, **kwargs):
+        seen.append((target, images, targets, seed, kwargs))
+        return images + 1
+
+    monkeypatch.setattr(TrainingAttack, "__call__", attacked)
+    mixed = pixel_values * 0.5, torch.full((8, 5), 0.2)
+    sigma = UniformSigma(20, 60)
+    objective = ClassificationObjective(model.eval(), model, "denoised", sigma, lambda *_: mixed, attack, seed=4)
+    loss = objective(batch_of(pixel_values, labels, seed=9))
+    ((target, images, targets, seed, kwargs),) = seen
+    assert target is model
+    assert images is mixed[0]
+    assert targets is mixed[1]
+    assert kwargs == {"sigma": expected}
+    # Of the run, the step and the batch's first image.
+    assert seed == derive_seed_32(4, "attack", 3, 9)
+    plain = ClassificationObjective(model, model, "denoised", sigma, lambda *_: (mixed[0] + 1, mixed[1]), seed=4)
+    assert torch.equal(loss, plain(batch_of(pixel_values, labels, seed=9)))
+    model.train()
+
+
+def test_gradients_reach_the_classifier_and_not_the_denoiser(model, pixel_values, labels):
+    attack = TrainingAttack(EPS / 255, 1)
+    objective = ClassificationObjective(model, model, "denoised", UniformSigma(0, 30), LabelMixer(5), attack)
+    np.random.seed(0)
+    objective(batch_of(pixel_values, labels)).backward()
+    trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert trained == {name for name, _ in model.named_parameters() if not name.startswith("denoiser.")}
+    model.zero_grad(set_to_none=True)

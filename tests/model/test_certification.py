@@ -295,7 +295,7 @@ def test_error_of_predictions():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"n": 0}, "n must be a number of noise draws.*got 0"),
+        ({"n": 0}, "n must be an int of at least 1, got 0"),
         ({"n": 1e4}, "n must be.*10000.0"),
         ({"n0": True}, "n0 must be.*True"),
         ({"alpha": 0}, "alpha must be.*got 0"),

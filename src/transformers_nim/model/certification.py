@@ -2,11 +2,12 @@
 """Randomized smoothing: predictions and L2 radii with a guarantee (Cohen, Rosenfeld, Kolter 2019, arXiv 1902.02918).
 
 The smoothed classifier answers with the class that a base classifier gives most often when Gaussian noise of scale
-sigma is added to its input. If that class has a probability of at least `p > 1/2`, no perturbation of an L2 norm below
-`sigma * ndtri(p)` changes the answer (Theorem 1 and section 3.2.2 there; `ndtri` is the inverse of the normal
-distribution function). p is not known, but votes under drawn noise bound it from below. This module is that statistics
-over a function that draws votes, and knows no model. Denoised smoothing (Salman et al. 2020, arXiv 2003.01908; Carlini
-et al. 2023, arXiv 2206.10550) is the same with a base classifier that denoises first.
+sigma is added to its input. If that class has a probability of at least `p > 1/2`, no perturbation with an L2 norm
+below `sigma * ndtri(p)` changes the answer (Theorem 1 and section 3.2.2 there; `ndtri` is the inverse of the normal
+distribution function). p is not known, but votes under drawn noise bound it from below.
+
+This module computes these statistics from a function that draws votes. It knows no model. In denoised smoothing
+(Salman et al. 2020, arXiv 2003.01908; Carlini et al. 2023, arXiv 2206.10550), the base classifier denoises first.
 
 sigma is in units of 0..255 pixels, as everywhere in this package; radii are L2 norms of perturbations of pixels in
 [0, 1]. The literature gives sigma in [0, 1]: its 0.12, 0.25, 0.5 and 1.0 are 30.6, 63.75, 127.5 and 255 here.
@@ -19,34 +20,36 @@ from typing import Any
 
 import numpy as np
 
+from .checks_nim import check_counts
 
-# The answer of a smoothed classifier that is not sure enough.
+
+# The label of a smoothed classifier that abstains.
 ABSTAIN = -1
 
-# From a number of draws to the votes that each class got under as many fresh and independent draws of noise.
+# From a number of draws to the votes for each class under that many fresh and independent draws of noise.
 CountVotes = Callable[[int], np.ndarray]
 
-# A sequential test looks after about so many draws for the first time, and then whenever there are half as many more.
+# A sequential test looks at the votes after about 50 draws, and again at each 1.5-fold number of draws.
 _FIRST_LOOK = 50
 _LOOK_RATIO = 1.5
-# Part of alpha that the last look gets. It is what an image pays in radius that needs all draws: with 80 % and votes
-# without exception, n = 10 000 and alpha = 0.001, that is less than 0.011 sigma.
+# The last look's part of alpha. The rest costs radius for images that need all draws: with n = 10 000, alpha = 0.001
+# and all votes for one class, less than 0.011 sigma.
 _LAST_LOOK_SHARE = 0.8
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """The answer of a smoothed classifier for one image, and how far it is proven to hold.
+    """The answer of a smoothed classifier for one image, with a certified radius.
 
     Attributes:
         label: The class, or `ABSTAIN` (-1) if nothing could be certified.
-        radius: L2 norm, in pixels of [0, 1], below which no perturbation changes the class; 0 if it abstains.
-        p_lower: Lower confidence bound of the probability that the candidate gets a vote.
-        candidate: The class that had most votes in the first `n0` draws, on which the bound was taken.
-        counts: Votes of each class in the draws of the bound.
-        num_draws: Noise draws used, those for the choice of the candidate included.
-        sigma: Scale of the noise, in units of 0..255 pixels.
-        alpha: Probability, over the noise that was drawn, that label and radius are wrong.
+        radius: L2 norm, of pixels in [0, 1], below which no perturbation changes the class. 0 if it abstains.
+        p_lower: Lower confidence bound of the probability of a vote for the candidate.
+        candidate: The class with most votes in the first `n0` draws, for which the bound is taken.
+        counts: Votes for each class in the draws of the bound.
+        num_draws: All noise draws, those that chose the candidate included.
+        sigma: Scale of the noise in units of 0..255 pixels.
+        alpha: Probability, over the drawn noise, that label and radius are wrong.
 
     Example:
 
@@ -75,7 +78,7 @@ class Certificate:
 
     @property
     def abstained(self) -> bool:
-        """Whether there is no answer."""
+        """Tell whether the smoothed classifier abstains."""
         return self.label == ABSTAIN
 
 
@@ -84,12 +87,12 @@ class SmoothedPrediction:
     """The answer of a smoothed classifier for one image, without a radius.
 
     Attributes:
-        label: The class, or `ABSTAIN` (-1) if the votes do not tell it from the runner-up.
-        p_value: Of the hypothesis that the two classes with most votes are equally probable.
-        counts: Votes of each class.
+        label: The class, or `ABSTAIN` (-1) if the votes do not separate it from the runner-up.
+        p_value: p-value of the hypothesis that the two classes with most votes are equally probable.
+        counts: Votes for each class.
         num_draws: Noise draws used.
-        sigma: Scale of the noise, in units of 0..255 pixels.
-        alpha: Probability, over the noise that was drawn, of an answer that is not the smoothed classifier's.
+        sigma: Scale of the noise in units of 0..255 pixels.
+        alpha: Probability, over the drawn noise, of an answer that is not the smoothed classifier's.
     """
 
     label: int
@@ -101,12 +104,12 @@ class SmoothedPrediction:
 
     @property
     def abstained(self) -> bool:
-        """Whether there is no answer."""
+        """Tell whether the smoothed classifier abstains."""
         return self.label == ABSTAIN
 
 
 def _special() -> Any:
-    """Import scipy's special functions, which training and prediction do without."""
+    """Import scipy's special functions, which training and prediction do not need."""
     try:
         import scipy.special
     except ImportError as error:
@@ -115,9 +118,9 @@ def _special() -> Any:
 
 
 def clopper_pearson_lower(successes: int, trials: int, alpha: float) -> float:
-    """The exact lower confidence bound of a probability, one-sided at level `1 - alpha` (Clopper, Pearson 1934).
+    """Return the exact one-sided lower confidence bound of a probability at level `1 - alpha` (Clopper, Pearson 1934).
 
-    It is the probability at which `successes` or more of `trials` would be seen with probability `alpha`.
+    At this probability, `successes` or more of `trials` occur with probability `alpha`.
     """
     if successes == 0:
         return 0.0
@@ -125,12 +128,12 @@ def clopper_pearson_lower(successes: int, trials: int, alpha: float) -> float:
 
 
 def clopper_pearson_upper(successes: int, trials: int, alpha: float) -> float:
-    """The exact upper confidence bound of a probability, one-sided at level `1 - alpha`."""
+    """Return the exact one-sided upper confidence bound of a probability at level `1 - alpha`."""
     return 1.0 - clopper_pearson_lower(trials - successes, trials, alpha)
 
 
 def certified_radius(p_lower: float, sigma: float) -> float:
-    """The L2 radius, in pixels of [0, 1], within which a class of at least the probability `p_lower` stays first.
+    """Return the L2 radius, for pixels in [0, 1], within which a class with probability `p_lower` stays first.
 
     Args:
         p_lower: A probability in [0, 1). Up to 1/2 nothing is certified.
@@ -140,17 +143,17 @@ def certified_radius(p_lower: float, sigma: float) -> float:
 
 
 def spending_schedule(n: int, alpha: float) -> list[tuple[int, float]]:
-    """After how many draws a sequential test looks at the votes, and at which level: alpha spending.
+    """Return when a sequential test looks at the votes, and at which level (alpha spending).
 
-    The levels add up to alpha. By the union bound all confidence bounds at these looks hold at once with probability
-    `1 - alpha`, so it may stop at any of them for any reason.
+    The levels add up to alpha. By the union bound, the confidence bounds of all looks hold together with probability
+    `1 - alpha`, so the test may stop at any look for any reason.
 
     Args:
         n: Draws at the last look.
         alpha: Level of the whole test.
 
     Returns:
-        Increasing numbers of draws, the last of which is n, each with its level.
+        Increasing numbers of draws up to n, each with its level.
     """
     looks = [n]
     while looks[-1] / _LOOK_RATIO >= _FIRST_LOOK:
@@ -162,9 +165,7 @@ def spending_schedule(n: int, alpha: float) -> list[tuple[int, float]]:
 
 
 def _check(sigma: float, alpha: float, **numbers: int) -> None:
-    for name, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-            raise ValueError(f"{name} must be a number of noise draws, an int of at least 1, got {value!r}")
+    check_counts(**numbers)
     if not 0 < alpha < 1:
         raise ValueError(f"alpha must be a probability of error between 0 and 1, such as 0.001, got {alpha!r}")
     if not 0 < sigma < math.inf:
@@ -181,36 +182,35 @@ def certify(
     radius_tolerance: float = 0.0,
     target_radius: float | None = None,
 ) -> Certificate:
-    """Certifies the answer of a smoothed classifier for one image (CERTIFY of arXiv 1902.02918, section 3.2.2).
+    """Certify the answer of a smoothed classifier for one image (CERTIFY of arXiv 1902.02918, section 3.2.2).
 
     `n0` draws choose the candidate, and `n` others bound its probability from below (Clopper-Pearson). With
-    probability `1 - alpha` the result is right: either it abstains, or the smoothed classifier answers `label` for
-    every perturbation of an L2 norm below `radius`.
+    probability `1 - alpha` the result is right: it abstains, or the smoothed classifier answers `label` for every
+    perturbation with an L2 norm below `radius`.
 
     With `sequential=True` the bound is taken at some ten looks on the way to n, at levels that add up to alpha (see
-    [`spending_schedule`]), and the test stops
+    [`spending_schedule`]). The test stops
 
-    - when abstaining is as good as certain: the upper confidence bound of the candidate's probability is no longer
-      enough for a certificate with all n draws;
+    - when it will almost surely abstain: with the candidate's upper confidence bound, all n draws would not certify;
     - when `target_radius` is certified;
-    - when the radius is within `radius_tolerance` of what is within reach: the radius that n draws would give if the
-      rest voted for the candidate at its upper confidence bound.
+    - when the radius is within `radius_tolerance` of the one that n draws would give if the remaining ones voted for
+      the candidate at its upper confidence bound.
 
-    Whatever stops it, the guarantee is the same. What it costs is radius: an image that needs all n draws gets a
-    slightly smaller one than the plain procedure gives. And no test can save draws on easy images without losing
-    radius: m votes without exception certify `sigma / 255 * ndtri(alpha ** (1 / m))` and not more, which grows up to
-    the last draw. So the plain procedure is the default, and `target_radius` is what makes easy images cheap.
+    The guarantee stays the same. The cost is radius: an image that needs all n draws gets a slightly smaller one than
+    without `sequential`. No test can save draws on easy images without losing radius: m unanimous votes certify at
+    most `sigma / 255 * ndtri(alpha ** (1 / m))`, which grows up to the last draw. So `sequential` is off by default,
+    and `target_radius` makes easy images cheap.
 
     Args:
-        count_votes: Returns the votes of each class under the given number of fresh draws of noise, shape
-            `(classes,)`. Draws must be independent of each other and of all earlier ones.
-        sigma: Scale of the noise, in units of 0..255 pixels, greater than 0.
-        n0: Draws for the choice of the candidate.
-        n: Draws for the bound, at most if `sequential`.
+        count_votes: Returns the votes for each class under a given number of fresh noise draws, shape `(classes,)`.
+            Draws must be independent of each other and of all earlier ones.
+        sigma: Scale of the noise in units of 0..255 pixels, greater than 0.
+        n0: Draws that choose the candidate.
+        n: Draws that bound its probability; with `sequential` the most that are made.
         alpha: Probability of a wrong result, in (0, 1).
         sequential: Whether to stop early.
-        radius_tolerance: Radius that may be given away for an early stop, in pixels of [0, 1].
-        target_radius: Radius with which to be content, in pixels of [0, 1].
+        radius_tolerance: Radius to give away for an early stop (L2, pixels in [0, 1]).
+        target_radius: Radius at which to stop (L2, pixels in [0, 1]).
 
     Raises:
         ValueError: An argument is out of range, or an option of the sequential test is given without it.
@@ -231,14 +231,14 @@ def certify(
     for look, level in levels:
         counts, drawn = counts + np.asarray(count_votes(look - drawn)), look
         votes = int(counts[candidate])
-        # The bounds of all looks hold at once, and so does the best of them.
+        # The bounds of all looks hold together, so the best one holds.
         p_lower = max(p_lower, clopper_pearson_lower(votes, look, level))
         radius = certified_radius(p_lower, sigma)
         if look == n or (target_radius is not None and radius >= target_radius):
             break
         hoped_for = votes + math.ceil((n - look) * clopper_pearson_upper(votes, look, level))
         reach = certified_radius(clopper_pearson_lower(hoped_for, n, levels[-1][1]), sigma)
-        # The tolerance is for radii: an image that may still be certified is not given up for it.
+        # The tolerance applies to radii only: an image that may still be certified is not given up.
         if reach <= radius + (radius_tolerance if radius > 0 else 0):
             break
     return Certificate(
@@ -254,14 +254,14 @@ def certify(
 
 
 def predict(count_votes: CountVotes, sigma: float, n: int = 1000, alpha: float = 0.001) -> SmoothedPrediction:
-    """The answer of a smoothed classifier for one image, or none (PREDICT of arXiv 1902.02918, section 3.2.1).
+    """Return the answer of a smoothed classifier for one image (PREDICT of arXiv 1902.02918, section 3.2.1).
 
-    It abstains unless a two-sided binomial test tells the class with most votes from the runner-up. An answer that is
-    not the smoothed classifier's has a probability of at most alpha (Proposition 1 there).
+    It abstains unless a two-sided binomial test separates the class with most votes from the runner-up. The
+    probability of an answer that is not the smoothed classifier's is at most alpha (Proposition 1 there).
 
     Args:
         count_votes: As for [`certify`].
-        sigma: Scale of the noise, in units of 0..255 pixels, greater than 0.
+        sigma: Scale of the noise in units of 0..255 pixels, greater than 0.
         n: Noise draws.
         alpha: Probability of a wrong answer, in (0, 1).
 
@@ -274,7 +274,7 @@ def predict(count_votes: CountVotes, sigma: float, n: int = 1000, alpha: float =
     label = int(np.argmax(counts))
     most = int(counts[label])
     second = int(np.max(np.delete(counts, label)))
-    # With a probability of 1/2 both tails are equal.
+    # Both tails are equal at a probability of 1/2.
     p_value = min(1.0, 2 * float(_special().bdtr(second, most + second, 0.5)))
     return SmoothedPrediction(
         label=label if p_value <= alpha else ABSTAIN,

@@ -1,14 +1,14 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""Checks of arguments that many functions share."""
+"""Check arguments that many functions share."""
 
 from numbers import Integral
 
 
 def check_counts(**counts: int | None) -> None:
-    """Refuse what is no number of things; `None` is left out.
+    """Check that every argument is an int of at least 1. `None` is accepted.
 
     Raises:
-        ValueError: One is not an int of at least 1.
+        ValueError: An argument is something else; the message names it.
     """
     for name, value in counts.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):

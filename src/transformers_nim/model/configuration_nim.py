@@ -24,6 +24,7 @@ from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME, auto_docstring
 
+from .checks_nim import check_counts
 from .noise import parse_sigma
 
 
@@ -44,12 +45,12 @@ _POSITIVE_FIELDS = (
     "layer_norm_eps",
 )
 _CLASSIFIER_INPUT = {"image_mean", "image_std", "size", "resample", "bgr"}
-# What `config.json` says about Python files beside it.
+# Fields of `config.json` that name Python files beside it.
 _CODE_FIELDS = ("auto_map", "custom_pipelines")
 _PROBABILITY_FIELDS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate")
 
-# Encoder width, depth, heads, patch size, image size; decoder width, depth, heads. The sizes for 224-pixel images are
-# those of the paper (base to huge are MAE's, arXiv 2111.06377); the last two are for 32-pixel images such as CIFAR-10.
+# Encoder width, depth, heads, patch size, image size; decoder width, depth, heads. The first five are the paper's
+# (base to huge are MAE's, arXiv 2111.06377). The last two are for 32-pixel images such as CIFAR-10.
 NIM_SIZES: dict[str, tuple[int, int, int, int, int, int, int, int]] = {
     "tiny": (192, 12, 3, 16, 224, 512, 8, 16),
     "small": (384, 12, 6, 16, 224, 512, 8, 16),
@@ -62,22 +63,21 @@ NIM_SIZES: dict[str, tuple[int, int, int, int, int, int, int, int]] = {
 
 
 class NIMConfigError(StrictDataclassError, ValueError):
-    """A configuration value that cannot be: a ValueError, and what other strict transformers configs raise."""
+    """A wrong configuration value: a ValueError, and the error of other strict configs of transformers."""
 
 
 def _raises_value_errors(cls):
-    """Makes the errors of `@strict` ValueErrors, which they are not in huggingface_hub."""
+    """Turn the errors of `@strict` into ValueErrors, which they are not in huggingface_hub."""
 
     def convert(method):
         @functools.wraps(method)
         def wrapper(self, *args, **kwargs):
             try:
-                num_labels = kwargs.get("num_labels", 1)
-                if isinstance(num_labels, bool) or not isinstance(num_labels, int) or num_labels < 1:
-                    raise NIMConfigError(f"num_labels must be an int of at least 1, got {num_labels!r}")
+                # Not a field of the dataclass, so `@strict` does not check it.
+                check_counts(num_labels=kwargs.get("num_labels", 1) or 0)
                 return method(self, *args, **kwargs)
-            except StrictDataclassError as error:
-                if isinstance(error, ValueError):
+            except (StrictDataclassError, ValueError) as error:
+                if isinstance(error, NIMConfigError):
                     raise
                 raise NIMConfigError(str(error)) from error
 
@@ -120,8 +120,8 @@ class NIMConfig(PreTrainedConfig):
     num_channels (`int`, *optional*, defaults to 3):
         Number of image channels.
     drop_path_rate (`float`, *optional*, defaults to 0.0):
-        Stochastic depth of the last layer of a classifier's encoder, rising linearly from 0 in the first. The paper
-        fine-tunes with 0.1 (huge: 0.2). Pretraining uses none.
+        Stochastic depth of the last layer of a classifier's encoder. It rises linearly from 0 in the first layer. The
+        paper fine-tunes with 0.1 (huge: 0.2). Pretraining uses none.
     decoder_hidden_size (`int`, *optional*, defaults to 512):
         Width of the decoder.
     decoder_num_hidden_layers (`int`, *optional*, defaults to 8):
@@ -131,36 +131,36 @@ class NIMConfig(PreTrainedConfig):
     decoder_intermediate_size (`int`, *optional*, defaults to 2048):
         Width of the feed-forward layers of the decoder.
     norm_pix_loss (`bool`, *optional*, defaults to `False`):
-        Whether the decoder predicts patches that are normalized by their own mean and standard deviation. The
-        authors' released models use `True`.
+        Whether the decoder predicts patches normalized by their own mean and standard deviation. The authors'
+        released models use `True`.
     patch_statistics (`"noisy"` or `"input"`, *optional*, defaults to `"noisy"`):
-        With `norm_pix_loss`, which patch's mean and standard deviation turn a prediction back into pixels: those
-        estimated from the noisy image, or (the authors' way) those of the image before noise was added. `"input"` lets
-        brightness and contrast of every patch bypass the noise, so a model that uses it cannot be certified.
+        With `norm_pix_loss`, which mean and standard deviation denormalize a predicted patch: those estimated from
+        the noisy image, or those of the image before noise was added (the authors' way). With `"input"`, brightness
+        and contrast of every patch bypass the noise, so such a model cannot be certified.
     image_mean (`list[float]`, *optional*, defaults to ImageNet's for 3 channels, else 0.5):
-        Per-channel mean that was subtracted from pixels in [0, 1]. The image processor must use the same.
+        Mean of each channel, subtracted from pixels in [0, 1]. The image processor must use the same.
     image_std (`list[float]`, *optional*, defaults to ImageNet's for 3 channels, else 0.5):
-        Per-channel standard deviation by which pixels were divided. The image processor must use the same.
+        Standard deviation of each channel, by which pixels are divided. The image processor must use the same.
     pretraining_sigma (number or mapping, *optional*, defaults to gamma with concentration 25 and scale 3):
-        Noise scale of pretraining in units of 0..255 pixels, drawn for each image: a number or a distribution, one of
+        Noise scale of pretraining in units of 0..255 pixels, drawn for each image. A number or a distribution:
         `{"type": "constant", "value": 70}`, `{"type": "gamma", "concentration": 25, "scale": 3}`,
-        `{"type": "uniform", "low": 0, "high": 30}` or one that was added with `register_sigma_distribution`.
+        `{"type": "uniform", "low": 0, "high": 30}`, or one added with `register_sigma_distribution`.
     finetuning_sigma (number, mapping or `None`, *optional*, defaults to uniform from 0 to 30):
         Noise scale in train mode of [`NIMForRobustImageClassification`]. `None` fine-tunes without the defense.
     defense_sigma (number, mapping or `None`, *optional*, defaults to 70):
         Noise scale in eval mode of [`NIMForRobustImageClassification`]. `None` switches the defense off.
     num_samples (`int`, *optional*, defaults to 1):
-        How many noise draws of an image [`NIMForRobustImageClassification`] combines into a prediction in eval mode.
+        Noise draws per image that [`NIMForRobustImageClassification`] combines into a prediction in eval mode.
     vote (`"mean"` or `"majority"`, *optional*, defaults to `"mean"`):
-        How draws are combined: by the mean of their probabilities or by the number of draws that chose a class.
+        How draws are combined: by mean probability, or by the number of draws that chose a class.
     classifier_config (`dict`, *optional*):
-        Config of the classifier behind the denoiser where that is a model of another kind, as its own `config.json`
-        has it but for the labels, which are those of this config. `None` means a NIM encoder with a linear head.
-        [`~NIMForRobustImageClassification.from_denoiser`] fills this and the next.
+        Config of the classifier behind the denoiser, if it is a model of another kind: its own `config.json` without
+        the labels, which are those of this config. `None` means a NIM encoder with a linear head.
+        [`~NIMForRobustImageClassification.from_denoiser`] fills this field and the next.
     classifier_input (`dict`, *optional*):
-        What such a classifier sees: `image_mean` and `image_std` (of pixels in [0, 1]), `size` (height and width in
-        pixels to which denoised images are resized), `resample` (`"bilinear"` or `"bicubic"`) and `bgr` (whether it
-        takes blue before red).
+        The input of such a classifier: `image_mean` and `image_std` (of pixels in [0, 1]), `size` (height and width in
+        pixels to which denoised images are resized), `resample` (`"bilinear"` or `"bicubic"`) and `bgr` (whether
+        channels are ordered blue, green, red).
 
     Raises:
         ValueError: A value has the wrong type or is out of range; the message names it.
@@ -209,7 +209,7 @@ class NIMConfig(PreTrainedConfig):
     classifier_input: dict[str, Any] | None = None
 
     def __setattr__(self, key: str, value: Any) -> None:
-        # Numbers become mappings, so that a saved config says what it means. Assignments after construction count too.
+        # Numbers become mappings, so that a saved config is explicit. Later assignments are parsed too.
         if key in _SIGMA_FIELDS and (value is not None or key == "pretraining_sigma"):
             try:
                 value = parse_sigma(value).to_dict()
@@ -218,12 +218,12 @@ class NIMConfig(PreTrainedConfig):
         super().__setattr__(key, value)
 
     def __post_init__(self, **kwargs):
-        # Only images with three channels have customary statistics.
-        is_rgb = self.num_channels == 3
-        # Lists, as JSON has them, so that a config equals its reloaded self.
+        # Lists, as in JSON, so that a config equals its reloaded self.
         for name in ("image_size", "patch_size"):
             if isinstance(getattr(self, name), tuple):
                 setattr(self, name, list(getattr(self, name)))
+        # Only images of three channels have customary statistics.
+        is_rgb = self.num_channels == 3
         self.image_mean = list(self.image_mean or (_IMAGENET_MEAN if is_rgb else [0.5] * self.num_channels))
         self.image_std = list(self.image_std or (_IMAGENET_STD if is_rgb else [0.5] * self.num_channels))
         # AutoModelForImageClassification.from_config iterates over it to choose between our two classifiers.
@@ -232,13 +232,13 @@ class NIMConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
-        """As in transformers, but values that override those of a saved config are checked too.
+        """Make a config from a dictionary, as in transformers, and check values that override the saved ones too.
 
         Raises:
             ValueError: A value has the wrong type or is out of range.
         """
         if not __name__.startswith(f"{TRANSFORMERS_DYNAMIC_MODULE_NAME}."):
-            # Code beside the checkpoint is for those who have not installed this package, and no part of the model.
+            # Where this package is installed, a model that is saved again refers to no code beside it.
             config_dict = {name: value for name, value in config_dict.items() if name not in _CODE_FIELDS}
         loaded = super().from_dict(config_dict, **kwargs)
         (loaded[0] if isinstance(loaded, tuple) else loaded).validate()
@@ -246,7 +246,7 @@ class NIMConfig(PreTrainedConfig):
 
     @classmethod
     def from_size(cls, size: str, **overrides: Any) -> "NIMConfig":
-        """The config of a named size.
+        """Return the config of a named size.
 
         Args:
             size: One of `"tiny"`, `"small"`, `"base"`, `"large"`, `"huge"` (224-pixel images), `"tiny-patch4-32"` or
@@ -275,22 +275,22 @@ class NIMConfig(PreTrainedConfig):
 
     @property
     def image_shape(self) -> tuple[int, int]:
-        """Height and width of the images in pixels."""
+        """Return height and width of the images in pixels."""
         return _pair(self.image_size)
 
     @property
     def patch_shape(self) -> tuple[int, int]:
-        """Height and width of a patch in pixels."""
+        """Return height and width of a patch in pixels."""
         return _pair(self.patch_size)
 
     @property
     def patch_grid(self) -> tuple[int, int]:
-        """Rows and columns of patches in an image."""
+        """Return rows and columns of patches in an image."""
         (height, width), (patch_height, patch_width) = self.image_shape, self.patch_shape
         return height // patch_height, width // patch_width
 
     def validate_numbers(self):
-        """Part of `@strict`: every number is in its range."""
+        """Check that every number is in its range. `@strict` calls each `validate_...`."""
         for name in _POSITIVE_FIELDS:
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
@@ -302,14 +302,14 @@ class NIMConfig(PreTrainedConfig):
             raise ValueError(f"initializer_range must be finite and at least 0, got {self.initializer_range}")
 
     def validate_choices(self):
-        """Part of `@strict`: the activation exists, and sigmas that were changed in place are still valid."""
+        """Check that the activation exists, and that sigmas changed in place are still valid."""
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"hidden_act must be one of {sorted(ACT2FN)}, got {self.hidden_act!r}")
         for name in _SIGMA_FIELDS:
             setattr(self, name, getattr(self, name))
 
     def validate_patches(self):
-        """Part of `@strict`: patches tile the image."""
+        """Check that patches tile the image."""
         for name in ("image_size", "patch_size"):
             value = getattr(self, name)
             if len(_pair(value)) != 2 or any(isinstance(v, bool) or v <= 0 for v in _pair(value)):
@@ -318,7 +318,7 @@ class NIMConfig(PreTrainedConfig):
             raise ValueError(f"patch_size {self.patch_size} must divide image_size {self.image_size}")
 
     def validate_widths(self):
-        """Part of `@strict`: widths fit the attention heads and the sine-cosine position embeddings."""
+        """Check that widths fit the attention heads and the sine-cosine position embeddings."""
         for prefix in ("", "decoder_"):
             width, heads = getattr(self, f"{prefix}hidden_size"), getattr(self, f"{prefix}num_attention_heads")
             if width % heads:
@@ -327,11 +327,11 @@ class NIMConfig(PreTrainedConfig):
                 raise ValueError(f"{prefix}hidden_size {width} must be a multiple of 4 for its position embeddings")
 
     def validate_image_statistics(self):
-        """Part of `@strict`: one mean and one positive standard deviation for each channel."""
+        """Check that each channel has a mean and a positive standard deviation."""
         self._check_statistics({"image_mean": self.image_mean, "image_std": self.image_std})
 
     def validate_classifier(self):
-        """Part of `@strict`: a classifier of another kind is described completely."""
+        """Check that a classifier of another kind is described completely."""
         config, given = self.classifier_config, self.classifier_input
         if config is None and given is None:
             return

@@ -1,14 +1,13 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
 """Any image classifier behind the denoiser: a ConvNeXt, Swin, ResNet, ViT or timm model that someone else has trained.
 
-De^3 asks of its classifier that it maps images to logits, and no more. What is here describes such a classifier in a
-[`NIMConfig`], builds it from the description, and shows it denoised images as it wants to see them: with its own size
-and normalization, which are measured on what its image processor makes of pictures of one color.
+This module describes such a classifier in a [`NIMConfig`], builds it from the description, and gives it denoised
+images in its own size and normalization. Both are measured by giving its image processor pictures of one color.
 """
 
 import copy
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,20 +22,21 @@ from transformers.utils import logging
 
 from .configuration_nim import NIMConfig
 from .layers_nim import check_image_shape
+from .pixels_nim import normalize, to_pixels
 
 
 logger = logging.get_logger(__name__)
 
-# What the outer config says, or what says nothing about the model itself.
+# Fields of a classifier's config that the outer config holds, or that do not describe the model.
 _NOT_OF_THE_CLASSIFIER = {"auto_map", "dtype", "id2label", "label2id", "label_names", "num_classes", "torch_dtype"}
 _NOT_OF_THE_CLASSIFIER |= {"_name_or_path", "problem_type", "transformers_version"}
 _RESAMPLE = {None: "bicubic", 2: "bilinear", 3: "bicubic", "bilinear": "bilinear", "bicubic": "bicubic"}
-# Float32 rounding must not push white pixels out of the range where clamping has a gradient.
+# With this margin, float32 rounding does not push white pixels to where clamping has no gradient.
 _PIXEL_TOLERANCE = 1e-5
 
 
 class OtherClassifierMixin:
-    """Of a classifier whose encoder and head may be replaced by a model of another kind, `classifier_model`."""
+    """A classifier whose encoder and head may be replaced by a model of another kind, `classifier_model`."""
 
     config: NIMConfig
     classifier_model: PreTrainedModel
@@ -50,8 +50,12 @@ class OtherClassifierMixin:
 
     @classmethod
     def _with_other_classifier(cls, config: NIMConfig, denoiser: PreTrainedModel, classifier: PreTrainedModel):
-        """A model of copies of these two, in eval mode."""
-        # New weights are drawn, but in vain.
+        """Build a model from copies of both, in eval mode.
+
+        Raises:
+            ValueError: The classifier's weights, input size or labels do not fit its description.
+        """
+        # The weights drawn here are replaced; the global generator must not notice.
         with torch.random.fork_rng(devices=[]):
             model: Any = cls(config)  # type: ignore[call-arg]
         model.denoiser.load_state_dict(denoiser.state_dict())
@@ -82,7 +86,7 @@ class OtherClassifierMixin:
         if self.config.classifier_config is None:
             return super()._classify(pixel_values, interpolate_pos_encoding, **kwargs)  # type: ignore[misc]
         check_image_shape(self.config, pixel_values, interpolate_pos_encoding)
-        # Not all models know all of transformers' keyword arguments.
+        # Not all models accept all of transformers' keyword arguments.
         wanted = {name: value for name, value in kwargs.items() if name.startswith("output_") and value}
         seen = to_classifier_input(pixel_values, self.config).to(self.classifier_model.dtype)
         outputs = self.classifier_model(seen, return_dict=True, **wanted)
@@ -99,36 +103,32 @@ class OtherClassifierMixin:
 
 
 def to_classifier_input(pixel_values: torch.Tensor, config: NIMConfig) -> torch.Tensor:
-    """Images as the denoiser has them, made into what the classifier behind it takes. Gradients flow through.
+    """Convert denoised images to the input of the classifier. Gradients flow through.
 
     Args:
-        pixel_values: Images of shape `(batch, channels, height, width)`, normalized by `config.image_mean` and
-            `config.image_std`, with pixels in [0, 1] underneath.
-        config: Says by `classifier_input` what the classifier takes.
+        pixel_values: Images of shape `(batch, channels, height, width)`: pixels in [0, 1], normalized by
+            `config.image_mean` and `config.image_std`.
+        config: Config whose `classifier_input` describes the classifier's input.
 
     Returns:
-        Float32 images of the classifier's size, resized without a crop, and with its normalization.
+        Float32 images in the classifier's size and normalization. They are resized without a crop.
     """
     given: dict[str, Any] = config.classifier_input  # type: ignore[assignment]
-
-    def per_channel(values: Sequence[float]) -> torch.Tensor:
-        return torch.tensor(values, device=pixel_values.device)[:, None, None]
-
-    pixels = pixel_values.to(torch.float32) * per_channel(config.image_std) + per_channel(config.image_mean)
+    pixels = to_pixels(pixel_values.to(torch.float32), config.image_mean, config.image_std)
     if pixels.shape[-2:] != tuple(given["size"]):
         pixels = nn.functional.interpolate(pixels, tuple(given["size"]), mode=given["resample"], antialias=True)
         if given["resample"] == "bicubic":  # which overshoots at edges
             pixels = pixels.clamp(-_PIXEL_TOLERANCE, 1 + _PIXEL_TOLERANCE)
     if given["bgr"]:
         pixels = pixels.flip(1)
-    return (pixels - per_channel(given["image_mean"])) / per_channel(given["image_std"])
+    return normalize(pixels, given["image_mean"], given["image_std"])
 
 
 def make_classifier(config: NIMConfig) -> PreTrainedModel:
-    """The classifier that `config.classifier_config` describes, with new weights.
+    """Build the classifier that `config.classifier_config` describes, with new weights.
 
     Raises:
-        ValueError: This release of transformers does not know models of that kind.
+        ValueError: This release of transformers does not know such models.
     """
     values: dict[str, Any] = copy.deepcopy(config.classifier_config)  # type: ignore[arg-type]
     model_type = values.pop("model_type")
@@ -140,7 +140,7 @@ def make_classifier(config: NIMConfig) -> PreTrainedModel:
     labels = {"num_labels": config.num_labels, "id2label": config.id2label, "label2id": config.label2id}
     theirs = CONFIG_MAPPING[model_type].from_dict(values, **copy.deepcopy(labels))
     if config._attn_implementation == "eager":
-        # Other ways of attention are chosen by what the classifier can do.
+        # Other attention kernels are left to the classifier, which may not support them.
         theirs._attn_implementation = "eager"
     return AutoModelForImageClassification.from_config(
         theirs, trust_remote_code=False, dtype=torch.get_default_dtype()
@@ -148,12 +148,12 @@ def make_classifier(config: NIMConfig) -> PreTrainedModel:
 
 
 def is_nim_checkpoint(name_or_path: str | os.PathLike) -> bool:
-    """Whether a folder or repository of the Hub holds a NIM model."""
+    """Tell whether a folder or repository of the Hub holds a NIM model."""
     return AutoConfig.from_pretrained(os.fspath(name_or_path), trust_remote_code=False).model_type == "nim"
 
 
 def load_classifier(classifier: nn.Module | str | os.PathLike) -> PreTrainedModel:
-    """An image classifier of transformers, from whatever it is given as.
+    """Return an image classifier of transformers.
 
     Args:
         classifier: A model of transformers or timm, or the name or path of a checkpoint.
@@ -167,7 +167,7 @@ def load_classifier(classifier: nn.Module | str | os.PathLike) -> PreTrainedMode
         loaded, info = AutoModelForImageClassification.from_pretrained(
             name, trust_remote_code=False, output_loading_info=True
         )
-        # Other buffers are made from the config; these hold what was learned.
+        # These buffers are learned. Others are computed from the config.
         learned = dict(loaded.named_parameters()).keys() | {
             key for key in loaded.state_dict() if key.endswith((".running_mean", ".running_var"))
         }
@@ -189,17 +189,17 @@ def load_classifier(classifier: nn.Module | str | os.PathLike) -> PreTrainedMode
 
 
 def describe_classifier(model: PreTrainedModel, image_processor: Any, config: NIMConfig) -> dict[str, Any]:
-    """The fields of a [`NIMConfig`] that say what a classifier is and what it sees.
+    """Return the fields of a [`NIMConfig`] that describe a classifier and its input.
 
     Args:
         model: The classifier.
-        image_processor: Its image processor. `None` finds it where the model was loaded from; failing that, the
-            model's config must hold its normalization and size.
-        config: Of the denoiser.
+        image_processor: Its image processor. By default that of its checkpoint; if there is none, the model's config
+            must hold normalization and size.
+        config: Config of the denoiser.
 
     Raises:
-        ValueError: The classifier takes other channels than the denoiser, its normalization is not known, or its image
-            processor does more than resize, crop, scale and shift.
+        ValueError: The classifier takes another number of channels than the denoiser, its normalization is unknown, or
+            its image processor does more than resize, crop, scale and shift.
     """
     values = {k: v for k, v in model.config.to_diff_dict().items() if k not in _NOT_OF_THE_CLASSIFIER}
     values |= {"model_type": model.config.model_type, "architectures": [type(model).__name__]}
@@ -208,7 +208,7 @@ def describe_classifier(model: PreTrainedModel, image_processor: Any, config: NI
         raise ValueError(f"the denoiser's images have {config.num_channels} channels, the classifier's {channels}")
     if image_processor is None and model.config.name_or_path:
         try:
-            # That of the same commit, if the model came from one.
+            # From the same commit, if the model came from one.
             image_processor = AutoImageProcessor.from_pretrained(
                 model.config.name_or_path,
                 revision=getattr(model.config, "_commit_hash", None) or "main",
@@ -230,49 +230,25 @@ def describe_classifier(model: PreTrainedModel, image_processor: Any, config: NI
 
 
 def measure_image_processor(image_processor: Callable[..., Any], config: NIMConfig) -> dict[str, Any]:
-    """What an image processor makes of denoised images, as `classifier_input` says it.
+    """Measure what an image processor makes of denoised images, as `classifier_input` describes it.
 
-    It is tried on pictures of one color that have the size of the denoised images, so that every kind of processor is
-    understood, however it stores its settings. A center crop leaves no trace on them and is ignored: the denoiser's
-    own image processor has already cropped the picture.
+    It is given pictures of one color in the size of the denoised images. So every image processor can be measured,
+    however it stores its settings. A center crop does not show on them and is ignored: the denoiser's image processor
+    has already cropped the picture.
 
     Args:
-        image_processor: Of transformers; PIL images in, normalized pixels out.
-        config: Of the denoiser.
+        image_processor: An image processor of transformers: PIL images in, normalized pixels out.
+        config: Config of the denoiser.
 
     Raises:
-        ValueError: It pads, gives other channels than the denoiser's, or does more to values than scale and shift.
+        ValueError: It pads, gives another number of channels than the denoiser's, or does more to values than scale
+            and shift.
     """
-    height, width = config.image_shape
-    name = type(image_processor).__name__
-
-    def processed(*color: int) -> np.ndarray:
-        picture = Image.new("RGB" if config.num_channels == 3 else "L", (width, height), color)
-        try:
-            values = np.asarray(image_processor(picture, return_tensors="pt")["pixel_values"], dtype=np.float64)
-        except (ValueError, TypeError, KeyError, RuntimeError) as error:
-            raise ValueError(
-                f"{name} cannot process a picture of {config.num_channels} channels and {height}x{width} pixels:"
-                f" {error}. Pass another as classifier_image_processor"
-            ) from error
-        if values.ndim != 4 or values.shape[1] != config.num_channels:
-            raise ValueError(
-                f"{name} makes of a picture an array of shape {values.shape}; wanted is"
-                f" (1, {config.num_channels}, height, width)"
-            )
-        if np.ptp(values, axis=(2, 3)).max() > 1e-3:
-            raise ValueError(
-                f"{name} makes no even image of a picture of one color: it pads or adds something, which cannot be"
-                " done to denoised images. Pass as classifier_image_processor one that resizes and normalizes"
-            )
-        sizes.add(values.shape[2:])
-        return values.mean(axis=(0, 2, 3))
-
     if config.num_channels not in (1, 3):
         raise ValueError(f"classifiers of other kinds take images of 1 or 3 channels, not {config.num_channels}")
-    sizes: set[tuple[int, ...]] = set()
-    all_channels = config.num_channels
-    black, white, between = (processed(*[value] * all_channels) for value in (0, 255, 51))
+    name, all_channels = type(image_processor).__name__, config.num_channels
+    black, size = _process_color(image_processor, config, *[0] * all_channels)
+    white, between = (_process_color(image_processor, config, *[value] * all_channels)[0] for value in (255, 51))
     span = white - black
     if (span <= 0).any() or not np.allclose(between, black + 0.2 * span, atol=1e-4 * span.max()):
         raise ValueError(
@@ -281,12 +257,12 @@ def measure_image_processor(image_processor: Callable[..., Any], config: NIMConf
         )
     bgr = False
     if all_channels == 3:
-        red = (processed(255, 0, 0) - black) / span
+        red = (_process_color(image_processor, config, 255, 0, 0)[0] - black) / span
         bgr = bool(red[2] > 0.5)
         if not np.allclose(red, [0, 0, 1] if bgr else [1, 0, 0], atol=1e-3):
             raise ValueError(f"{name} mixes colors: of red it makes {red.tolist()}")
     mean, std = -black / span + 0.0, 1 / span  # no -0.0
-    # Measured in float32: take the processor's own numbers where they are the same.
+    # These are measured in float32; the image processor's own numbers are exact.
     for own, measured in (("image_mean", mean), ("image_std", std)):
         written = np.ravel(getattr(image_processor, own, None) or [])
         if written.shape == measured.shape and np.allclose(written, measured, atol=1e-5):
@@ -299,21 +275,52 @@ def measure_image_processor(image_processor: Callable[..., Any], config: NIMConf
     return {
         "image_mean": mean.tolist(),
         "image_std": std.tolist(),
-        "size": [int(edge) for edge in sizes.pop()],
+        "size": size,
         "resample": _resample(resample),
         "bgr": bgr,
     }
 
 
+def _process_color(
+    image_processor: Callable[..., Any], config: NIMConfig, *color: int
+) -> tuple[np.ndarray, list[int]]:
+    """Process a picture of one color, and return the value of each channel and the size that it gets.
+
+    Raises:
+        ValueError: The picture cannot be processed, or does not stay of one color.
+    """
+    height, width = config.image_shape
+    name = type(image_processor).__name__
+    picture = Image.new("RGB" if config.num_channels == 3 else "L", (width, height), color)
+    try:
+        values = np.asarray(image_processor(picture, return_tensors="pt")["pixel_values"], dtype=np.float64)
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise ValueError(
+            f"{name} cannot process a picture of {config.num_channels} channels and {height}x{width} pixels:"
+            f" {error}. Pass another as classifier_image_processor"
+        ) from error
+    if values.ndim != 4 or values.shape[1] != config.num_channels:
+        raise ValueError(
+            f"{name} makes an array of shape {values.shape} from a picture; it must be"
+            f" (1, {config.num_channels}, height, width)"
+        )
+    if np.ptp(values, axis=(2, 3)).max() > 1e-3:
+        raise ValueError(
+            f"{name} makes no even image from a picture of one color: it pads or adds something, which cannot be"
+            " done to denoised images. Pass a classifier_image_processor that only resizes and normalizes"
+        )
+    return values.mean(axis=(0, 2, 3)), list(values.shape[2:])
+
+
 def _resample(theirs: Any) -> str:
-    """How denoised images are resized, by what Pillow or timm calls it."""
+    """Return the resampling of denoised images for a name or number of Pillow or timm."""
     if theirs not in _RESAMPLE:
         logger.warning(f"the classifier's images are resized by {theirs!r}; denoised ones will be by bicubic")
     return _RESAMPLE.get(theirs, "bicubic")
 
 
 def _input_from_config(theirs: Any, config: NIMConfig) -> dict[str, Any]:
-    """The same from the config of a classifier that has no image processor."""
+    """Return `classifier_input` from the config of a classifier that has no image processor."""
     timm = getattr(theirs, "pretrained_cfg", None) or {}
     mean = getattr(theirs, "image_mean", None) or timm.get("mean")
     std = getattr(theirs, "image_std", None) or timm.get("std")
@@ -331,10 +338,10 @@ def _input_from_config(theirs: Any, config: NIMConfig) -> dict[str, Any]:
 
 
 def _wrap_timm_model(model: Any) -> PreTrainedModel:
-    """A model of timm's `create_model` as one of transformers, with copied weights.
+    """Wrap a model of timm's `create_model` as a model of transformers, with copied weights.
 
     Raises:
-        ValueError: It was created with arguments that cannot be seen from outside.
+        ValueError: It has no head, or was created with arguments that cannot be recovered from it.
     """
     from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
 

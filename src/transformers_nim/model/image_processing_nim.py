@@ -1,5 +1,5 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""Image processor of NIM: any picture in, normalized pixels of the model's size and channels out."""
+"""Image processor of NIM, from any picture to normalized pixels in the model's size and channels."""
 
 import base64
 import binascii
@@ -29,10 +29,10 @@ _LUMA = (0.299, 0.587, 0.114)
 
 
 def load_picture(source: str | Image.Image, timeout: float | None = None) -> Image.Image:
-    """Opens a picture without changing its mode, unlike transformers' `load_image`, which clips 16-bit pictures.
+    """Open a picture without changing its mode, unlike transformers' `load_image`, which clips 16-bit pictures.
 
     Args:
-        source: A PIL image, path, http(s) URL, or base64 text with or without a `data:image/` prefix.
+        source: A PIL image, path, http(s) URL, or base64 text with or without the prefix `data:image/...,`.
         timeout: Seconds to wait for a URL.
 
     Raises:
@@ -62,17 +62,17 @@ def load_picture(source: str | Image.Image, timeout: float | None = None) -> Ima
 
 
 def convert_image(image: Image.Image, num_channels: int) -> Image.Image:
-    """Brings a picture of any Pillow mode upright and into the 8-bit mode that a model takes.
+    """Convert a picture of any Pillow mode to the 8-bit mode of a model.
 
-    16-bit grey values are scaled to 8 bits (Pillow's own conversion would clip them), transparent pixels are laid over
-    white, and the EXIF orientation is applied.
+    16-bit grey values are scaled to 8 bits (Pillow would clip them), transparent pixels are put on white, and the EXIF
+    orientation is applied.
 
     Args:
         image: The picture.
         num_channels: 1 for a grey picture, 3 for RGB.
 
     Raises:
-        ValueError: The mode has no agreed range of values, or there is no mode with that many channels.
+        ValueError: The mode has no agreed range of values, or Pillow has no mode with that many channels.
     """
     if num_channels not in (1, 3):
         raise ValueError(f"a PIL image cannot be given {num_channels} channels; pass an array of that many channels")
@@ -91,7 +91,7 @@ def convert_image(image: Image.Image, num_channels: int) -> Image.Image:
 
 
 def _match_channels(image: torch.Tensor, num_channels: int, white: float) -> torch.Tensor:
-    """Converts an array of shape `(1, 3 or 4 channels, height, width)` to the model's number of channels."""
+    """Convert an array of shape `(1, 3 or 4 channels, height, width)` to the model's number of channels."""
     if image.shape[0] == num_channels:
         return image
     values = image.to(torch.float32)
@@ -121,13 +121,13 @@ class _NIMImageProcessorMixin:
 
     @classmethod
     def from_config(cls, config: NIMConfig, crop_pct: float | None = None, **kwargs: Any):
-        """The image processor of a model.
+        """Make the image processor of a model.
 
-        Square images are resized so that their shorter edge is the model's divided by `crop_pct` and cropped at the
-        center. For a model of non-square images there is one resize to its size and no crop.
+        For a model of square images, it resizes the shorter edge to the model's size divided by `crop_pct` and crops
+        the center. For a model of other images, it resizes to the model's size.
 
         Args:
-            config: Says size, channels and normalization.
+            config: Config with the size, channels and normalization of the images.
             crop_pct: Part of the resized shorter edge that the crop keeps, in (0, 1]. By default 0.875 for models of
                 128 pixels and more, as is customary on ImageNet, and 1 for smaller ones.
             kwargs: Other attributes of the image processor.
@@ -150,13 +150,13 @@ class _NIMImageProcessorMixin:
         return cls(**{**settings, **kwargs})
 
     def fetch_images(self, images):
-        # Not transformers' own loading, which drops transparency and clips 16 bits.
+        # transformers' own loading drops transparency and clips 16 bits.
         if isinstance(images, (list, tuple)):
             return [self.fetch_images(image) for image in images]
         return load_picture(images) if isinstance(images, str) else images
 
     def process_image(self, image, do_convert_rgb: bool | None = None, **kwargs):
-        # Not the backends' do_convert_rgb: it clips 16 bits, ignores transparency and cannot make grey images.
+        # The backends' do_convert_rgb clips 16 bits, ignores transparency and cannot make grey images.
         mean, do_rescale = kwargs.get("image_mean", self.image_mean), kwargs.get("do_rescale", self.do_rescale)
         if isinstance(image, np.ndarray):
             image = np.ascontiguousarray(image)  # torch takes no negative strides
@@ -178,6 +178,7 @@ class _NIMImageProcessorMixin:
 
 
 def _check_values(image: torch.Tensor, do_rescale: bool) -> None:
+    """Refuse arrays whose values are not pixels in the range that the image processor expects."""
     if image.is_floating_point():
         if not bool(torch.isfinite(image).all()):
             raise ValueError("the image has values that are NaN or infinite")
@@ -195,7 +196,7 @@ def _check_values(image: torch.Tensor, do_rescale: bool) -> None:
 
 
 def _check_elongation(image: torch.Tensor, size: Any) -> None:
-    """Refuses pictures that would be gigantic once their shorter edge has the wanted length."""
+    """Refuse empty pictures, and those that would be huge after resizing their shorter edge."""
     height, width = image.shape[-2:]
     if not height or not width:
         raise ValueError(f"the image is empty: {height}x{width} pixels")
@@ -208,15 +209,15 @@ def _check_elongation(image: torch.Tensor, size: Any) -> None:
 class NIMImageProcessor(_NIMImageProcessorMixin, TorchvisionBackend):  # type: ignore[misc]
     """Image processor of NIM on torchvision: resize (bicubic), center crop, rescale to [0, 1], normalize.
 
-    Takes PIL images of any mode and arrays of 1, 3 or 4 channels, and gives as many channels as it has means. Use
-    [`~NIMImageProcessor.from_config`] to make the one that belongs to a model.
+    It takes PIL images of any mode and arrays of 1, 3 or 4 channels, and returns as many channels as it has means.
+    [`~NIMImageProcessor.from_config`] makes the one that belongs to a model.
     """
 
     def resize(self, image, *args, **kwargs):
         resized = super().resize(image, *args, **kwargs)
         if not image.is_floating_point():
             return resized
-        # Bicubic resampling overshoots at edges; 8-bit images are clamped by torchvision.
+        # Bicubic resampling overshoots at edges. torchvision clamps 8-bit images only.
         dims = (-3, -2, -1)
         return resized.clamp(image.amin(dims, keepdim=True), image.amax(dims, keepdim=True))
 
@@ -227,7 +228,7 @@ class NIMImageProcessorPil(_NIMImageProcessorMixin, PilBackend):  # type: ignore
     def resize(self, image, size, resample=None, **kwargs):  # type: ignore[override]
         if not np.issubdtype(image.dtype, np.floating):
             return super().resize(image, size, resample=resample, **kwargs)
-        # transformers would round to 8 bits, and refuses fractions beyond 1. Pillow has floats for a single channel.
+        # transformers would round to 8 bits and refuse values above 1. Pillow resizes floats of a single channel.
         height, width = _target_size(image, size)
         channels = [Image.fromarray(c.astype(np.float32)).resize((width, height), resample) for c in image]
         return np.stack([np.asarray(c) for c in channels]).clip(float(image.min()), float(image.max()))
@@ -242,7 +243,7 @@ def _target_size(image: np.ndarray, size: Any) -> tuple[int, int]:
 
 
 def check_image_processor(image_processor: Any, config: NIMConfig) -> None:
-    """Checks that an image processor makes what a model takes: noise is added in pixel units, so both must agree.
+    """Check that an image processor fits a model. Noise is added in pixel units, so their normalization must agree.
 
     Raises:
         ValueError: Size, scale or normalization differ; the message says which.

@@ -1,7 +1,7 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
 """The blocks of NIM: embeddings, transformer layers and the decoder.
 
-In layout and names they are transformers' ViT blocks, written out because those have moved between releases.
+Layout and names are those of transformers' ViT. Its blocks are not reused, because they changed between releases.
 """
 
 import math
@@ -19,9 +19,9 @@ from .configuration_nim import NIMConfig
 
 
 def sincos_position_embeddings(width: int, grid: tuple[int, int]) -> torch.Tensor:
-    """Fixed 2-D sine-cosine position embeddings (MAE, arXiv 2111.06377), preceded by a zero row for the CLS token.
+    """Compute fixed 2-D sine-cosine position embeddings (MAE, arXiv 2111.06377), after a zero row for the CLS token.
 
-    Each row is laid out as [sin of column | cos of column | sin of row | cos of row].
+    The layout of a row is [sin of column | cos of column | sin of row | cos of row].
 
     Args:
         width: Embedding width, a multiple of 4.
@@ -38,7 +38,7 @@ def sincos_position_embeddings(width: int, grid: tuple[int, int]) -> torch.Tenso
 
 
 def resize_position_embeddings(table: torch.Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> torch.Tensor:
-    """Bicubic interpolation of position embeddings, shape `(1, 1 + rows * columns, width)`, to another grid."""
+    """Interpolate position embeddings (bicubic), shape `(1, 1 + rows * columns, width)`, to another grid."""
     if grid == new_grid:
         return table
     patches = table[:, 1:].to(torch.float32).unflatten(1, grid).permute(0, 3, 1, 2)
@@ -47,7 +47,7 @@ def resize_position_embeddings(table: torch.Tensor, grid: tuple[int, int], new_g
 
 
 class NIMPatchEmbeddings(nn.Module):
-    """Cuts an image of shape `(batch, channels, height, width)` into patches and projects each to `hidden_size`."""
+    """Cut images of shape `(batch, channels, height, width)` into patches and project each to `hidden_size`."""
 
     def __init__(self, config: NIMConfig):
         super().__init__()
@@ -60,7 +60,7 @@ class NIMPatchEmbeddings(nn.Module):
 
 
 class NIMEmbeddings(nn.Module):
-    """CLS token, patch embeddings and position embeddings. The latter are fixed, or trained in a classifier."""
+    """CLS token, patch embeddings and position embeddings, which only classifiers train."""
 
     def __init__(self, config: NIMConfig, trainable_position_embeddings: bool):
         super().__init__()
@@ -69,7 +69,7 @@ class NIMEmbeddings(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
         self.patch_embeddings = NIMPatchEmbeddings(config)
         table = sincos_position_embeddings(config.hidden_size, self.grid)
-        # A buffer where it is fixed: from_pretrained makes every parameter trainable.
+        # A fixed table is a buffer, because from_pretrained makes every parameter trainable.
         if trainable_position_embeddings:
             self.position_embeddings = nn.Parameter(table.to(torch.get_default_dtype()))
         else:
@@ -81,13 +81,13 @@ class NIMEmbeddings(nn.Module):
         positions = resize_position_embeddings(self.position_embeddings, self.grid, new_grid)
         patches = self.patch_embeddings(pixel_values)
         positions = positions.to(patches.dtype)
-        # Broadcasting instead of a concatenation before the sum keeps one pass over the patches.
+        # Adding before the concatenation saves one pass over the patches.
         cls_tokens = (self.cls_token + positions[:, :1]).to(patches.dtype).expand(patches.shape[0], -1, -1)
         return self.dropout(torch.cat([cls_tokens, patches + positions[:, 1:]], dim=1))
 
 
 def check_image_shape(config: NIMConfig, pixel_values: torch.Tensor, interpolate: bool) -> tuple[int, int]:
-    """The grid of patches of a batch of images.
+    """Return the rows and columns of patches of a batch of images.
 
     Raises:
         ValueError: The images do not fit the model.
@@ -125,7 +125,7 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs: Unpack[TransformersKwargs],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention written out, the reference for the fused kernels and the only one that returns its weights."""
+    """Compute attention without a fused kernel: the reference for those, and the only one that returns weights."""
     scores = query @ key.transpose(-1, -2) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
@@ -134,16 +134,16 @@ def eager_attention_forward(
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
-# So many attention weights of a layer, 32 MiB in bfloat16, may be held at once; more are not worth the speed.
+# Attention weights of a layer that may be in memory at once (32 MiB in bfloat16). More are not worth the speed.
 _MAX_UNFUSED_WEIGHTS = 2**24
 
 
 def _is_faster_unfused(query: torch.Tensor) -> bool:
-    """Whether attention is to be written out although torch has a fused kernel for it.
+    """Tell whether attention is faster without torch's fused kernel.
 
-    On CPUs that kernel is slow in bfloat16, in its backward pass most of all (benchmarks/README.md has figures).
+    On CPUs that kernel is slow in bfloat16, above all its backward pass (benchmarks/README.md has figures).
     """
-    # An exported program can run elsewhere, and with other shapes.
+    # An exported program may run on another device and with other shapes.
     if query.device.type != "cpu" or query.dtype != torch.bfloat16 or _is_exporting():
         return False
     batch_size, num_heads, num_tokens, _ = query.shape
@@ -151,7 +151,7 @@ def _is_faster_unfused(query: torch.Tensor) -> bool:
 
 
 def _is_exporting() -> bool:
-    # torch.compiler.is_exporting is younger than torch 2.6.
+    # torch.compiler.is_exporting is newer than torch 2.6.
     return getattr(torch.compiler, "is_exporting", lambda: False)()
 
 
@@ -165,15 +165,15 @@ def unfused_attention_forward(
     dropout: float = 0.0,
     **kwargs: Unpack[TransformersKwargs],
 ) -> tuple[torch.Tensor, None]:
-    """Attention written out for speed: what is kept of the weights has the dtype of the inputs."""
-    # Inside, softmax computes in float32; what is rounded is its result.
+    """Compute attention without a fused kernel, with weights in the dtype of the inputs for speed."""
+    # softmax computes in float32 and rounds its result.
     weights = nn.functional.softmax(query * scaling @ key.transpose(-1, -2), dim=-1)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     return (weights @ value).transpose(1, 2), None
 
 
 class NIMAttention(nn.Module):
-    """Multi-head self-attention with transformers' interchangeable kernels."""
+    """Multi-head self-attention with transformers' attention kernels."""
 
     def __init__(self, config: NIMConfig, hidden_size: int, num_attention_heads: int):
         super().__init__()
@@ -198,7 +198,7 @@ class NIMAttention(nn.Module):
             projection(hidden_states).view(shape).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        # Read once: transformers' configs take microseconds to look up a field.
+        # Read once, because looking up a field of transformers' configs takes microseconds.
         implementation = self.config._attn_implementation
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         if implementation == "sdpa" and _is_faster_unfused(query):
@@ -221,7 +221,7 @@ class NIMMLP(nn.Module):
 
 
 class NIMDropPath(nn.Module):
-    """Stochastic depth (arXiv 1603.09382): in train mode, drops a residual branch of some images of the batch."""
+    """Stochastic depth (arXiv 1603.09382): drop a residual branch for some images of the batch in train mode."""
 
     def __init__(self, rate: float):
         super().__init__()
@@ -239,7 +239,7 @@ class NIMDropPath(nn.Module):
 
 
 class NIMLayer(GradientCheckpointingLayer):
-    """A pre-norm transformer layer, used by the encoder and, with other widths, by the decoder."""
+    """A pre-norm transformer layer of the encoder or the decoder."""
 
     def __init__(
         self,
@@ -264,7 +264,7 @@ class NIMLayer(GradientCheckpointingLayer):
 
 
 class NIMDecoder(nn.Module):
-    """The light decoder of pretraining: from encoder states to the pixels of every patch."""
+    """The light decoder of pretraining, from encoder states to the pixels of every patch."""
 
     position_embeddings: torch.Tensor
 
@@ -285,10 +285,10 @@ class NIMDecoder(nn.Module):
         return self.decode(self.embed(hidden_states), grid)
 
     def decode(self, hidden_states: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-        """All but the first projection: from embedded states, shape `(batch, 1 + patches, width)`, to patches."""
+        """Predict patches from embedded states of shape `(batch, 1 + patches, width)`."""
         positions = resize_position_embeddings(self.position_embeddings, self.grid, grid)
         hidden_states = hidden_states + positions.to(hidden_states.dtype)
         for layer in self.layers:
             hidden_states = layer(hidden_states)
-        # The CLS token has done its work in the attention of the layers.
+        # The CLS token is no patch.
         return self.projection(self.layernorm(hidden_states))[:, 1:]

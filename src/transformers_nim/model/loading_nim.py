@@ -1,5 +1,5 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""Helpers for loading one kind of checkpoint into another kind of model."""
+"""Helpers to load one kind of checkpoint into another kind of model."""
 
 import copy
 import os
@@ -11,7 +11,7 @@ from transformers.utils import CONFIG_NAME
 from .configuration_nim import NIMConfig
 
 
-# Arguments of from_pretrained that say which files to read.
+# Arguments of from_pretrained that choose the files to read.
 _HUB_ARGUMENTS = (
     "cache_dir",
     "force_download",
@@ -26,18 +26,22 @@ _HUB_ARGUMENTS = (
 
 
 def source_arguments(kwargs: dict) -> dict:
-    """Of the arguments of a `from_pretrained`, those that say which files to read."""
+    """Return those arguments of a `from_pretrained` that choose the files to read."""
     return {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
 
 
 def saved_config(name_or_path, kwargs: dict) -> NIMConfig | None:
-    """The config of a checkpoint; none where weights are given as a state dict."""
+    """Read the config of a checkpoint, or return None if weights are given as a state dict.
+
+    Raises:
+        OSError: There is no checkpoint.
+    """
     if name_or_path is None or kwargs.get("state_dict") is not None:
         return None
     if os.path.isdir(name_or_path) and kwargs.get("config") is None:
         path = os.path.join(name_or_path, kwargs.get("subfolder", ""), CONFIG_NAME)
         if not os.path.isfile(path):
-            # transformers would go on with the default config.
+            # transformers would continue with the default config.
             raise OSError(f"{name_or_path} is no checkpoint: it has no file {path}")
     if kwargs.get("config") is None:
         content, _ = NIMConfig.get_config_dict(name_or_path, **source_arguments(kwargs))
@@ -47,16 +51,16 @@ def saved_config(name_or_path, kwargs: dict) -> NIMConfig | None:
 
 
 def saved_architectures(name_or_path, kwargs: dict) -> list[str]:
-    """The classes that a checkpoint says it is of; none where weights are given as a state dict."""
+    """Return the classes that a checkpoint names, an empty list if weights are given as a state dict."""
     config = saved_config(name_or_path, kwargs)
     return [] if config is None else config.architectures or []
 
 
 def refuse_other_classifier(config: NIMConfig | None) -> None:
-    """Refuses models whose classifier is of another kind where that of NIM is wanted.
+    """Check that a model's classifier is not of another kind.
 
     Raises:
-        ValueError: It is.
+        ValueError: It is of another kind.
     """
     if config is not None and config.classifier_config is not None:
         raise ValueError(
@@ -67,7 +71,7 @@ def refuse_other_classifier(config: NIMConfig | None) -> None:
 
 
 def set_fields(config: NIMConfig, fields: dict) -> None:
-    """Changes fields of a config.
+    """Change fields of a config.
 
     Raises:
         ValueError: There is no such field, or its value is wrong.
@@ -80,10 +84,10 @@ def set_fields(config: NIMConfig, fields: dict) -> None:
 
 
 def check_same_architecture(denoiser: NIMConfig, classifier: NIMConfig) -> None:
-    """Checks that two NIM models can be parts of one, which has one config.
+    """Check that two NIM models can become parts of one model, which has one config.
 
     Raises:
-        ValueError: They differ in size, normalization or activation; the message says in what.
+        ValueError: They differ in size, normalization or activation; the message says where.
     """
     refuse_other_classifier(classifier)
     for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
@@ -95,16 +99,22 @@ def check_same_architecture(denoiser: NIMConfig, classifier: NIMConfig) -> None:
 
 
 def load_derived_weights(from_pretrained: Callable, state_dict: dict, name_or_path, model_args: tuple, kwargs: dict):
-    """`from_pretrained` with weights that were derived from the checkpoint instead of read from it."""
+    """Call `from_pretrained` with weights that were derived from a checkpoint instead of read from it.
+
+    Args:
+        from_pretrained: That of the class to load.
+        state_dict: The derived weights.
+        name_or_path, model_args, kwargs: The arguments with which it was called.
+    """
     source, options = source_arguments(kwargs), {k: v for k, v in kwargs.items() if k not in _HUB_ARGUMENTS}
     config = options.pop("config", None)
-    # Not NIMConfig: transformers loads that of a checkpoint which carries its code apart from this module.
+    # Not NIMConfig: if the checkpoint carries its code, transformers loads that class a second time.
     if not isinstance(config, PreTrainedConfig):
         default = NIMConfig()
         known = {k: v for k, v in options.items() if hasattr(default, k) and k not in ("dtype", "torch_dtype")}
         options = {k: v for k, v in options.items() if k not in known}
         config = NIMConfig.from_pretrained(config or name_or_path, **source, **known)
-    # Weights of the denoiser alone, or of it as the start of a NIM encoder.
+    # The derived weights are a denoiser's, or a NIM encoder's that starts from it.
     config = copy.deepcopy(config)
     config.classifier_config = config.classifier_input = None
     loaded = from_pretrained(None, *model_args, config=config, state_dict=state_dict, **options)

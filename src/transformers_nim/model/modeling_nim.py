@@ -22,6 +22,7 @@ from transformers.utils import TransformersKwargs, auto_docstring, logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .checks_nim import check_counts
 from .configuration_nim import NIMConfig
 from .external_classifier_nim import OtherClassifierMixin, describe_classifier, is_nim_checkpoint, load_classifier
 from .layers_nim import (
@@ -53,23 +54,24 @@ from .noise import (
     resolve_sigma,
 )
 from .outputs_nim import NIMForPreTrainingOutput, RobustImageClassifierOutput, combine_draws, concatenate_states
+from .pixels_nim import per_channel
 from .smoothing_nim import SmoothingMixin
 
 
 logger = logging.get_logger(__name__)
 
-# A floor of the variance by which patches are normalized, as in the authors' code.
+# Added to the variance by which patches are normalized, as in the authors' code.
 _PATCH_VARIANCE_EPS = 1e-6
 
 
-@auto_docstring(custom_intro="Base class of the NIM models: initialization, loading and what they support.")
+@auto_docstring(custom_intro="Base class of the NIM models: initialization, loading and supported features.")
 class NIMPreTrainedModel(PreTrainedModel):
     config: NIMConfig
     base_model_prefix = "nim"
     main_input_name = "pixel_values"
     input_modalities = ("image",)  # type: ignore[assignment]
     supports_gradient_checkpointing = True
-    # Losses are means over the batch: a Trainer that accumulates gradients has to divide them itself.
+    # Losses are means over the batch, so a Trainer that accumulates gradients must divide them itself.
     accepts_loss_kwargs = False
     _no_split_modules = ["NIMEmbeddings", "NIMLayer"]
     _supports_sdpa = True
@@ -87,7 +89,7 @@ class NIMPreTrainedModel(PreTrainedModel):
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.Conv2d) and module.bias is not None:
-            # Xavier's bound of the flattened matrix; initializing a view would overwrite loaded weights.
+            # Xavier's bound for the flattened matrix. Initializing a view of it would overwrite loaded weights.
             bound = math.sqrt(6.0 / (module.weight[0].numel() + module.out_channels))
             init.uniform_(module.weight, -bound, bound)
             init.zeros_(module.bias)
@@ -102,7 +104,7 @@ class NIMPreTrainedModel(PreTrainedModel):
             init.copy_(module.position_embeddings, sincos_position_embeddings(width, module.grid))
 
 
-@auto_docstring(custom_intro="The NIM encoder: a vision transformer over all patches, with no head.")
+@auto_docstring(custom_intro="The NIM encoder: a vision transformer over all patches, without a head.")
 class NIMModel(NIMPreTrainedModel):
     # Heads of the models that contain this one.
     _keys_to_ignore_on_load_unexpected = [r"^(decoder|denoiser|fc_norm|classifier)\."]
@@ -110,8 +112,8 @@ class NIMModel(NIMPreTrainedModel):
     def __init__(self, config: NIMConfig, for_classification: bool = False):
         r"""
         for_classification (`bool`, *optional*, defaults to `False`):
-            Whether this is the encoder of a classifier, which has trainable position embeddings, stochastic depth and
-            no final layer norm (its head has one of its own).
+            Whether this is the encoder of a classifier. It has trainable position embeddings, stochastic depth and no
+            final layer norm, because the head has its own.
         """
         super().__init__(config)
         self.embeddings = NIMEmbeddings(config, trainable_position_embeddings=for_classification)
@@ -134,7 +136,7 @@ class NIMModel(NIMPreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
-        """Loads the encoder of any NIM checkpoint, that of a classifier where there is one.
+        """Load the encoder of any NIM checkpoint; of a classifier, the classifier's encoder.
 
         Arguments, returns and errors are those of `PreTrainedModel.from_pretrained`.
         """
@@ -152,7 +154,7 @@ class NIMModel(NIMPreTrainedModel):
     ) -> BaseModelOutput:
         r"""
         pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
-            Images as [`NIMImageProcessor`] makes them: pixels in [0, 1], normalized by `config.image_mean` and
+            Images from [`NIMImageProcessor`]: pixels in [0, 1], normalized by `config.image_mean` and
             `config.image_std`.
         """
         dtype = self.embeddings.patch_embeddings.projection.weight.dtype
@@ -164,7 +166,7 @@ class NIMModel(NIMPreTrainedModel):
 
 @auto_docstring(
     custom_intro="""
-    NIM for pretraining (arXiv 2302.01056): adds Gaussian noise of a random scale to images and learns to restore them.
+    NIM for pretraining (arXiv 2302.01056): add Gaussian noise of a random scale to images and learn to restore them.
     The pretrained model is the denoiser of [`NIMForRobustImageClassification`].
     """
 )
@@ -179,13 +181,13 @@ class NIMForPreTraining(NIMPreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
-        """Loads a pretraining checkpoint, or the denoiser of a [`NIMForRobustImageClassification`] checkpoint.
+        """Load a pretraining checkpoint, or the denoiser of a [`NIMForRobustImageClassification`] checkpoint.
 
         Arguments, returns and errors are those of `PreTrainedModel.from_pretrained`.
         """
         if "NIMForRobustImageClassification" not in saved_architectures(pretrained_model_name_or_path, kwargs):
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
-        # The checkpoint's own `nim` is the classifier's encoder, so a plain load would pair it with a new decoder.
+        # A plain load would pair the classifier's encoder, the checkpoint's `nim`, with a new decoder.
         prefix = "denoiser."
         robust = NIMForRobustImageClassification.from_pretrained(
             pretrained_model_name_or_path, **source_arguments(kwargs)
@@ -209,13 +211,13 @@ class NIMForPreTraining(NIMPreTrainedModel):
     ) -> NIMForPreTrainingOutput:
         r"""
         pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
-            Clean images as [`NIMImageProcessor`] makes them.
+            Clean images from [`NIMImageProcessor`].
         sigma (number, `torch.Tensor` of shape `(batch_size,)`, mapping or [`SigmaDistribution`], *optional*):
-            Noise scale in units of 0..255 pixels; drawn from `config.pretraining_sigma` by default.
+            Noise scale in units of 0..255 pixels. Drawn from `config.pretraining_sigma` by default.
         pixel_noise (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`, *optional*):
             Standard normal noise to use instead of drawing it.
-        generator (`torch.Generator` or a list with one for each image, *optional*):
-            Source of the noise, and of sigma if it is drawn. One generator gives each image a seed of its own.
+        generator (`torch.Generator` or a list with one per image, *optional*):
+            Source of the noise, and of sigma if it is drawn. A single generator gives each image its own seed.
         return_loss (`bool`, *optional*, defaults to `True`):
             Whether to compute the loss.
 
@@ -255,21 +257,21 @@ class NIMForPreTraining(NIMPreTrainedModel):
         generator: Generators | None = None,
         interpolate_pos_encoding: bool = False,
     ) -> torch.Tensor:
-        """Adds noise to images and denoises them: the purification step of De^3.
+        """Add noise to images and denoise them: the purification step of De^3.
 
         Args:
-            pixel_values: Images of shape `(batch, channels, height, width)`, normalized.
-            sigma: Scale of the noise that is added, in units of 0..255 pixels; 0 denoises without adding any. Drawn
-                from `config.pretraining_sigma` by default.
-            pixel_noise: Standard normal noise of the images' shape to use instead of drawing it.
+            pixel_values: Normalized images of shape `(batch, channels, height, width)`.
+            sigma: Scale of the added noise in units of 0..255 pixels. 0 denoises without adding noise. Drawn from
+                `config.pretraining_sigma` by default.
+            pixel_noise: Standard normal noise of the images' shape, to use instead of drawing it.
             generator: Source of the noise, one for the batch or one per image.
             interpolate_pos_encoding: Whether to accept other image sizes than the configured one.
 
         Returns:
-            The denoised images, clamped to valid pixels and normalized, in the shape and dtype of `pixel_values`.
+            The denoised images, clamped to pixels in [0, 1] and normalized, in the shape and dtype of `pixel_values`.
 
         Raises:
-            ValueError: sigma, an image's shape or the noise's shape is wrong.
+            ValueError: sigma, the images' shape or the noise's shape is wrong.
         """
         sigma, noisy = self._add_noise(pixel_values, sigma, pixel_noise, generator, interpolate_pos_encoding)
         _, _, denoised = self.restore(noisy, sigma, pixel_values, interpolate_pos_encoding)
@@ -283,12 +285,12 @@ class NIMForPreTraining(NIMPreTrainedModel):
         interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[BaseModelOutput, torch.Tensor, torch.Tensor]:
-        """Denoises images that are already noisy.
+        """Denoise noisy images.
 
         Args:
             noisy_pixel_values: Normalized noisy images of shape `(batch, channels, height, width)`.
-            sigma: How noisy they are, in units of 0..255 pixels, shape `(batch,)`; used by `patch_statistics="noisy"`.
-            pixel_values: The images before noise was added; used by `patch_statistics="input"` alone.
+            sigma: Scale of their noise in units of 0..255 pixels, shape `(batch,)`, for `patch_statistics="noisy"`.
+            pixel_values: The images before noise was added, for `patch_statistics="input"` only.
             interpolate_pos_encoding: Whether to accept other image sizes than the configured one.
 
         Returns:
@@ -311,7 +313,7 @@ class NIMForPreTraining(NIMPreTrainedModel):
         return outputs, logits, self._unpatchify(patches, grid)
 
     def patch_targets(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """What the decoder is to predict of clean images: float32, shape `(batch, patches, values of a patch)`."""
+        """Return the decoder's targets for clean images, float32, shape `(batch, patches, values of a patch)`."""
         target = self._patchify(pixel_values.to(torch.float32))
         if self.config.norm_pix_loss:
             mean, std = self._patch_statistics(target)
@@ -319,15 +321,14 @@ class NIMForPreTraining(NIMPreTrainedModel):
         return target
 
     def clamp_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Clamps normalized images to pixels in [0, 1]."""
-        mean = torch.tensor(self.config.image_mean, device=pixel_values.device)[:, None, None]
-        std = torch.tensor(self.config.image_std, device=pixel_values.device)[:, None, None]
+        """Clamp normalized images to pixels in [0, 1]."""
+        mean, std = (per_channel(v, pixel_values) for v in (self.config.image_mean, self.config.image_std))
         return torch.clamp(pixel_values, -mean / std, (1 - mean) / std)
 
     def _add_noise(
         self, pixel_values, sigma, pixel_noise, generator, interpolate_pos_encoding
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        # Before the noise, with which an image of one channel would broadcast to three.
+        # First, because noise of three channels would broadcast an image of one.
         check_image_shape(self.config, pixel_values, interpolate_pos_encoding)
         resolved = resolve_sigma(sigma, self.config.pretraining_sigma, pixel_values.shape[0])
         if resolved is None:
@@ -339,7 +340,7 @@ class NIMForPreTraining(NIMPreTrainedModel):
     def _patch_statistics(
         self, patches: torch.Tensor, sigma: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and standard deviation of each patch, less the variance of known noise of scale `sigma`."""
+        """Return mean and standard deviation of each patch, without the variance of noise of scale `sigma`."""
         variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
         if sigma is not None:
             noise = sum((1 / 255 / std) ** 2 for std in self.config.image_std) / self.config.num_channels
@@ -347,13 +348,13 @@ class NIMForPreTraining(NIMPreTrainedModel):
         return mean, (variance + _PATCH_VARIANCE_EPS).sqrt()
 
     def _patchify(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """`(batch, channels, height, width)` to `(batch, patches, patch_height * patch_width * channels)`."""
+        """Cut `(batch, channels, height, width)` into `(batch, patches, patch_height * patch_width * channels)`."""
         height, width = self.config.patch_shape
         patches = pixel_values.unflatten(3, (-1, width)).unflatten(2, (-1, height))
         return patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
     def _unpatchify(self, patches: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-        """The inverse of `_patchify`."""
+        """Undo `_patchify`."""
         patches = patches.unflatten(2, (*self.config.patch_shape, self.config.num_channels)).unflatten(1, grid)
         return patches.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
@@ -387,7 +388,7 @@ class NIMForImageClassification(NIMPreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if module is getattr(self, "classifier", None):
-            # Fine-tuning starts from a prediction that is uniform, as in the authors' code.
+            # Fine-tuning starts from a uniform prediction, as in the authors' code.
             init.trunc_normal_(module.weight, std=2e-5)
 
     @can_return_tuple
@@ -401,9 +402,9 @@ class NIMForImageClassification(NIMPreTrainedModel):
     ) -> ImageClassifierOutput:
         r"""
         pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
-            Images as [`NIMImageProcessor`] makes them.
+            Images from [`NIMImageProcessor`].
         labels (`torch.Tensor` of shape `(batch_size,)` or `(batch_size, num_labels)`, *optional*):
-            Class indices, or the probabilities of the classes (as mixup makes them), for the cross-entropy loss.
+            Class indices, or class probabilities such as mixup's, for the cross-entropy loss.
         """
         outputs, logits = self._classify(pixel_values, interpolate_pos_encoding, **kwargs)
         return ImageClassifierOutput(
@@ -420,7 +421,7 @@ class NIMForImageClassification(NIMPreTrainedModel):
         return outputs, self.classifier(self.fc_norm(outputs.last_hidden_state[:, 1:].mean(dim=1)))
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor | None:
-        # Not transformers' loss_function: it takes float labels for those of a multi-label problem.
+        # Not transformers' loss_function, which takes float labels for a multi-label problem.
         if labels is None:
             return None
         labels = labels.to(logits.device, torch.float32 if labels.is_floating_point() else torch.long)
@@ -429,36 +430,36 @@ class NIMForImageClassification(NIMPreTrainedModel):
 
 @auto_docstring(
     custom_intro="""
-    De^3 (arXiv 2302.01056): adds noise to an image, denoises it with a frozen [`NIMForPreTraining`] and classifies the
-    result. The strength of the defense is the noise scale sigma, chosen at call time.
+    De^3 (arXiv 2302.01056): add noise to an image, denoise it with a frozen [`NIMForPreTraining`] and classify the
+    result. The noise scale sigma, chosen at call time, is the strength of the defense.
 
-    A pretraining checkpoint fills the denoiser and starts the classifier's encoder; a [`NIMForImageClassification`]
-    checkpoint fills the classifier and leaves the denoiser untrained, for which
-    [`~NIMForRobustImageClassification.from_denoiser`] is there. That also takes classifiers of other kinds.
+    A pretraining checkpoint fills the denoiser and starts the classifier's encoder. A [`NIMForImageClassification`]
+    checkpoint fills the classifier alone; [`~NIMForRobustImageClassification.from_denoiser`] puts a trained denoiser
+    in front of it, or of a classifier of another kind.
     """
 )
 class NIMForRobustImageClassification(SmoothingMixin, OtherClassifierMixin, NIMForImageClassification):
     _keys_to_ignore_on_load_unexpected = [r"^(nim\.)?layernorm\."]
 
     def __init__(self, config: NIMConfig):
-        # `nim` comes before `denoiser`, because tools take the first layers they find for those that are trained.
+        # `nim` comes before `denoiser`, because tools take the first layers that they find for trained ones.
         super().__init__(config)
         self.denoiser = NIMForPreTraining(config)
         self.post_init()
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "NIMForRobustImageClassification":
-        """Sets train or eval mode of the classifier; the denoiser stays frozen and in eval mode."""
+        """Set train or eval mode of the classifier. The denoiser stays frozen and in eval mode."""
         super().train(mode)
-        # Here and not in __init__ alone, because from_pretrained makes loaded parameters trainable.
+        # Not only in __init__, because from_pretrained makes loaded parameters trainable.
         self.denoiser.requires_grad_(False).eval()
         return self
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
-        """Loads a checkpoint of this class, of [`NIMForPreTraining`] or of [`NIMForImageClassification`].
+        """Load a checkpoint of this class, of [`NIMForPreTraining`] or of [`NIMForImageClassification`].
 
-        A pretraining checkpoint becomes the denoiser and the start of the classifier's encoder, so only `fc_norm` and
+        A pretraining checkpoint fills the denoiser and starts the classifier's encoder, so only `fc_norm` and
         `classifier` are new. Arguments, returns and errors are those of `PreTrainedModel.from_pretrained`.
         """
         architectures = saved_architectures(pretrained_model_name_or_path, kwargs)
@@ -483,24 +484,24 @@ class NIMForRobustImageClassification(SmoothingMixin, OtherClassifierMixin, NIMF
         classifier_image_processor: Any = None,
         **config_overrides,
     ) -> "NIMForRobustImageClassification":
-        """Puts a pretrained denoiser in front of any image classifier.
+        """Put a pretrained denoiser in front of any image classifier.
 
         Args:
             denoiser: A pretrained model or the name or path of its checkpoint.
-            classifier: A [`NIMForImageClassification`] of the same size or any other image classifier of transformers
-                or timm (then `model.classifier_model`), or the name or path of its checkpoint. Code from the Hub is
-                not run. Left out, a new NIM classifier starts from the denoiser's encoder, ready to be fine-tuned.
-            classifier_image_processor: Of a classifier of another kind; by default it is found where the classifier
-                was loaded from. Normalization and size are taken from it, but no crop: the image processor of the
-                denoiser crops the picture, and the classifier sees the whole denoised image, resized.
+            classifier: A [`NIMForImageClassification`] of the same size, any other image classifier of transformers
+                or timm (which becomes `model.classifier_model`), or the name or path of its checkpoint. Code from the
+                Hub is not run. By default, a new NIM classifier starts from the denoiser's encoder, to be fine-tuned.
+            classifier_image_processor: Image processor of a classifier of another kind. By default, that of its
+                checkpoint. Its normalization and size are used, but not its crop: the denoiser's image processor
+                crops the picture, and the classifier sees the whole denoised image, resized.
             config_overrides: Fields of the config to change, such as `num_labels` or `defense_sigma`.
 
         Returns:
             A model in eval mode, in the denoiser's dtype, that shares no weights with its arguments.
 
         Raises:
-            ValueError: The classifier does not fit the denoiser or is none, its normalization is not known or cannot
-                be reproduced, or a config field is wrong.
+            ValueError: The classifier does not fit the denoiser or is no image classifier, its normalization is
+                unknown or cannot be reproduced, or a config field is wrong.
         """
         pretrained: NIMForPreTraining = (
             denoiser if isinstance(denoiser, NIMForPreTraining) else NIMForPreTraining.from_pretrained(denoiser)
@@ -520,7 +521,7 @@ class NIMForRobustImageClassification(SmoothingMixin, OtherClassifierMixin, NIMF
             own = {k: v for k, v in classifier.state_dict().items() if not k.startswith("denoiser.")}
             state_dict = {k: v for k, v in state_dict.items() if k.startswith("denoiser.")} | own
         set_fields(config, fields | config_overrides)
-        # transformers takes the tensors of a state dict as they are.
+        # transformers does not copy the tensors of a state dict.
         state_dict = {name: tensor.detach().clone() for name, tensor in state_dict.items()}
         return cls.from_pretrained(None, config=config, state_dict=state_dict, dtype=pretrained.dtype)
 
@@ -542,31 +543,29 @@ class NIMForRobustImageClassification(SmoothingMixin, OtherClassifierMixin, NIMF
     ) -> RobustImageClassifierOutput:
         r"""
         pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
-            Images as [`NIMImageProcessor`] makes them.
+            Images from [`NIMImageProcessor`].
         labels (`torch.Tensor` of shape `(batch_size,)` or `(batch_size, num_labels)`, *optional*):
-            Class indices, or the probabilities of the classes (as mixup makes them), for the cross-entropy loss.
+            Class indices, or class probabilities such as mixup's, for the cross-entropy loss.
         sigma (number, `torch.Tensor` of shape `(batch_size,)`, mapping, [`SigmaDistribution`] or `None`, *optional*):
-            Scale of the added noise in units of 0..255 pixels. 0 denoises without adding noise; `None` switches the
-            defense off, so that the bare classifier sees the image as it is. By default `config.defense_sigma` in
-            eval mode and `config.finetuning_sigma` in train mode.
+            Scale of the added noise in units of 0..255 pixels. 0 denoises without adding noise. `None` switches the
+            defense off: the classifier sees the image itself. By default `config.defense_sigma` in eval mode and
+            `config.finetuning_sigma` in train mode.
         num_samples (`int`, *optional*):
-            Noise draws per image; `config.num_samples` by default, 1 in train mode. Without noise one is enough, and
-            one is used.
+            Noise draws per image. By default `config.num_samples`, and 1 in train mode. With sigma 0 one is made.
         vote (`"mean"` or `"majority"`, *optional*):
-            How several draws are combined: by their mean probability or by the number that chose each class (ties go
-            to the higher mean probability). `config.vote` by default. Gradients make sense for `"mean"` only.
+            How draws are combined: by mean probability, or by the number that chose each class (ties go to the higher
+            mean probability). `config.vote` by default. Only `"mean"` has useful gradients.
         pixel_noise (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`, *optional*):
-            Standard normal noise to use instead of drawing it; for several draws of the shape
+            Standard normal noise to use instead of drawing it. For several draws, its shape is
             `(batch_size, num_samples, num_channels, height, width)`.
-        generator (`torch.Generator` or a list with one for each image, *optional*):
-            Source of the noise, and of sigma if it is drawn. One generator gives each image a seed of its own, so that
-            a prediction does not depend on the rest of the batch.
+        generator (`torch.Generator` or a list with one per image, *optional*):
+            Source of the noise, and of sigma if it is drawn. A single generator gives each image its own seed, so a
+            prediction does not depend on the rest of the batch.
         max_batch_size (`int`, *optional*):
-            How many noisy images may pass through the network at once. By default a single draw is one pass, and
-            several draws are split into passes of 256, on a CPU of 64.
+            Noisy images per pass through the network. By default a single draw is one pass, and several draws are
+            split into passes of 256, or of 64 on a CPU.
         output_draws (`bool`, *optional*, defaults to `False`):
-            Whether to return logits, vote, sigma, noisy and denoised image of every draw. With `sigma=None` there are
-            no draws to return.
+            Whether to return logits, vote, sigma, noisy and denoised image of every draw. `sigma=None` has no draws.
 
         Example:
 
@@ -580,37 +579,73 @@ class NIMForRobustImageClassification(SmoothingMixin, OtherClassifierMixin, NIMF
         (2, 10)
         >>> undefended = model(images, sigma=None).logits
         ```"""
-        resolved = resolve_sigma(
-            sigma, self.config.finetuning_sigma if self.training else self.config.defense_sigma, pixel_values.shape[0]
+        resolved, num_samples, vote = self._resolve_options(sigma, num_samples, vote, max_batch_size, pixel_values)
+        draws: dict[str, torch.Tensor] = {}
+        if resolved is None:
+            outputs, logits = self._classify(pixel_values, interpolate_pos_encoding, **kwargs)
+            passes = [outputs]
+        else:
+            check_image_shape(self.config, pixel_values, interpolate_pos_encoding)
+            if pixel_noise is None and isinstance(resolved, SigmaDistribution) and resolved == ConstantSigma(0):
+                num_samples = 1
+            drawn, noise = draw_noise(pixel_values, resolved, num_samples, pixel_noise, generator)
+            passes, draws = self._classify_draws(
+                pixel_values, drawn, noise, interpolate_pos_encoding, max_batch_size, output_draws, **kwargs
+            )
+            logits = combine_draws(draws["draw_logits"], vote)
+        return RobustImageClassifierOutput(
+            loss=self._loss(logits, labels),
+            logits=logits,
+            hidden_states=concatenate_states([outputs.hidden_states for outputs in passes]),
+            attentions=concatenate_states([outputs.attentions for outputs in passes]),
+            **(draws if output_draws else {}),
         )
+
+    def _resolve_options(
+        self,
+        sigma: Sigma | str,
+        num_samples: int | None,
+        vote: str | None,
+        max_batch_size: int | None,
+        pixel_values: torch.Tensor,
+    ) -> tuple[torch.Tensor | SigmaDistribution | None, int, str]:
+        """Return sigma, number of draws and vote after defaults and checks."""
+        default = self.config.finetuning_sigma if self.training else self.config.defense_sigma
+        resolved = resolve_sigma(sigma, default, pixel_values.shape[0])
         if num_samples is None:
             num_samples = 1 if self.training else self.config.num_samples
-        if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
-            raise ValueError(f"num_samples must be an int of at least 1, got {num_samples!r}")
+        check_counts(num_samples=num_samples, max_batch_size=max_batch_size)
         vote = self.config.vote if vote is None else vote
         if vote not in ("mean", "majority"):
             raise ValueError(f'vote must be "mean" or "majority", got {vote!r}')
+        return resolved, num_samples, vote
 
-        if resolved is None:
-            outputs, logits = self._classify(pixel_values, interpolate_pos_encoding, **kwargs)
-            return RobustImageClassifierOutput(
-                loss=self._loss(logits, labels),
-                logits=logits,
-                hidden_states=outputs.hidden_states,
-                attentions=outputs.attentions,
-            )
+    def _classify_draws(
+        self,
+        pixel_values: torch.Tensor,
+        sigma: torch.Tensor,
+        noise: torch.Tensor,
+        interpolate_pos_encoding: bool,
+        max_batch_size: int | None,
+        output_draws: bool,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[list[BaseModelOutput], dict[str, torch.Tensor]]:
+        """Classify each image under several draws of noise, in as many passes as `max_batch_size` needs.
 
-        check_image_shape(self.config, pixel_values, interpolate_pos_encoding)
-        if pixel_noise is None and isinstance(resolved, SigmaDistribution) and resolved == ConstantSigma(0):
-            num_samples = 1
-        drawn, noise = draw_noise(pixel_values, resolved, num_samples, pixel_noise, generator)
-        noisy = add_noise(pixel_values.unsqueeze(1), drawn, noise, self.config.image_std).flatten(0, 1)
+        Args:
+            pixel_values: Images of shape `(batch, channels, height, width)`.
+            sigma: Noise scale of each draw, shape `(batch, num_samples)`.
+            noise: Standard normal noise of each draw, shape `(batch, num_samples, channels, height, width)`.
+
+        Returns:
+            The outputs of the classifier's encoder in each pass, and `draw_logits`; with `output_draws` also the other
+            fields of [`RobustImageClassifierOutput`] that describe draws.
+        """
+        num_samples = sigma.shape[1]
+        noisy = add_noise(pixel_values.unsqueeze(1), sigma, noise, self.config.image_std).flatten(0, 1)
         clean = None
         if self.config.norm_pix_loss and self.config.patch_statistics == "input":
             clean = pixel_values.unsqueeze(1).expand(-1, num_samples, -1, -1, -1).flatten(0, 1)
-
-        if max_batch_size is not None and max_batch_size < 1:
-            raise ValueError(f"max_batch_size must be at least 1, got {max_batch_size}")
         if max_batch_size is None and num_samples > 1:
             max_batch_size = default_batch_size(pixel_values.device)
 
@@ -619,33 +654,24 @@ class NIMForRobustImageClassification(SmoothingMixin, OtherClassifierMixin, NIMF
 
         parts = split(noisy)
         clean_parts = [None] * len(parts) if clean is None else split(clean)
-        passes, draw_logits, denoised = [], [], []
-        for part, part_sigma, part_clean in zip(parts, split(drawn.flatten()), clean_parts):
-            outputs, logits, purified = self.classify_noisy(
+        passes, logits, denoised = [], [], []
+        for part, part_sigma, part_clean in zip(parts, split(sigma.flatten()), clean_parts):
+            outputs, part_logits, purified = self.classify_noisy(
                 part, part_sigma, part_clean, pixel_values.dtype, interpolate_pos_encoding, **kwargs
             )
             passes.append(outputs)
-            draw_logits.append(logits)
+            logits.append(part_logits)
             denoised.append(purified)
-
-        all_logits = torch.cat(draw_logits).unflatten(0, (-1, num_samples))
-        logits = combine_draws(all_logits, vote)
-        extra = {}
+        draw_logits = torch.cat(logits).unflatten(0, (-1, num_samples))
+        draws = {"draw_logits": draw_logits}
         if output_draws:
-            extra = {
-                "draw_logits": all_logits,
-                "votes": all_logits.argmax(dim=-1),
-                "sigma": drawn,
+            draws |= {
+                "votes": draw_logits.argmax(dim=-1),
+                "sigma": sigma,
                 "noisy_pixel_values": noisy.to(pixel_values.dtype).unflatten(0, (-1, num_samples)),
                 "denoised_pixel_values": torch.cat(denoised).unflatten(0, (-1, num_samples)),
             }
-        return RobustImageClassifierOutput(
-            loss=self._loss(logits, labels),
-            logits=logits,
-            hidden_states=concatenate_states([outputs.hidden_states for outputs in passes]),
-            attentions=concatenate_states([outputs.attentions for outputs in passes]),
-            **extra,
-        )
+        return passes, draws
 
     def classify_noisy(
         self,
@@ -656,12 +682,12 @@ class NIMForRobustImageClassification(SmoothingMixin, OtherClassifierMixin, NIMF
         interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[BaseModelOutput, torch.Tensor, torch.Tensor]:
-        """Denoises and classifies images that are already noisy: one draw of De^3.
+        """Denoise and classify noisy images: one draw of De^3.
 
         Args:
             noisy_pixel_values, sigma, pixel_values, interpolate_pos_encoding: As for
                 [`~NIMForPreTraining.restore`].
-            dtype: Of the denoised images; by default that of the noisy ones.
+            dtype: Dtype of the denoised images; by default that of the noisy ones.
 
         Returns:
             The outputs of the classifier's encoder, the logits, and the denoised images that the classifier saw.
@@ -680,7 +706,7 @@ class NIMForRobustImageClassification(SmoothingMixin, OtherClassifierMixin, NIMF
 
 
 def _robust_state_dict(denoiser: NIMForPreTraining) -> dict[str, torch.Tensor]:
-    """The weights of a De^3 model whose denoiser and classifier's encoder are those of a pretrained model."""
+    """Return weights of a De^3 model from a pretrained one: those of its denoiser and its classifier's encoder."""
     weights = denoiser.state_dict()
     state_dict = {f"denoiser.{name}": tensor for name, tensor in weights.items()}
     is_encoder = [name for name in weights if name.startswith("nim.") and not name.startswith("nim.layernorm.")]
@@ -688,7 +714,7 @@ def _robust_state_dict(denoiser: NIMForPreTraining) -> dict[str, torch.Tensor]:
 
 
 for _model in (NIMModel, NIMForPreTraining, NIMForImageClassification, NIMForRobustImageClassification):
-    # auto_docstring knows the configs of models inside transformers alone.
+    # auto_docstring knows only the configs of models inside transformers.
     _model.forward.__doc__ = (_model.forward.__doc__ or "").replace("([`None`])", "([`NIMConfig`])")
 
 __all__ = [

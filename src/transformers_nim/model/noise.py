@@ -1,8 +1,8 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""Distributions of the noise scale sigma, and the one place where noise is drawn and added.
+"""Distributions of the noise scale sigma, and the functions that draw and add noise.
 
 sigma is the standard deviation of the Gaussian noise in units of 0..255 pixels. Images inside a model are normalized
-(`(pixels - mean) / std` per channel, pixels in [0, 1]), so the noise that is added there has the standard deviation
+(`(pixels - mean) / std` per channel, pixels in [0, 1]), so noise added there has the standard deviation
 `sigma / 255 / std`.
 """
 
@@ -15,14 +15,16 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 
+from .pixels_nim import per_channel
+
 
 # The value of a `sigma` argument that means "as the config says", because None means "defense off".
 FROM_CONFIG = "config"
 
-# One generator for the whole batch, or one for each image.
+# One generator for the whole batch, or one per image.
 Generators = torch.Generator | Sequence[torch.Generator]
 
-# Class and names of its parameters, by type. The names are here because torch.compile cannot trace `fields`.
+# Class and names of its parameters, by type. Names are stored because torch.compile cannot trace `fields`.
 _DISTRIBUTIONS: dict[str, tuple[type["SigmaDistribution"], list[str]]] = {}
 DistributionT = TypeVar("DistributionT", bound=type["SigmaDistribution"])
 
@@ -30,7 +32,7 @@ DistributionT = TypeVar("DistributionT", bound=type["SigmaDistribution"])
 class SigmaDistribution(ABC):
     """A distribution of sigma in units of 0..255 pixels.
 
-    A subclass is a frozen dataclass whose fields are numbers, has a class attribute `type`, and is made known with
+    A subclass is a frozen dataclass whose fields are numbers. It has a class attribute `type` and is registered with
     [`register_sigma_distribution`]. Configs hold it as the mapping `{"type": type, **fields}`.
     """
 
@@ -40,26 +42,23 @@ class SigmaDistribution(ABC):
     def sample(
         self, num: int, *, device: torch.device | str | None = None, generator: torch.Generator | None = None
     ) -> torch.Tensor:
-        """Draws `num` values of sigma as a float32 tensor of shape `(num,)`."""
+        """Draw `num` values of sigma as a float32 tensor of shape `(num,)`."""
 
     @property
     @abstractmethod
     def mean(self) -> float:
-        """The expected sigma."""
+        """Return the expected sigma."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The mapping from which [`parse_sigma`] makes this distribution again."""
-        numbers = {name: plain_number(value) for name, value in asdict(self).items()}  # type: ignore[call-overload]
+        """Return the mapping from which [`parse_sigma`] makes this distribution again."""
+        numbers = asdict(self)  # type: ignore[call-overload]
+        # JSON holds no numbers of NumPy or torch.
+        numbers = {name: value.item() if hasattr(value, "item") else value for name, value in numbers.items()}
         return {"type": self.type, **numbers}
 
 
-def plain_number(value: Any) -> Any:
-    """A number of NumPy or torch as one that JSON can hold."""
-    return value.item() if hasattr(value, "item") else value
-
-
 def register_sigma_distribution(cls: DistributionT) -> DistributionT:
-    """Class decorator that makes a [`SigmaDistribution`] available in configs under its `type`.
+    """Make a [`SigmaDistribution`] available in configs under its `type` (a class decorator).
 
     Args:
         cls: A frozen dataclass derived from [`SigmaDistribution`].
@@ -68,7 +67,7 @@ def register_sigma_distribution(cls: DistributionT) -> DistributionT:
         The class itself.
 
     Raises:
-        ValueError: Another class already uses the same `type`.
+        ValueError: Another class already uses this `type`.
     """
     known, _ = _DISTRIBUTIONS.get(cls.type, (cls, None))
     if known.__qualname__ != cls.__qualname__:
@@ -78,7 +77,7 @@ def register_sigma_distribution(cls: DistributionT) -> DistributionT:
 
 
 def _check_number(where: str, value: Any, minimum: float = 0.0, exclusive: bool = False) -> None:
-    # Comparisons alone (NaN fails them too): torch.compile makes a changing number symbolic.
+    # Comparisons only (NaN fails them too), because torch.compile makes a changing number symbolic.
     number: Any = value if isinstance(value, Real) and not isinstance(value, bool) else math.nan
     if (minimum < number < math.inf) if exclusive else (minimum <= number < math.inf):
         return
@@ -89,7 +88,7 @@ def _check_number(where: str, value: Any, minimum: float = 0.0, exclusive: bool 
 @register_sigma_distribution
 @dataclass(frozen=True)
 class ConstantSigma(SigmaDistribution):
-    """Always the same sigma. `value` is in units of 0..255 pixels; 0 means denoising without added noise."""
+    """A constant sigma. `value` is in units of 0..255 pixels; 0 denoises without adding noise."""
 
     type: ClassVar[str] = "constant"
     value: float
@@ -108,10 +107,10 @@ class ConstantSigma(SigmaDistribution):
 @register_sigma_distribution
 @dataclass(frozen=True)
 class GammaSigma(SigmaDistribution):
-    """Gamma distribution with mean `concentration * scale` and s.d. `sqrt(concentration) * scale`.
+    """A gamma distribution with mean `concentration * scale` and s.d. `sqrt(concentration) * scale`.
 
-    `scale` multiplies: the paper's pretraining noise, concentration 25 and scale 3, has mean 75 and s.d. 15 in units
-    of 0..255 pixels (in `torch.distributions.Gamma` that is a *rate* of 1/3).
+    The paper's pretraining noise has concentration 25 and scale 3: mean 75 and s.d. 15 in units of 0..255 pixels. In
+    `torch.distributions.Gamma`, a scale of 3 is a *rate* of 1/3.
     """
 
     type: ClassVar[str] = "gamma"
@@ -135,7 +134,7 @@ class GammaSigma(SigmaDistribution):
 @register_sigma_distribution
 @dataclass(frozen=True)
 class UniformSigma(SigmaDistribution):
-    """Uniform on `[low, high)`, in units of 0..255 pixels."""
+    """A uniform distribution on `[low, high)`, in units of 0..255 pixels."""
 
     type: ClassVar[str] = "uniform"
     low: float
@@ -155,20 +154,21 @@ class UniformSigma(SigmaDistribution):
         return (self.low + self.high) / 2
 
 
-# What a user may write for sigma in a config.
+# What a config accepts for sigma, and what a forward does.
 SigmaSpec = float | int | Mapping[str, Any] | SigmaDistribution
 Sigma = torch.Tensor | SigmaSpec | None
 
 
 def parse_sigma(spec: SigmaSpec) -> SigmaDistribution:
-    """Makes a distribution from a number, a mapping such as `{"type": "uniform", "low": 0, "high": 30}`, or itself.
+    """Return the distribution that a config or an argument describes.
 
     Args:
         spec: A finite number of at least 0 (a constant sigma), a mapping with the key `type` and the parameters of
-            that distribution, or a [`SigmaDistribution`]. Units of 0..255 pixels.
+            that distribution, such as `{"type": "uniform", "low": 0, "high": 30}`, or a [`SigmaDistribution`]. Units
+            of 0..255 pixels.
 
     Raises:
-        ValueError: The type is unknown, a parameter is missing, unknown or out of range.
+        ValueError: The type is unknown, or a parameter is missing, unknown or out of range.
     """
     if isinstance(spec, SigmaDistribution):
         return spec
@@ -186,11 +186,11 @@ def parse_sigma(spec: SigmaSpec) -> SigmaDistribution:
 
 
 def check_sigma_tensor(sigma: torch.Tensor, batch_size: int) -> torch.Tensor:
-    """Checks a tensor of sigmas, one for the batch or one for each image, and expands it to `(batch_size,)`.
+    """Check a tensor of sigmas, one for the batch or one per image, and expand it to `(batch_size,)`.
 
     Raises:
-        ValueError: The shape is wrong or a value is negative, NaN or infinite (values are not looked at while
-            `torch.compile` or `torch.export` traces).
+        ValueError: The shape is wrong, or a value is negative, NaN or infinite. Values are not checked while
+            `torch.compile` or `torch.export` traces.
     """
     if sigma.ndim > 1 or (sigma.ndim == 1 and sigma.shape[0] not in (1, batch_size)):
         raise ValueError(f"sigma must be one number or one per image ({batch_size}), got shape {tuple(sigma.shape)}")
@@ -202,7 +202,11 @@ def check_sigma_tensor(sigma: torch.Tensor, batch_size: int) -> torch.Tensor:
 
 
 def resolve_sigma(sigma: Sigma | str, default: Sigma, batch_size: int) -> torch.Tensor | SigmaDistribution | None:
-    """What the `sigma` argument of a forward means: one value per image, a distribution, or None for no defense."""
+    """Return what the `sigma` argument of a forward means: a value per image, a distribution, or None (defense off).
+
+    Raises:
+        ValueError: It is none of these, or out of range.
+    """
     if isinstance(sigma, str):
         if sigma != FROM_CONFIG:
             raise ValueError(
@@ -219,17 +223,17 @@ def resolve_sigma(sigma: Sigma | str, default: Sigma, batch_size: int) -> torch.
 
 
 def split_generator(generator: Generators, batch_size: int) -> list[torch.Generator]:
-    """One generator for each image.
+    """Return one generator per image.
 
-    From a single generator one seed per image is drawn, so that what an image is given depends on the generator's
-    state and on the image's position, not on the rest of its batch: two batches of 4 in a row see the same noise as
-    one batch of 8. A sequence of generators, one per image, is taken as it is.
+    A single generator gives each image a seed. So an image's noise depends on the generator's state and on the image's
+    position, not on the rest of its batch: two batches of 4 in a row see the same noise as one batch of 8. A sequence
+    of generators is returned as a list.
 
     Raises:
-        ValueError: A sequence whose length is not the batch size.
+        ValueError: The number of generators is not the batch size.
     """
     if isinstance(generator, torch.Generator):
-        # One by one: a vectorized draw of n seeds need not agree with n draws of one.
+        # One by one, because a vectorized draw of n seeds need not agree with n draws of one.
         device = generator.device
         seeds = [torch.randint(2**63 - 1, (), generator=generator, device=device).item() for _ in range(batch_size)]
         return [torch.Generator(device).manual_seed(int(seed)) for seed in seeds]
@@ -240,9 +244,9 @@ def split_generator(generator: Generators, batch_size: int) -> list[torch.Genera
 
 
 def default_batch_size(device: torch.device) -> int:
-    """How many noisy images pass through the network at once when an image has several draws.
+    """Return how many noisy images pass through the network at once when an image has several draws.
 
-    Few on a CPU, where what a layer makes of them is to stay in the cache (benchmarks/README.md has figures).
+    It is smaller on a CPU, where activations should fit the cache (benchmarks/README.md has figures).
     """
     return 64 if device.type == "cpu" else 256
 
@@ -254,17 +258,17 @@ def draw_noise(
     pixel_noise: torch.Tensor | None = None,
     generator: Generators | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draws `num_samples` pairs of sigma and standard normal noise for each image.
+    """Draw `num_samples` pairs of sigma and standard normal noise for each image.
 
     Args:
         pixel_values: Images of shape `(batch, channels, height, width)`; only shape and device matter.
-        sigma: One sigma per image, shape `(batch,)`, kept over the draws, or a distribution to draw from, once per
-            image and draw.
+        sigma: One sigma per image, shape `(batch,)`, the same for all its draws, or a distribution from which each
+            draw takes its own.
         num_samples: Draws per image.
-        pixel_noise: Noise to use instead of drawing, shape `(batch, channels, height, width)` for a single draw or
-            `(batch, num_samples, channels, height, width)`.
-        generator: Source of randomness for the whole batch, or one per image; see [`split_generator`]. Without it
-            the global generator of the images' device is used.
+        pixel_noise: Noise to use instead of drawing it, shape `(batch, num_samples, channels, height, width)`, or
+            `(batch, channels, height, width)` for a single draw.
+        generator: Source of randomness for the whole batch, or one per image; see [`split_generator`]. The global
+            generator of the images' device by default.
 
     Returns:
         sigma of shape `(batch, num_samples)` and noise of shape `(batch, num_samples, channels, height, width)`, both
@@ -315,16 +319,17 @@ def draw_noise(
 def add_noise(
     pixel_values: torch.Tensor, sigma: torch.Tensor, pixel_noise: torch.Tensor, image_std: Sequence[float]
 ) -> torch.Tensor:
-    """Adds Gaussian noise to normalized images: `x + noise * sigma / 255 / image_std`, as in arXiv 2302.01056.
+    """Add Gaussian noise to normalized images: `x + noise * sigma / 255 / image_std`, as in arXiv 2302.01056.
 
     Args:
         pixel_values: Normalized images of shape `(..., channels, height, width)`.
         sigma: Noise scale in units of 0..255 pixels, shape `(...)`.
         pixel_noise: Standard normal noise that broadcasts with `pixel_values`.
-        image_std: The per-channel standard deviation by which the pixels were divided.
+        image_std: The standard deviation of each channel by which the pixels were divided.
 
     Returns:
-        Float32 images, not clamped: clamping would make the noise non-Gaussian and a certificate void.
+        Float32 images. They are not clamped: clamped noise is not Gaussian, and certificates would not hold.
     """
-    std = torch.tensor(image_std, dtype=torch.float32, device=pixel_values.device)[:, None, None]
-    return pixel_values.to(torch.float32) + pixel_noise * (sigma[..., None, None, None] / 255 / std)
+    pixel_values = pixel_values.to(torch.float32)
+    std = per_channel(image_std, pixel_values)
+    return pixel_values + pixel_noise * (sigma[..., None, None, None] / 255 / std)

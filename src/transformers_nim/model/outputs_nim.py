@@ -1,5 +1,5 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""What the NIM models return, and how the predictions of several noise draws are combined."""
+"""Outputs of the NIM models, and how the predictions of several noise draws are combined."""
 
 import math
 from dataclasses import dataclass
@@ -10,18 +10,18 @@ from transformers.utils import ModelOutput, auto_docstring
 
 
 @dataclass
-@auto_docstring(custom_intro="What [`NIMForPreTraining`] returns.")
+@auto_docstring(custom_intro="Output of [`NIMForPreTraining`].")
 class NIMForPreTrainingOutput(ModelOutput):
     r"""
     loss (`torch.FloatTensor` of shape `()`):
         Mean squared error between predicted and clean patches, over all patches.
     logits (`torch.FloatTensor` of shape `(batch_size, num_patches, patch_height * patch_width * num_channels)`):
-        The decoder's prediction for each patch, pixels in the order (row, column, channel); normalized per patch if
+        The decoder's prediction for each patch, pixels in the order (row, column, channel). Normalized per patch if
         `config.norm_pix_loss`.
     denoised_pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
-        The denoised image, normalized like the input and not clamped.
+        The denoised images, normalized like the input and not clamped.
     noisy_pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
-        The image after noise was added.
+        The images with noise added.
     sigma (`torch.FloatTensor` of shape `(batch_size,)`):
         The noise scale of each image in units of 0..255 pixels.
     """
@@ -36,14 +36,14 @@ class NIMForPreTrainingOutput(ModelOutput):
 
 
 @dataclass
-@auto_docstring(custom_intro="What [`NIMForRobustImageClassification`] returns.")
+@auto_docstring(custom_intro="Output of [`NIMForRobustImageClassification`].")
 class RobustImageClassifierOutput(ModelOutput):
     r"""
     loss (`torch.FloatTensor` of shape `()`, *optional*):
         Cross entropy of the combined prediction, if `labels` were given.
     logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`):
-        The prediction. For a single draw the classifier's logits; for several, logits whose softmax is the mean
-        probability or the share of votes.
+        The prediction: the classifier's logits for a single draw, and for several draws logits whose softmax is the
+        mean probability or the share of votes.
     draw_logits (`torch.FloatTensor` of shape `(batch_size, num_samples, num_labels)`, with `output_draws`):
         The classifier's logits for every draw.
     votes (`torch.LongTensor` of shape `(batch_size, num_samples)`, with `output_draws`):
@@ -53,9 +53,9 @@ class RobustImageClassifierOutput(ModelOutput):
     noisy_pixel_values (`torch.FloatTensor`, with `output_draws`):
         The noisy images, of shape `(batch_size, num_samples, num_channels, height, width)`.
     denoised_pixel_values (`torch.FloatTensor`, with `output_draws`):
-        What the classifier saw: denoised images, clamped to pixels in [0, 1] and normalized, of shape
-        `(batch_size, num_samples, num_channels, height, width)`. A classifier of another kind sees them resized and
-        normalized as it wants.
+        The denoised images, clamped to pixels in [0, 1] and normalized, of shape
+        `(batch_size, num_samples, num_channels, height, width)`. The classifier sees these; a classifier of another
+        kind sees them with its own size and normalization.
     hidden_states (`tuple(torch.FloatTensor)`, *optional*):
         Hidden states of the classifier's encoder; the first dimension is `batch_size * num_samples`.
     attentions (`tuple(torch.FloatTensor)`, *optional*):
@@ -74,14 +74,14 @@ class RobustImageClassifierOutput(ModelOutput):
 
 
 def combine_draws(draw_logits: torch.Tensor, vote: str) -> torch.Tensor:
-    """Combines the logits of several noise draws, shape `(batch, num_samples, num_labels)`, into one prediction.
+    """Combine the logits of several noise draws into one prediction.
 
     Args:
-        draw_logits: The classifier's logits for every draw.
+        draw_logits: The classifier's logits for every draw, shape `(batch, num_samples, num_labels)`.
         vote: `"mean"` for the mean of the probabilities, `"majority"` for the share of draws that chose each class.
 
     Returns:
-        Logits of shape `(batch, num_labels)` whose softmax is that mean or share, float32 if there are several draws.
+        Logits of shape `(batch, num_labels)` whose softmax is that mean or share. Float32 if there are several draws.
     """
     num_samples = draw_logits.shape[1]
     if num_samples == 1:
@@ -91,12 +91,12 @@ def combine_draws(draw_logits: torch.Tensor, vote: str) -> torch.Tensor:
     if vote == "mean":
         return mean
     shares = nn.functional.one_hot(draw_logits.argmax(dim=-1), draw_logits.shape[-1]).to(torch.float32).mean(dim=1)
-    # At most a thousandth of a vote: breaks ties and keeps logits finite.
+    # At most a thousandth of a vote, which breaks ties and keeps logits finite.
     return (shares + 1e-3 / num_samples * mean.exp()).clamp(min=torch.finfo(torch.float32).tiny).log()
 
 
 def concatenate_states(parts: list[tuple[torch.Tensor, ...] | None]) -> tuple[torch.Tensor, ...] | None:
-    """Joins the recorded states of several passes, layer by layer."""
+    """Concatenate the recorded states of several passes, layer by layer."""
     if parts[0] is None:
         return None
     if len(parts) == 1:

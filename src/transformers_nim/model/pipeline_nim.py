@@ -9,11 +9,13 @@ from PIL import Image
 from transformers.pipelines import ImageClassificationPipeline
 
 from .certification import Certificate
+from .checks_nim import check_counts
 from .configuration_nim import NIMConfig
 from .image_processing_nim import check_image_processor, load_picture
 from .modeling_nim import NIMForRobustImageClassification
 from .noise import FROM_CONFIG, Sigma, parse_sigma
 from .outputs_nim import RobustImageClassifierOutput
+from .pixels_nim import to_pixels
 
 
 _UNSET: Any = object()
@@ -22,49 +24,47 @@ _OPTIONS = {"sigma", "num_samples", "vote", "seed", "return_denoised", "certify"
 
 
 def to_picture(pixel_values: torch.Tensor, config: NIMConfig) -> Image.Image:
-    """Makes a PIL image from one normalized image of shape `(1 or 3 channels, height, width)`."""
-    mean = torch.tensor(config.image_mean)[:, None, None]
-    std = torch.tensor(config.image_std)[:, None, None]
-    pixels = (pixel_values.to(torch.float32) * std + mean).clamp(0, 1).mul(255).round().to(torch.uint8)
+    """Convert one normalized image of shape `(1 or 3 channels, height, width)` to a PIL image."""
+    pixels = to_pixels(pixel_values.to(torch.float32), config.image_mean, config.image_std)
+    pixels = pixels.clamp(0, 1).mul(255).round().to(torch.uint8)
     return Image.fromarray(pixels.permute(1, 2, 0).squeeze(-1).numpy())
 
 
 def _has_defense(model: Any) -> bool:
-    # By name: from a checkpoint that carries its code, transformers loads this module and the model's own separately.
+    # By name, because transformers loads the modules of a checkpoint that carries its code more than once.
     return any(base.__name__ == NIMForRobustImageClassification.__name__ for base in type(model).__mro__)
 
 
 class NIMImageClassificationPipeline(ImageClassificationPipeline):
     """Image classification with De^3.
 
-    Every option of transformers' `ImageClassificationPipeline` works as it does there. These are added, for the
-    construction of the pipeline and, taking precedence, for every call:
+    All options of transformers' `ImageClassificationPipeline` work. These are added, for the construction of the
+    pipeline and for every call, which takes precedence:
 
     Args:
         sigma (number, mapping, [`SigmaDistribution`] or `None`):
-            Scale of the noise in units of 0..255 pixels; 0 denoises without adding noise, `None` switches the defense
-            off, `"config"` is the model's own `defense_sigma` and the default.
-        num_samples (`int`): Noise draws per image; the model's own number by default.
-        vote (`"mean"` or `"majority"`): How draws are combined; the model's own way by default.
+            Scale of the noise in units of 0..255 pixels. 0 denoises without adding noise, `None` switches the defense
+            off, and `"config"`, the default, is the model's `defense_sigma`.
+        num_samples (`int`): Noise draws per image; the config's by default.
+        vote (`"mean"` or `"majority"`): How draws are combined; the config's by default.
         seed (`int`):
-            Makes predictions repeatable: an image's noise then depends on the seed alone, and not on its batch. All
-            images get the same noise, so do not measure accuracies with it. Who knows the seed knows the noise.
+            Makes predictions repeatable: an image's noise depends on the seed alone, not on its batch. All images get
+            the same noise, so do not measure accuracy with a seed. Whoever knows the seed knows the noise.
         return_denoised (`bool`, defaults to `False`):
             Whether every answer has, as `"denoised"`, a PIL image of what the classifier saw in the first draw.
         certify (`bool`, defaults to `False`):
-            Whether to vote under many noise draws and to certify the answer; see
-            [`~NIMForRobustImageClassification.certify`]. Every picture then has a single answer with `"label"` (`None`
-            where it abstains), `"score"` (the lower bound of the class's probability under noise), `"radius"` (L2 norm
-            in pixels of [0, 1] of the image that the processor makes, which is resized) and `"certificate"` (a
+            Whether to vote under many noise draws and certify the answer; see
+            [`~NIMForRobustImageClassification.certify`]. Every picture then has one answer with `"label"` (`None` if
+            it abstains), `"score"` (lower bound of the class's probability under noise), `"radius"` (L2 norm, pixels
+            in [0, 1] of the image from the image processor, which is resized) and `"certificate"` (a
             [`Certificate`]). `num_samples`, `vote`, `return_denoised`, `top_k` and `function_to_apply` do not apply.
         n0, n, alpha, sequential, radius_tolerance, target_radius:
-            Options of certificates, as for [`~NIMForRobustImageClassification.certify`]; without `certify` they do
-            nothing.
+            Options of [`~NIMForRobustImageClassification.certify`]. Without `certify` they do nothing.
 
     Raises:
         ValueError: An option is out of range, or the image processor does not fit the model.
 
-    A pipeline of any other model is an instance of the class that transformers would have used.
+    For any other model, this class makes the pipeline that transformers would have made.
 
     Example:
 
@@ -80,12 +80,12 @@ class NIMImageClassificationPipeline(ImageClassificationPipeline):
     3
     ```"""
 
-    # What pipelines of other models are made of.
+    # The pipeline class of other models.
     fallback: ClassVar[type] = ImageClassificationPipeline
 
     def __new__(cls, *args: Any, **kwargs: Any):
         model = kwargs.get("model", args[0] if args else None)
-        # Without a model this is a copy of a pipeline being made.
+        # A pipeline that is being copied has no model yet.
         if model is None or _has_defense(model):
             return super().__new__(cls)
         ours = kwargs.keys() & _OPTIONS
@@ -110,33 +110,29 @@ class NIMImageClassificationPipeline(ImageClassificationPipeline):
     ):
         if sigma is not _UNSET and sigma is not None and not (isinstance(sigma, str) and sigma == FROM_CONFIG):
             parse_sigma(sigma)  # type: ignore[arg-type]
-        if num_samples is not None and (type(num_samples) is not int or num_samples < 1):
-            raise ValueError(f"num_samples must be an int of at least 1, got {num_samples!r}")
+        check_counts(num_samples=num_samples)
         if vote not in (None, "mean", "majority"):
             raise ValueError(f'vote must be "mean" or "majority", got {vote!r}')
         if seed is not _UNSET and seed is not None and (type(seed) is not int or not 0 <= seed < 2**63):
             raise ValueError(f"seed must be an int of at least 0, got {seed!r}")
-        if return_denoised not in (None, False, True) or type(return_denoised) is int:
-            raise ValueError(f"return_denoised must be True or False, got {return_denoised!r}")
-        if certify not in (None, False, True) or type(certify) is int:
-            raise ValueError(f"certify must be True or False, got {certify!r}")
+        for name, value in (("return_denoised", return_denoised), ("certify", certify)):
+            if not isinstance(value, bool | None):
+                raise ValueError(f"{name} must be True or False, got {value!r}")
         if certify and (num_samples is not None or vote is not None or return_denoised):
             raise ValueError(
                 "certify=True votes under n0 + n noise draws: leave out num_samples, vote and return_denoised"
             )
         options = {name: kwargs.pop(name) for name in _CERTIFY_OPTIONS if name in kwargs}
         preprocess, _, postprocess = super()._sanitize_parameters(**kwargs)
-        forward: dict[str, Any] = {"num_samples": num_samples, "vote": vote, "return_denoised": return_denoised}
-        forward |= {"certify": certify}
-        forward = {name: value for name, value in forward.items() if value is not None}
+        given = {"num_samples": num_samples, "vote": vote, "return_denoised": return_denoised, "certify": certify}
+        forward = {name: value for name, value in given.items() if value is not None} | options
         # None has a meaning for these two.
         forward |= {name: value for name, value in (("sigma", sigma), ("seed", seed)) if value is not _UNSET}
-        forward |= options
         return preprocess, forward, postprocess
 
     def get_iterator(self, *args, **kwargs):
         iterator = super().get_iterator(*args, **kwargs)
-        # A DataLoader draws a seed for its workers, by default from the global generator.
+        # By default a DataLoader draws a seed for its workers from the global generator.
         iterator.loader.loader.generator = torch.Generator()
         return iterator
 
@@ -187,7 +183,7 @@ class NIMImageClassificationPipeline(ImageClassificationPipeline):
         return answers
 
     def _certified_answer(self, certificates: Certificate | list[Certificate]) -> dict[str, Any]:
-        # transformers takes batches of several images apart, and leaves those of one as they are.
+        # transformers splits batches of several images, but not those of one.
         (certificate,) = certificates if isinstance(certificates, list) else [certificates]
         id2label = cast(dict[int, str], self.config.id2label)
         return {

@@ -1,8 +1,8 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""De^3 with a fixed sigma as a smoothed classifier: its certificates, and its predictions with abstention.
+"""De^3 with a fixed sigma as a smoothed classifier: certificates, and predictions that may abstain.
 
-The statistics are those of [`transformers_nim.model.certification`]. This module draws the noise, and refuses settings
-in which the prediction depends on the image by other ways than the noisy image: no certificate would hold for them.
+[`transformers_nim.model.certification`] has the statistics. This module draws the noise. It refuses settings in which
+a prediction depends on more than the noisy image, because no certificate would hold.
 """
 
 from collections.abc import Callable
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from .certification import Certificate, CountVotes, SmoothedPrediction, certify, predict
+from .checks_nim import check_counts
 from .configuration_nim import NIMConfig
 from .layers_nim import check_image_shape
 from .noise import (
@@ -27,15 +28,14 @@ from .noise import (
 
 
 def certifiable_sigma(config: NIMConfig, sigma: SigmaSpec | str | None = FROM_CONFIG) -> float:
-    """The noise scale of a smoothed classifier, or an error that says why there is none.
+    """Return the noise scale of a smoothed classifier in units of 0..255 pixels.
 
     Args:
-        config: Of the model.
-        sigma: A number greater than 0 in units of 0..255 pixels, a constant distribution, or `"config"` for
-            `config.defense_sigma`.
+        config: Config of the model.
+        sigma: A number greater than 0, a constant distribution, or `"config"` for `config.defense_sigma`.
 
     Raises:
-        ValueError: The model's output depends on more than image plus noise, or sigma is off, 0 or random.
+        ValueError: The model's output depends on more than the noisy image, or sigma is off, 0 or random.
     """
     if config.norm_pix_loss and config.patch_statistics == "input":
         raise ValueError(
@@ -69,14 +69,14 @@ def certifiable_sigma(config: NIMConfig, sigma: SigmaSpec | str | None = FROM_CO
 
 
 class SmoothingMixin:
-    """Methods of a classifier that denoises: [`certify`] and [`predict_smoothed`]."""
+    """Smoothed classification for a classifier that denoises."""
 
     config: Any
 
     def classify_noisy(
         self, noisy_pixel_values: torch.Tensor, sigma: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Any, torch.Tensor, torch.Tensor]:
-        """Of the class that this is mixed into: outputs, logits and denoised images of images that are noisy."""
+        """Denoise and classify noisy images (implemented by the model)."""
         raise NotImplementedError
 
     def certify(
@@ -94,38 +94,37 @@ class SmoothingMixin:
         max_batch_size: int | None = None,
         on_pass: Callable[[int], object] | None = None,
     ) -> list[Certificate]:
-        """Classifies images by a vote under noise, and certifies how far each answer holds (arXiv 1902.02918).
+        """Classify images by a vote under noise and certify a radius for each answer (arXiv 1902.02918).
 
-        An answer is proven for every perturbation, of the image that the model is given, with an L2 norm below the
-        radius: with probability `1 - alpha` over the noise that is drawn here, the smoothed classifier (the class that
-        one-draw predictions at this sigma choose most often) gives the same answer there.
+        The smoothed classifier answers with the class that one-draw predictions at this sigma choose most often. With
+        probability `1 - alpha` over the noise drawn here, its answer is the certificate's label for every
+        perturbation of `pixel_values` with an L2 norm below the radius.
 
         Args:
-            pixel_values: Images as [`NIMImageProcessor`] makes them, shape `(batch, channels, height, width)`.
-            sigma: Scale of the noise, a number greater than 0 in units of 0..255 pixels, or `"config"` for
-                `config.defense_sigma`, if that is constant. The literature's 0.12, 0.25, 0.5 and 1.0 are 30.6, 63.75,
-                127.5 and 255. No radius exceeds about 3.2 sigma with 10 000 draws, so 3.2 * sigma / 255.
-            n0: Noise draws of each image that choose its class.
-            n: Noise draws of each image that bound the radius. 100 000 is customary in published tables.
-            alpha: Probability of a wrong certificate, for each image.
+            pixel_values: Images from [`NIMImageProcessor`], shape `(batch, channels, height, width)`.
+            sigma: Scale of the noise, a number greater than 0 in units of 0..255 pixels, or `"config"` for a constant
+                `config.defense_sigma`. The literature's 0.12, 0.25, 0.5 and 1.0 are 30.6, 63.75, 127.5 and 255. With
+                10 000 draws, no radius exceeds about `3.2 * sigma / 255`.
+            n0: Noise draws per image that choose its class.
+            n: Noise draws per image that bound the radius. 100 000 is customary in published tables.
+            alpha: Probability of a wrong certificate, per image.
             sequential: Whether to stop early, at a slightly smaller radius; see
                 [`~transformers_nim.model.certification.certify`].
-            radius_tolerance: With `sequential`: radius to give away for an early stop, an L2 norm of pixels in [0, 1].
-            target_radius: With `sequential`: radius with which to be content, likewise.
-            generator: Source of the noise, one for the batch or one per image. An image's noise depends on it alone,
-                and not on `max_batch_size` or on the rest of the batch. Without it the global generator is used.
+            radius_tolerance: With `sequential`, the radius to give away for an early stop (L2, pixels in [0, 1]).
+            target_radius: With `sequential`, the radius at which to stop (L2, pixels in [0, 1]).
+            generator: Source of the noise, one for the batch or one per image. An image's noise does not depend on
+                `max_batch_size` or on the rest of the batch. The global generator by default.
             interpolate_pos_encoding: Whether to accept other image sizes than the configured one.
-            max_batch_size: How many noisy images pass through the network at once; 256 by default, on a
-                CPU 64.
-            on_pass: Called after every forward pass with its number of noisy images, for progress bars.
+            max_batch_size: Noisy images per pass through the network; by default 256, or 64 on a CPU.
+            on_pass: Called after every pass with its number of noisy images, for progress bars.
 
         Returns:
-            A [`Certificate`] for each image. Radii are L2 norms of pixels in [0, 1].
+            A [`Certificate`] per image. Radii are L2 norms of pixels in [0, 1].
 
         Raises:
-            ValueError: The model or sigma is such that no certificate would hold, the model is in train mode, or an
-                argument is out of range.
-            FloatingPointError: The model returned logits that are not numbers.
+            ValueError: No certificate would hold for this model and sigma, the model is in train mode, or an argument
+                is out of range.
+            FloatingPointError: The model returned logits that are infinite or NaN.
             ImportError: scipy is not installed.
 
         Example:
@@ -158,25 +157,21 @@ class SmoothingMixin:
         max_batch_size: int | None = None,
         on_pass: Callable[[int], object] | None = None,
     ) -> list[SmoothedPrediction]:
-        """Classifies images by a vote under noise, and abstains where the vote is too close (arXiv 1902.02918).
+        """Classify images by a vote under noise, and abstain if the vote is too close (arXiv 1902.02918).
 
-        The answer to give where a certificate was promised: it is the smoothed classifier's with probability
-        `1 - alpha`, so a perturbation within a certified radius changes it with a probability of at most alpha. (It
-        can still make it abstain.)
+        Use it for the predictions that certificates are about. With probability `1 - alpha` an answer is the smoothed
+        classifier's. So a perturbation within a certified radius changes it with a probability of at most alpha, but
+        it can make it abstain.
 
         Args:
-            pixel_values: Images as [`NIMImageProcessor`] makes them, shape `(batch, channels, height, width)`.
-            sigma: As for [`~NIMForRobustImageClassification.certify`].
-            n: Noise draws of each image.
-            alpha: Probability of a wrong answer, for each image.
-            generator: As for [`~NIMForRobustImageClassification.certify`], and so are the following.
-            interpolate_pos_encoding: Whether to accept other image sizes than the configured one.
-            max_batch_size: How many noisy images pass through the network at once; 256 by default, on a
-                CPU 64.
-            on_pass: Called after every forward pass with its number of noisy images.
+            pixel_values: Images from [`NIMImageProcessor`], shape `(batch, channels, height, width)`.
+            n: Noise draws per image.
+            alpha: Probability of a wrong answer, per image.
+            sigma, generator, interpolate_pos_encoding, max_batch_size, on_pass: As for
+                [`~NIMForRobustImageClassification.certify`].
 
         Returns:
-            A [`SmoothedPrediction`] for each image.
+            A [`SmoothedPrediction`] per image.
 
         Raises:
             ValueError, FloatingPointError, ImportError: As [`~NIMForRobustImageClassification.certify`].
@@ -187,15 +182,14 @@ class SmoothingMixin:
     def _voters(
         self, pixel_values, sigma, generator, interpolate_pos_encoding, max_batch_size, on_pass
     ) -> tuple[float, list[CountVotes]]:
-        """Sigma, and for each image the function that counts votes."""
+        """Check the arguments and return sigma and the function that counts votes for each image."""
         value = certifiable_sigma(self.config, sigma)
-        # A part of it is enough: batch normalization in train mode mixes the draws.
+        # All modules, because batch normalization in train mode mixes the draws of a pass.
         if any(module.training for module in self.modules()):  # type: ignore[attr-defined]
             raise ValueError("nothing can be certified in train mode, where dropout applies; call model.eval()")
         check_image_shape(self.config, pixel_values, interpolate_pos_encoding)
+        check_counts(max_batch_size=max_batch_size)
         batch_size = default_batch_size(pixel_values.device) if max_batch_size is None else max_batch_size
-        if type(batch_size) is not int or batch_size < 1:
-            raise ValueError(f"max_batch_size must be an int of at least 1, got {max_batch_size!r}")
         generators: list[torch.Generator] | list[None] = [None] * len(pixel_values)
         if generator is not None:
             generators = split_generator(generator, len(pixel_values))
@@ -213,10 +207,10 @@ class SmoothingMixin:
         batch_size: int,
         on_pass: Callable[[int], object] | None,
     ) -> CountVotes:
-        """A function that counts the votes of one image under as many draws of noise as it is asked for.
+        """Return a function that counts the votes of one image under a number of noise draws.
 
-        One generator gives the draws one after the other, over all calls. So those that choose the class and those
-        that bound its probability are independent, and draw number i is the same whatever the batch size.
+        The generator continues over all calls. So draws that choose the class and draws that bound its probability are
+        independent, and draw number i does not depend on the batch size.
         """
 
         @torch.no_grad()
@@ -227,14 +221,14 @@ class SmoothingMixin:
                 device = image.device if generator is None else generator.device
                 noise = torch.empty((num, *image.shape), dtype=torch.float32, device=device)
                 for draw in noise:
-                    # One by one: a generator fills a larger tensor with other numbers.
+                    # One by one, because a generator fills a larger tensor with other numbers.
                     draw.normal_(generator=generator)
                 sigmas = torch.full((num,), sigma, dtype=torch.float32, device=image.device)
                 noisy = add_noise(image.unsqueeze(0), sigmas, noise.to(image.device), self.config.image_std)
                 _, logits, _ = self.classify_noisy(noisy, sigmas, None, image.dtype, interpolate_pos_encoding)
                 if not bool(logits.isfinite().all()):
                     raise FloatingPointError(
-                        f"the model returned logits that are infinite or no numbers, in {logits.dtype}; votes need"
+                        f"the model returned logits that are infinite or NaN, in {logits.dtype}; votes need"
                         " numbers: try float32 or bfloat16, and check the weights"
                     )
                 counts += torch.bincount(logits.argmax(dim=-1), minlength=self.config.num_labels)

@@ -9,7 +9,6 @@ one class per checkpoint and leaves out the pipeline. So the files are collected
 """
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,44 +38,6 @@ def code_files() -> dict[str, str]:
     return {f"{name}.py": text for name, text in texts.items()}
 
 
-def config_with_code(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the content of a `config.json` that refers to the code beside it.
-
-    Args:
-        config: The content without the code.
-    """
-    classifiers = [name for name in config.get("architectures") or [] if name.endswith("ForImageClassification")]
-    # Pretraining checkpoints name no classifier.
-    classifier = (classifiers or ["NIMForRobustImageClassification"])[0]
-    auto_map = {
-        "AutoConfig": "configuration_nim.NIMConfig",
-        "AutoImageProcessor": "image_processing_nim.NIMImageProcessor",
-        "AutoModel": "modeling_nim.NIMModel",
-        "AutoModelForImageClassification": f"modeling_nim.{classifier}",
-        "AutoModelForPreTraining": "modeling_nim.NIMForPreTraining",
-    }
-    pipeline = {"impl": "pipeline_nim.NIMImageClassificationPipeline", "pt": ["AutoModelForImageClassification"]}
-    return {**config, "auto_map": auto_map, "custom_pipelines": {"image-classification": pipeline}}
-
-
-def image_processor_with_code(image_processor: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the content of a `preprocessor_config.json` beside code.
-
-    Args:
-        image_processor: The content without the code.
-
-    Returns:
-        The same without a class, so that `config.json` decides. If a class were named here, transformers would ask
-        users who have installed this package whether they trust it.
-    """
-    return {name: value for name, value in image_processor.items() if name != "image_processor_type"}
-
-
-def to_json(content: Mapping[str, Any]) -> str:
-    """Return a mapping as transformers writes its JSON files."""
-    return json.dumps(content, indent=2, sort_keys=True) + "\n"
-
-
 def remote_code_files(folder: str | Path) -> dict[str, str]:
     """Return the files that make a checkpoint loadable without this package, by name. Nothing is written.
 
@@ -89,16 +50,37 @@ def remote_code_files(folder: str | Path) -> dict[str, str]:
     Raises:
         ValueError: The folder is no NIM checkpoint with an image processor.
     """
-    files = code_files()
-    for name, change in {CONFIG_NAME: config_with_code, IMAGE_PROCESSOR_NAME: image_processor_with_code}.items():
+    contents: dict[str, dict[str, Any]] = {}
+    for name in (CONFIG_NAME, IMAGE_PROCESSOR_NAME):
         path = Path(folder) / name
         if not path.is_file():
             raise ValueError(f"{folder} has no {name}: save a model and its image processor there first")
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if name == CONFIG_NAME and content.get("model_type") != "nim":
-            raise ValueError(f"{path} is of model_type {content.get('model_type')!r}; the code is that of 'nim' alone")
-        files[name] = to_json(change(content))
-    return files
+        contents[name] = json.loads(path.read_text(encoding="utf-8"))
+        model_type = contents[CONFIG_NAME].get("model_type")
+        if model_type != "nim":
+            raise ValueError(f"{folder} is of model_type {model_type!r}; the code is that of 'nim' alone")
+    contents[CONFIG_NAME] |= _code_fields(contents[CONFIG_NAME].get("architectures") or [])
+    # Without a class here, config.json decides. With one, transformers would ask users who have installed this package
+    # whether they trust it.
+    contents[IMAGE_PROCESSOR_NAME].pop("image_processor_type", None)
+    texts = {name: json.dumps(content, indent=2, sort_keys=True) + "\n" for name, content in contents.items()}
+    return code_files() | texts
+
+
+def _code_fields(architectures: list[str]) -> dict[str, Any]:
+    """Return the fields of `config.json` that refer to the code beside it."""
+    classifiers = [name for name in architectures if name.endswith("ForImageClassification")]
+    # Pretraining checkpoints name no classifier.
+    classifier = (classifiers or ["NIMForRobustImageClassification"])[0]
+    auto_map = {
+        "AutoConfig": "configuration_nim.NIMConfig",
+        "AutoImageProcessor": "image_processing_nim.NIMImageProcessor",
+        "AutoModel": "modeling_nim.NIMModel",
+        "AutoModelForImageClassification": f"modeling_nim.{classifier}",
+        "AutoModelForPreTraining": "modeling_nim.NIMForPreTraining",
+    }
+    pipeline = {"impl": "pipeline_nim.NIMImageClassificationPipeline", "pt": ["AutoModelForImageClassification"]}
+    return {"auto_map": auto_map, "custom_pipelines": {"image-classification": pipeline}}
 
 
 def write_remote_code(folder: str | Path) -> list[Path]:

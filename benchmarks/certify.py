@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from transformers_nim import ABSTAIN, NIMForRobustImageClassification, NIMImageProcessor
-from transformers_nim.data.images import EvaluationImages, RowReader
+from transformers_nim.data.images import EvaluationImages
 from transformers_nim.data.loading import ImageSource
 from transformers_nim.utils.extras import require
 from transformers_nim.utils.seeding import derive_seed_32
@@ -122,7 +122,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     model = NIMForRobustImageClassification.from_pretrained(args.model_name_or_path).to(device)
     data = ImageSource(args.dataset_name, train_split_name=args.split, train_val_split=0).load()
     processor = NIMImageProcessor.from_config(model.config)
-    images = EvaluationImages(data.train, RowReader.of(data, data.train, model.config.num_channels), processor)
+    images = EvaluationImages(data.train, data.reader(data.train, model.config.num_channels), processor)
     rows = np.unique(np.linspace(0, len(images) - 1, args.max_eval_samples).round().astype(int)).tolist()
 
     runs = []

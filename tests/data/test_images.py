@@ -26,14 +26,13 @@ from transformers_nim.data.images import (
     Batch,
     EndlessBatches,
     EvaluationImages,
-    RowReader,
     StreamedImages,
     TrainingImages,
     evaluation_loader,
     first_images,
     training_batches,
 )
-from transformers_nim.data.loading import ImageData, UnknownLabelError
+from transformers_nim.data.loading import ImageData, RowReader, UnknownLabelError
 
 
 def png(picture: Image.Image) -> bytes:
@@ -359,7 +358,7 @@ class Stream:
 
 def test_epochs_without_images(impatient):
     """A worker whose only shard is empty can have another one next time."""
-    read = RowReader("image", lambda row: row["label"], 1)
+    read = RowReader("image", 1, "label", [str(i) for i in range(60)])
     images = StreamedImages(Stream(2, 0, 1), read, CROP, 0, 0, 2)
     assert [sample["labels"] for sample in itertools.islice(images, 6)] == [0, 1, 20, 30, 31, 50]
     with pytest.raises(ValueError, match="the stream holds no images for this process or worker; check the split"):
@@ -523,7 +522,7 @@ def test_unknown_labels_end_the_evaluation(processor):
 def test_images_travel_to_workers(make, processor):
     """Which need not be forks."""
     data = image_data(table([png(random_picture(i)) for i in range(3)]))
-    read = RowReader.of(data, data.train, 3)
+    read = data.reader(data.train, 3)
     images = TrainingImages(data.train, read, make(tiny_config()), 0)
     travelled = pickle.loads(pickle.dumps(images))
     assert torch.equal(travelled[2, 1]["pixel_values"], images[2, 1]["pixel_values"])

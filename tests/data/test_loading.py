@@ -64,7 +64,7 @@ def expected(split: str) -> set[tuple[str, tuple[int, int, int]]]:
 
 def found(data: ImageData, rows: Any) -> list[tuple[str, tuple[int, int, int]]]:
     """Class name and color of every row."""
-    label_of = data.label_reader(rows)
+    label_of = data.reader(rows, 3).label
     return [
         (data.label_names[label_of(row)], decode_picture(row[data.image_column], 3).getpixel((3, 3))) for row in rows
     ]
@@ -141,7 +141,7 @@ def test_without_labels(streaming, load, tmp_path):
     assert data.label_names == []
     for rows in (data.train, data.validation):
         assert {tuple(row) for row in rows} == {("image",)}
-        label_of = data.label_reader(rows)
+        label_of = data.reader(rows, 3).label
         assert {label_of(row) for row in rows} == {0}
 
 
@@ -151,7 +151,7 @@ from transformers_nim.data.loading import ImageSource, decode_picture
 answers = []
 for name, streaming in json.loads(sys.argv[1]):
     data = ImageSource(name, streaming=streaming, train_val_split=0, token="hf_loopback").load(with_labels=True)
-    label_of = data.label_reader(data.train)
+    label_of = data.reader(data.train, 3).label
     answer = []
     for row in data.train:
         try:
@@ -456,7 +456,7 @@ def test_unknown_labels():
     features = datasets.Features({"image": datasets.Value("string"), "label": datasets.ClassLabel(names=names)})
     rows = datasets.Dataset.from_dict({"image": [""], "label": [3]}, features=features)
     data = ImageData("x", rows, None, "image", "label", names)
-    read = data.label_reader(rows)
+    read = data.reader(rows, 3).label
     assert [read({"label": i}) for i in range(12)] == list(range(12))
     for label in (-1, 12, None):
         with pytest.raises(
@@ -464,20 +464,20 @@ def test_unknown_labels():
         ):
             read({"label": label})
     numbers = rows.cast_column("label", datasets.Value("int64"))
-    read = ImageData("x", numbers, None, "image", "label", ["0", "1"]).label_reader(numbers)
+    read = ImageData("x", numbers, None, "image", "label", ["0", "1"]).reader(numbers, 3).label
     assert [read({"label": i}) for i in (1, 0)] == [1, 0]
     for label in (-1, 2, None):
         with pytest.raises(UnknownLabelError, match=rf"label {label}, which is none of the 2 classes .*\(0, 1\);"):
             read({"label": label})
     # A number is not the class at its place.
     with pytest.raises(UnknownLabelError, match="label 3, which is none"):
-        data.label_reader(numbers)({"label": 3})
+        data.reader(numbers, 3).label({"label": 3})
 
 
-def test_label_readers_travel_to_workers(load, tmp_path):
+def test_readers_travel_to_workers(load, tmp_path):
     data = load(**make_source("parquet file", tmp_path, ()), with_labels=True, train_val_split=0)
-    read = pickle.loads(pickle.dumps(data.label_reader(data.train)))
-    assert [read(row) for row in data.train] == [0] * 5 + [1] * 5 + [2] * 5
+    read = pickle.loads(pickle.dumps(data.reader(data.train, 3)))
+    assert [read.label(row) for row in data.train] == [0] * 5 + [1] * 5 + [2] * 5
 
 
 # Folders as people have them.

@@ -17,9 +17,9 @@ from transformers_nim.training.mae import MaskedAutoencoder
 from transformers_nim.training.objectives import (
     TRAIN_ON,
     ClassificationObjective,
-    DenoisingObjective,
-    MaskingObjective,
     TrainingAttack,
+    denoising_loss,
+    masking_loss,
 )
 from transformers_nim.utils.seeding import derive_seed_32
 
@@ -261,6 +261,11 @@ def test_numbers_out_of_range(eps, steps, step_size):
         TrainingAttack(eps, steps, step_size)
 
 
+def test_an_attack_in_words():
+    assert str(TrainingAttack(8 / 255, 2)) == "PGD-2, Linf 8/255, through the defense"
+    assert str(TrainingAttack(0.5 / 255, 1, through_defense=False)) == "PGD-1, Linf 0.5/255, through the classifier"
+
+
 def batch_of(pixel_values, labels, seed: int = 0, step: int = 3) -> dict:
     return {
         "pixel_values": pixel_values,
@@ -277,7 +282,7 @@ def noise_of(seed: int, sigma, shape) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_denoising_is_the_model_s_loss_under_each_image_s_own_noise(model, pixel_values, labels):
     denoiser, sigma = model.denoiser, UniformSigma(20, 60)
-    loss = DenoisingObjective(denoiser, sigma)(batch_of(pixel_values, labels, seed=5))
+    loss = denoising_loss(denoiser, batch_of(pixel_values, labels, seed=5), sigma)
     losses = []
     for row, image in enumerate(pixel_values):
         drawn, noise = noise_of(5 + row, sigma, image.shape)
@@ -288,7 +293,7 @@ def test_denoising_is_the_model_s_loss_under_each_image_s_own_noise(model, pixel
 
 def test_masking_hides_patches_by_each_image_s_own_numbers(model, pixel_values, labels):
     masked = MaskedAutoencoder(model.denoiser)
-    loss = MaskingObjective(masked, masked.config)(batch_of(pixel_values, labels, seed=5))
+    loss = masking_loss(masked, batch_of(pixel_values, labels, seed=5), masked.config)
     scores = torch.stack([torch.rand(16, generator=torch.Generator().manual_seed(5 + row)) for row in range(8)])
     assert torch.equal(loss, masked(pixel_values, mask_scores=scores).loss)
 

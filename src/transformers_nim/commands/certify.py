@@ -29,7 +29,7 @@ import transformers
 
 from .. import NIMForRobustImageClassification, NIMImageProcessor, __version__
 from ..data.evaluation_set import class_numbers
-from ..data.images import EvaluationImages, RowReader
+from ..data.images import EvaluationImages
 from ..data.loading import ImageSource
 from ..hub import certificate_table
 from ..metrics import load_metric
@@ -237,7 +237,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     number_of = class_numbers(data, model.config, args.labels_by_index)
     rows = list(range(0, len(data.train), args.every_k))[: args.max_eval_samples]
     processor = NIMImageProcessor.from_config(model.config)
-    images = EvaluationImages(data.train, RowReader.of(data, data.train, model.config.num_channels), processor)
+    images = EvaluationImages(data.train, data.reader(data.train, model.config.num_channels), processor)
 
     names = ("dataset_config_name", "split", "every_k", "max_eval_samples", "labels_by_index", "dtype", "sigmas", "n0",
              "n", "alpha", "sequential", "radius_tolerance", "target_radius", "seed")  # fmt: skip

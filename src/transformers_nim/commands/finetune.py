@@ -21,48 +21,43 @@ from ..training.evaluation import evaluate_classifier, figure_name
 from ..training.objectives import TRAIN_ON, ClassificationObjective, TrainingAttack
 from ..training.optimization import parameter_groups
 from ..training.plots import plot_reconstructions
-from ..training.run import TrainingRun
 from ..utils.cli import make_parser
 from ..utils.seeding import seed_step
 from ..utils.text_table import plural
+
+
+SUMMARIES = {
+    "denoised": "An image classifier with the De^3 defense: it adds noise to an image, denoises it and classifies the"
+    " result. Fine-tuned on denoised images",
+    "noisy": "An image classifier without a defense, fine-tuned on noisy images",
+    "clean": "An image classifier without a defense, fine-tuned on clean images",
+}
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Return the arguments of the command line."""
     parser = make_parser(__doc__)
     task = parser.add_argument_group("task")
-    task.add_argument(
-        "--model_name_or_path",
-        help="pretraining or classification checkpoint to start from; if left out, a new model (not for denoised"
-        " images)",
-    )
-    task.add_argument(
+    add = task.add_argument
+    add("--model_name_or_path", help="checkpoint to start from; if left out, a new model (not for denoised images)")
+    add(
         "--ignore_mismatched_sizes",
         action="store_true",
-        help="initialize weights whose shape differs, such as the head of a classifier for other classes",
+        help="initialize weights of another shape, such as a head for other classes",
     )
-    task.add_argument(
+    add(
         "--train_on",
         choices=TRAIN_ON,
         default="denoised",
         help="images that the classifier sees: noisy and denoised (De^3), noisy, or clean",
     )
     arguments.add_sigma_arguments(task, "uniform", "uniform from 0 to 30")
-    task.add_argument(
-        "--defense_sigma",
-        type=float,
-        default=70.0,
-        help="sigma with which the finished model predicts, in units of 0..255 pixels",
-    )
-    task.add_argument("--drop_path_rate", type=float, default=0.1, help="rate of stochastic depth (huge models: 0.2)")
-    task.add_argument(
-        "--adversarial_steps", type=int, default=0, help="steps of PGD on training images; 0 for no attack"
-    )
-    task.add_argument("--adversarial_eps", type=float, default=8.0, help="radius of the attack (Linf), in x/255")
-    task.add_argument(
-        "--adversarial_step_size", type=float, help="step of the attack, in x/255; 2.5 x eps / steps by default"
-    )
-    task.add_argument(
+    add("--defense_sigma", type=float, default=70.0, help="sigma of the finished model, in units of 0..255 pixels")
+    add("--drop_path_rate", type=float, default=0.1, help="rate of stochastic depth (huge models: 0.2)")
+    add("--adversarial_steps", type=int, default=0, help="steps of PGD on training images; 0 for no attack")
+    add("--adversarial_eps", type=float, default=8.0, help="radius of the attack (Linf), in x/255")
+    add("--adversarial_step_size", type=float, help="step of the attack, in x/255; 2.5 x eps / steps by default")
+    add(
         "--adversarial_through",
         choices=("defense", "classifier"),
         default="defense",
@@ -70,28 +65,17 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     arguments.add_config_arguments(parser)
     arguments.add_data_arguments(parser)
-    augmentation = arguments.add_augmentation_arguments(parser, crop_scale=(0.08, 1.0))
-    augmentation.add_argument("--auto_augment", default="rand-m9-mstd0.5-inc1", help="policy of timm, or 'none'")
-    augmentation.add_argument("--random_erasing", type=float, default=0.25, help="its probability")
-    augmentation.add_argument("--mixup", type=float, default=0.8, help="alpha of mixup; 0 for none")
-    augmentation.add_argument("--cutmix", type=float, default=1.0, help="alpha of CutMix; 0 for none")
-    augmentation.add_argument(
-        "--label_smoothing", type=float, default=0.1, help="probability mass spread over classes"
-    )
-    optimization = arguments.add_optimization_arguments(
-        parser, base_learning_rate=5e-4, epochs=100, total_batch_size=1024
-    )
-    optimization.add_argument(
-        "--min_learning_rate", type=float, default=1e-6, help="learning rate at the end of the cosine"
-    )
-    optimization.add_argument(
-        "--layer_decay", type=float, default=0.65, help="factor of the learning rate from each layer to the one below"
-    )
-    optimization.add_argument(
-        "--ema_decay", type=float, help="decay of an average of the weights, such as 0.9999; if left out, none"
-    )
-    run = arguments.add_run_arguments(parser)
-    run.add_argument(
+    add = arguments.add_augmentation_arguments(parser, crop_scale=(0.08, 1.0)).add_argument
+    add("--auto_augment", default="rand-m9-mstd0.5-inc1", help="policy of timm, or 'none'")
+    add("--random_erasing", type=float, default=0.25, help="its probability")
+    add("--mixup", type=float, default=0.8, help="alpha of mixup; 0 for none")
+    add("--cutmix", type=float, default=1.0, help="alpha of CutMix; 0 for none")
+    add("--label_smoothing", type=float, default=0.1, help="probability mass spread over classes")
+    add = arguments.add_optimization_arguments(parser, 5e-4, epochs=100, total_batch_size=1024).add_argument
+    add("--min_learning_rate", type=float, default=1e-6, help="learning rate at the end of the cosine")
+    add("--layer_decay", type=float, default=0.65, help="factor of the learning rate from each layer to the one below")
+    add("--ema_decay", type=float, help="decay of an average of the weights, such as 0.9999; if left out, none")
+    arguments.add_run_arguments(parser).add_argument(
         "--best_metric",
         help="figure that chooses best/, such as accuracy_sigma_25; if left out, accuracy at the first of"
         " --eval_sigmas, or accuracy_off with --train_on clean",
@@ -129,23 +113,6 @@ def make_model(args: argparse.Namespace, label_names: list[str]) -> NIMForImageC
     )
 
 
-def make_objective(args: argparse.Namespace, run: TrainingRun, num_labels: int) -> ClassificationObjective:
-    """Return what a run learns.
-
-    Raises:
-        ValueError: An argument is out of range.
-    """
-    return ClassificationObjective(
-        run.model,
-        run.inner_model,
-        args.train_on,
-        arguments.sigma_from_arguments(args),
-        LabelMixer(num_labels, args.mixup, args.cutmix, args.label_smoothing),
-        make_attack(args),
-        args.seed,
-    )
-
-
 def make_attack(args: argparse.Namespace) -> TrainingAttack | None:
     """Return the attack on training images, or None.
 
@@ -154,13 +121,9 @@ def make_attack(args: argparse.Namespace) -> TrainingAttack | None:
     """
     if not args.adversarial_steps:
         return None
-    step_size = args.adversarial_step_size
-    return TrainingAttack(
-        eps=args.adversarial_eps / 255,
-        steps=args.adversarial_steps,
-        step_size=None if step_size is None else step_size / 255,
-        through_defense=args.adversarial_through == "defense",
-    )
+    step_size = None if args.adversarial_step_size is None else args.adversarial_step_size / 255
+    through_defense = args.train_on == "denoised" and args.adversarial_through == "defense"
+    return TrainingAttack(args.adversarial_eps / 255, args.adversarial_steps, step_size, through_defense)
 
 
 def choose_best_metric(args: argparse.Namespace) -> str:
@@ -178,26 +141,6 @@ def choose_best_metric(args: argparse.Namespace) -> str:
     return chosen
 
 
-def describe_attack(args: argparse.Namespace) -> str | None:
-    """Return the attack on training images in words, or None."""
-    if not args.adversarial_steps:
-        return None
-    through = args.adversarial_through if args.train_on == "denoised" else "classifier"
-    return f"PGD-{args.adversarial_steps}, Linf {args.adversarial_eps:g}/255, through the {through}"
-
-
-def summarize(args: argparse.Namespace) -> str:
-    """Return the sentence of the model's card that says what it is."""
-    attack = describe_attack(args)
-    images = f"{args.train_on} images{f', adversarially ({attack})' if attack else ''}"
-    if args.train_on == "denoised":
-        return (
-            "An image classifier with the De^3 defense: it adds noise to an image, denoises it and classifies the"
-            f" result. Fine-tuned on {images}."
-        )
-    return f"An image classifier without a defense, fine-tuned on {images}."
-
-
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Run the command, and return what `all_results.json` holds."""
     args = parse_arguments(argv)
@@ -208,7 +151,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     data, num_labels = job.data, len(job.data.label_names)
     if args.per_device_train_batch_size % 2 and (args.mixup or args.cutmix):
         raise ValueError("mixup and CutMix pair images: make --per_device_train_batch_size even, or switch both off")
-    best_metric = choose_best_metric(args)
+    best_metric, attack = choose_best_metric(args), make_attack(args)
 
     seed_step(args.seed, 0, 0)
     model = make_model(args, data.label_names)
@@ -217,13 +160,17 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     run = job.start(
         model, groups, (0.9, 0.999), best_metric, ema_decay=args.ema_decay, min_learning_rate=args.min_learning_rate
     )
-    objective = make_objective(args, run, num_labels)
+    sigma = arguments.sigma_from_arguments(args)
+    mix_labels = LabelMixer(num_labels, args.mixup, args.cutmix, args.label_smoothing)
+    objective = ClassificationObjective(
+        run.model, run.inner_model, args.train_on, sigma, mix_labels, attack, args.seed
+    )
 
     rows = {"trained on": f"{args.train_on} images of {plural(num_labels, 'class')}"}
     if args.train_on != "clean":
-        rows["noise"] = arguments.describe_sigma(objective.sigma)
-    if args.adversarial_steps:
-        rows["attack"] = str(describe_attack(args))
+        rows["noise"] = arguments.describe_sigma(sigma)
+    if attack is not None:
+        rows["attack"] = str(attack)
     rows["layers"] = ", ".join(f"{group['name']} {group['lr']:.2g}" for group in groups if group["weight_decay"])
     job.announce("Fine-tuning", run, rows)
 
@@ -237,4 +184,5 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     policy = None if args.auto_augment == "none" else args.auto_augment
     transform = finetuning_transform(config, args.crop_scale, args.horizontal_flip, policy, args.random_erasing)
     job.fit(run, transform, objective, evaluate, draw if args.train_on == "denoised" else None)
-    return publish.finish(run, args, job.plan, data, job.task, summarize(args), repository)
+    attacked = f", adversarially ({attack})" if attack is not None else ""
+    return publish.finish(run, args, job.plan, data, job.task, f"{SUMMARIES[args.train_on]}{attacked}.", repository)

@@ -8,6 +8,7 @@ latest` an interrupted run continues exactly from its last checkpoint.
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from ..hub import training_results as publish
 from ..training import arguments, launch
 from ..training.evaluation import evaluate_denoiser, evaluate_masked
 from ..training.mae import MaskedAutoencoder
-from ..training.objectives import DenoisingObjective, MaskingObjective
+from ..training.objectives import denoising_loss, masking_loss
 from ..training.optimization import parameter_groups
 from ..training.plots import plot_reconstructions
 from ..utils.cli import make_parser
@@ -92,12 +93,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     run = job.start(model, groups, (0.9, 0.95), best_metric="loss", greater_is_better=False)
 
     sigma = arguments.sigma_from_arguments(args)
-    objective: DenoisingObjective | MaskingObjective
     if args.pretext == "mae":
-        objective = MaskingObjective(run.model, config)
+        objective = partial(masking_loss, run.model, config=config)
         rows = {"mask": f"{args.mask_ratio:.0%} of the patches"}
     else:
-        objective = DenoisingObjective(run.model, sigma)
+        objective = partial(denoising_loss, run.model, sigma=sigma)
         rows = {"noise": arguments.describe_sigma(sigma)}
     job.announce(f"{args.pretext.upper()} pretraining", run, rows)
 

@@ -10,7 +10,7 @@ import torch
 from transformers.modeling_utils import PreTrainedModel
 
 from ..attacks.adapter import PixelClassifier
-from .images import EvaluationImages, RowReader
+from .images import EvaluationImages
 from .loading import ImageData
 
 
@@ -81,7 +81,7 @@ class EvaluationSet:
         number_of = class_numbers(data, model.config, labels_by_index)
         adapter = PixelClassifier(model, image_processor=image_processor)
         channels = getattr(model.config, "num_channels", 3)
-        samples = EvaluationImages(data.train, RowReader.of(data, data.train, channels), image_processor)
+        samples = EvaluationImages(data.train, data.reader(data.train, channels), image_processor)
         order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0)).tolist()
 
         def pixels_of(pixel_values: torch.Tensor) -> torch.Tensor:

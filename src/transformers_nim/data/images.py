@@ -7,7 +7,7 @@ uninterrupted one, and a step has the same images whatever the number of process
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_
 from ..utils.extras import require
 from ..utils.seeding import derive_seed_32
 from .augmentation import Transform
-from .loading import ImageData, decode_picture
+from .loading import ImageData, RowReader
 
 
 Batch = dict[str, Any]
@@ -28,54 +28,21 @@ Batch = dict[str, Any]
 _MAX_UNDECODABLE_IN_A_ROW = 50
 
 
-@dataclass(frozen=True)
-class RowReader:
-    """Read picture and label of a row.
-
-    Attributes:
-        column: Column of images.
-        label_of: Function from a row to its class.
-        num_channels: Channels of the pictures, 1 or 3.
-        token: Token for images that are still on the Hub.
-    """
-
-    column: str
-    label_of: Callable[[Mapping[str, Any]], int]
-    num_channels: int
-    token: str | None = None
-
-    @classmethod
-    def of(cls, data: ImageData, rows: Any, num_channels: int) -> "RowReader":
-        """Return a reader of `rows`, the training or validation rows of `data`."""
-        return cls(data.image_column, data.label_reader(rows), num_channels, data.token)
-
-    def __call__(self, row: Mapping[str, Any]) -> tuple[Image.Image | Exception, int]:
-        """Return the picture, or the error that decoding it raised, and the label."""
-        label = self.label_of(row)
-        try:
-            return decode_picture(row[self.column], self.num_channels, self.token), label
-        except Exception as error:
-            return error, label
-
-    def name(self, place: str, row: Mapping[str, Any]) -> str:
-        """Return what to call a row in messages: its place, and the path of its image if it has one."""
-        value = row[self.column]
-        path = value.get("path") if isinstance(value, Mapping) else value
-        return f"{place} ({path})" if isinstance(path, str) else place
-
-
+@dataclass(eq=False)
 class TrainingImages(Dataset):
     """Augmented images by `(epoch, row)`. A picture that cannot be decoded is replaced by the next one that can.
 
-    Args:
+    Attributes:
         rows: Undecoded rows.
         read: Reader of the rows.
         transform: Function from a picture and a seed to normalized pixels.
         seed: The run's seed.
     """
 
-    def __init__(self, rows: Sequence[Mapping[str, Any]], read: RowReader, transform: Transform, seed: int):
-        self.rows, self.read, self.transform, self.seed = rows, read, transform, seed
+    rows: Sequence[Mapping[str, Any]]
+    read: RowReader
+    transform: Transform
+    seed: int
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -127,13 +94,14 @@ class EndlessBatches(Sampler[list[tuple[int, int]]]):
         return epoch, int(self.orders[epoch][place])
 
 
+@dataclass(eq=False)
 class StreamedImages(IterableDataset):
     """Augmented images of a `datasets.IterableDataset`, epoch after epoch without end.
 
     The n-th sample is the n-th row, or the next one that can be decoded. So a run resumes at any sample by skipping as
     many rows, without decoding them.
 
-    Args:
+    Attributes:
         stream: Undecoded rows of one process.
         read, transform, seed: As for [`TrainingImages`].
         stream_index: Index of the process, which gives it other draws than the others.
@@ -141,19 +109,13 @@ class StreamedImages(IterableDataset):
         first_batch: Number of batches already seen, a multiple of the number of DataLoader workers.
     """
 
-    def __init__(
-        self,
-        stream: Any,
-        read: RowReader,
-        transform: Transform,
-        seed: int,
-        stream_index: int,
-        batch_size: int,
-        first_batch: int = 0,
-    ):
-        self.stream, self.read, self.transform = stream, read, transform
-        self.seed, self.stream_index = seed, stream_index
-        self.batch_size, self.first_batch = batch_size, first_batch
+    stream: Any
+    read: RowReader
+    transform: Transform
+    seed: int
+    stream_index: int
+    batch_size: int
+    first_batch: int = 0
 
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
@@ -206,7 +168,7 @@ def _first_decodable(
         error = picture
     raise ValueError(
         f"{len(undecodable)} images in a row cannot be decoded, the last of them in row {undecodable[-1]}: {error!r}."
-        f" Are the files there, and is {read.column!r} the column of images?"
+        f" Are the files there, and is {read.image_column!r} the column of images?"
     )
 
 
@@ -258,7 +220,7 @@ def training_batches(
         Batches with `pixel_values` of shape `(batch, channels, height, width)`, `labels` and `noise_seed` of shape
         `(batch,)`, and `undecodable`, a list of the rows that were replaced.
     """
-    arguments = (RowReader.of(data, data.train, num_channels), transform, seed)
+    arguments = (data.reader(data.train, num_channels), transform, seed)
     # A loader without its own generator would draw from the global one.
     options: dict[str, Any] = {"collate_fn": _collate, "pin_memory": pin_memory, "generator": torch.Generator()}
     if not data.is_streamed:
@@ -276,17 +238,19 @@ def training_batches(
     return itertools.islice(loader, to_drop, None)
 
 
+@dataclass(eq=False)
 class EvaluationImages(Dataset):
     """Images from the model's image processor, by row. One that cannot be decoded has `is_valid` False.
 
-    Args:
+    Attributes:
         rows: Undecoded rows.
         read: Reader of the rows.
         image_processor: The model's image processor.
     """
 
-    def __init__(self, rows: Sequence[Mapping[str, Any]], read: RowReader, image_processor: Any):
-        self.rows, self.read, self.image_processor = rows, read, image_processor
+    rows: Sequence[Mapping[str, Any]]
+    read: RowReader
+    image_processor: Any
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -324,8 +288,7 @@ def evaluation_loader(
         Batches with `pixel_values` of shape `(batch, channels, height, width)`, and `labels`, `row` and `is_valid` of
         shape `(batch,)`.
     """
-    read = RowReader.of(data, data.validation, num_channels)
-    images = EvaluationImages(data.validation, read, image_processor)
+    images = EvaluationImages(data.validation, data.reader(data.validation, num_channels), image_processor)
     return DataLoader(images, batch_size=batch_size, num_workers=num_workers)
 
 

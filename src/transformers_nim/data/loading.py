@@ -3,8 +3,9 @@
 
 import glob
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -95,36 +96,61 @@ class ImageData:
         """Whether the training images come as a stream, without row numbers and of unknown length."""
         return not hasattr(self.train, "__len__")
 
-    def label_reader(self, rows: Any) -> Callable[[Mapping[str, Any]], int]:
-        """Return a function from a row of `rows` to the index of its class in `label_names`.
-
-        Without labels it returns 0. `rows` are those to train on or to validate with; the two splits may number their
-        classes differently.
-
-        Raises:
-            UnknownLabelError: (the function) A label is none of the classes to train on.
-        """
-        index: dict[Any, int] = {name: number for number, name in enumerate(self.label_names)}
+    def reader(self, rows: Any, num_channels: int) -> "RowReader":
+        """Return a reader of `rows`, those to train on or to validate with, as pictures of 1 or 3 channels."""
         names = getattr((rows.features or {}).get(self.label_column), "names", None)
-        if names is not None:
-            index = {number: index[name] for number, name in enumerate(names) if name in index}
-        return _LabelReader(self.label_column, names, self.label_names, index)
+        return RowReader(self.image_column, num_channels, self.label_column, self.label_names, names, self.token)
 
 
 @dataclass(frozen=True)
-class _LabelReader:
-    # A closure could not be sent to worker processes.
-    column: str | None
-    names: list[str] | None
-    classes: list[str]
-    # From numbers if `names` names them, else from text.
-    index: dict[Any, int]
+class RowReader:
+    """Read picture and class of a row.
 
-    def __call__(self, row: Mapping[str, Any]) -> int:
-        if self.column is None:
+    Attributes:
+        image_column: Column of images.
+        num_channels: Channels of the pictures, 1 or 3.
+        label_column: Column of labels; without one, every class is 0.
+        classes: Classes to train on.
+        names: Names of the classes as the rows number them; None if the rows hold names.
+        token: Token for images that are still on the Hub.
+    """
+
+    image_column: str
+    num_channels: int
+    label_column: str | None = None
+    classes: Sequence[str] = ()
+    names: Sequence[str] | None = None
+    token: str | None = field(default=None, repr=False)
+
+    @cached_property
+    def _index(self) -> dict[Any, int]:
+        index = {name: number for number, name in enumerate(self.classes)}
+        if self.names is None:
+            return index
+        return {number: index[name] for number, name in enumerate(self.names) if name in index}
+
+    def __call__(self, row: Mapping[str, Any]) -> tuple[Image.Image | Exception, int]:
+        """Return the picture, or the error that decoding it raised, and the class.
+
+        Raises:
+            UnknownLabelError: The label is none of the classes to train on.
+        """
+        label = self.label(row)
+        try:
+            return decode_picture(row[self.image_column], self.num_channels, self.token), label
+        except Exception as error:
+            return error, label
+
+    def label(self, row: Mapping[str, Any]) -> int:
+        """Return the class of a row, as an index into `classes`.
+
+        Raises:
+            UnknownLabelError: The label is none of the classes to train on.
+        """
+        if self.label_column is None:
             return 0
-        value = row[self.column]
-        found = self.index.get(str(value) if self.names is None else value)
+        value = row[self.label_column]
+        found = self._index.get(str(value) if self.names is None else value)
         if found is None:
             names = self.names or []
             name = names[value] if isinstance(value, int) and 0 <= value < len(names) else value
@@ -134,6 +160,12 @@ class _LabelReader:
                 f" ({known}); test splits often come without labels"
             )
         return found
+
+    def name(self, place: str, row: Mapping[str, Any]) -> str:
+        """Return what to call a row in messages: its place, and the path of its image if it has one."""
+        value = row[self.image_column]
+        path = value.get("path") if isinstance(value, Mapping) else value
+        return f"{place} ({path})" if isinstance(path, str) else place
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 """Define the command-line arguments that pretraining and fine-tuning share."""
 
 import argparse
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,57 +17,45 @@ _SECRETS = ("token", "hub_token")
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that say where images are; their names are the fields of [`ImageSource`]."""
-    group = parser.add_argument_group("data")
-    group.add_argument(
+    add = parser.add_argument_group("data").add_argument
+    add(
         "--dataset_name",
         help="data set on the Hub, a folder (of parquet files, of images in one folder per class, or written by"
         " save_to_disk) or a .parquet file",
     )
-    group.add_argument("--dataset_config_name", help="configuration of a data set that has several")
-    group.add_argument("--dataset_revision", help="version of a data set on the Hub")
-    group.add_argument("--train_dir", help="folder with one folder of images per class, instead of --dataset_name")
-    group.add_argument("--validation_dir", help="folder like --train_dir, to validate with")
-    group.add_argument("--train_split_name", default="train", help="split to train on")
-    group.add_argument(
-        "--validation_split_name",
-        help="split to validate with; if left out, validation, valid or val, if any",
-    )
-    group.add_argument(
+    add("--dataset_config_name", help="configuration of a data set that has several")
+    add("--dataset_revision", help="version of a data set on the Hub")
+    add("--train_dir", help="folder with one folder of images per class, instead of --dataset_name")
+    add("--validation_dir", help="folder like --train_dir, to validate with")
+    add("--train_split_name", default="train", help="split to train on")
+    add("--validation_split_name", help="split to validate with; if left out, validation, valid or val, if any")
+    add(
         "--train_val_split",
         type=float,
         default=0.1,
-        help="share of the training images to validate with if there is no validation split, in [0, 1); 0 for none",
+        help="share of training images to validate with if there is no split for it; 0 for none",
     )
-    group.add_argument("--image_column_name", help="column of images; if left out, found by type or name")
-    group.add_argument("--label_column_name", help="column of labels; if left out, found by type or name")
-    group.add_argument("--max_train_samples", type=int, help="number of training images at most, chosen at random")
-    group.add_argument("--max_eval_samples", type=int, help="number of validation images at most")
-    group.add_argument(
-        "--streaming",
-        action="store_true",
-        help="read training images while they are downloaded; needs --max_train_steps",
-    )
-    group.add_argument(
-        "--shuffle_buffer",
-        type=int,
-        default=10_000,
-        help="images of a stream in memory, from which the next one is drawn",
-    )
-    group.add_argument("--num_workers", type=int, default=2, help="workers per process that decode and augment")
-    group.add_argument("--cache_dir", help="folder for downloads")
-    group.add_argument("--token", help="token for private data sets and models; by default that of `hf auth login`")
+    add("--image_column_name", help="column of images; if left out, found by type or name")
+    add("--label_column_name", help="column of labels; if left out, found by type or name")
+    add("--max_train_samples", type=int, help="number of training images at most, chosen at random")
+    add("--max_eval_samples", type=int, help="number of validation images at most")
+    add("--streaming", action="store_true", help="read images while downloading; needs --max_train_steps")
+    add("--shuffle_buffer", type=int, default=10_000, help="images of a stream to draw the next one from")
+    add("--num_workers", type=int, default=2, help="workers per process that decode and augment")
+    add("--cache_dir", help="folder for downloads")
+    add("--token", help="token for private data sets and models; by default that of `hf auth login`")
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that describe a new model."""
-    group = parser.add_argument_group("model")
-    group.add_argument(
+    add = parser.add_argument_group("model").add_argument
+    add(
         "--config_name",
         default="base",
         help=f"size of a new model ({', '.join(NIM_SIZES)}; the paper's is base), or the name or path of a config;"
         " unused with a checkpoint",
     )
-    group.add_argument(
+    add(
         "--config_overrides",
         metavar="FIELD=VALUE,...",
         help="fields of NIMConfig to change, such as hidden_size=256,norm_pix_loss=true",
@@ -76,17 +65,16 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 def add_augmentation_arguments(parser: argparse.ArgumentParser, crop_scale: tuple[float, float]) -> Any:
     """Add the arguments of the augmentation that both commands have, and return their group."""
     group = parser.add_argument_group("augmentation")
-    group.add_argument(
+    add = group.add_argument
+    add(
         "--crop_scale",
         type=float,
         nargs=2,
         default=crop_scale,
         metavar=("LOW", "HIGH"),
-        help="smallest and largest share of a picture's area that a random crop covers; as in the paper and MAE",
+        help="smallest and largest share of a picture's area that a crop covers",
     )
-    group.add_argument(
-        "--horizontal_flip", type=float, default=0.5, help="probability of a flip; 0 for digits and letters"
-    )
+    add("--horizontal_flip", type=float, default=0.5, help="probability of a flip; 0 for digits and letters")
     return group
 
 
@@ -95,90 +83,67 @@ def add_optimization_arguments(
 ) -> Any:
     """Add optimizer, schedule and length, and return their group. The defaults are those of MAE and the paper."""
     group = parser.add_argument_group("optimization")
-    group.add_argument("--per_device_train_batch_size", type=int, default=64, help="images per process and pass")
-    group.add_argument(
-        "--per_device_eval_batch_size", type=int, default=128, help="images per process and pass in validation"
-    )
-    group.add_argument(
+    add = group.add_argument
+    add("--per_device_train_batch_size", type=int, default=64, help="images per process and pass")
+    add("--per_device_eval_batch_size", type=int, default=128, help="images per process and pass in validation")
+    add(
         "--gradient_accumulation_steps",
         type=int,
         default=1,
-        help="passes per update; batch of an update = per_device_train_batch_size x processes x passes, in the paper"
-        f" {total_batch_size}",
+        help=f"passes per update; images per update = batch x processes x passes, in the paper {total_batch_size}",
     )
-    group.add_argument(
-        "--num_train_epochs", type=float, default=epochs, help="passes over the training images; as in the paper"
-    )
-    group.add_argument("--max_train_steps", type=int, help="number of updates, instead of --num_train_epochs")
-    group.add_argument(
+    add("--num_train_epochs", type=float, default=epochs, help="passes over the training images; as in the paper")
+    add("--max_train_steps", type=int, help="number of updates, instead of --num_train_epochs")
+    add(
         "--base_learning_rate",
         type=float,
         default=base_learning_rate,
-        help="learning rate for a batch of 256 images; learning rate = base_learning_rate x batch of an update / 256",
+        help="learning rate = this x images per update / 256",
     )
-    group.add_argument("--learning_rate", type=float, help="learning rate, instead of --base_learning_rate")
-    group.add_argument(
-        "--weight_decay", type=float, default=0.05, help="weight decay of matrices; biases and norms have none"
-    )
-    group.add_argument("--lr_scheduler_type", choices=SCHEDULES, default="cosine", help="learning rate after warm-up")
-    group.add_argument(
-        "--warmup_ratio",
-        type=float,
-        default=0.05,
-        help="share of the updates that warm up (in the paper 40 of 800, 5 of 100 epochs)",
-    )
-    group.add_argument("--num_warmup_steps", type=int, help="updates that warm up, instead of --warmup_ratio")
-    group.add_argument(
-        "--max_grad_norm", type=float, help="norm to clip gradients to; if left out, no clipping, as in the paper"
-    )
-    group.add_argument(
+    add("--learning_rate", type=float, help="learning rate, instead of --base_learning_rate")
+    add("--weight_decay", type=float, default=0.05, help="weight decay of matrices; biases and norms have none")
+    add("--lr_scheduler_type", choices=SCHEDULES, default="cosine", help="learning rate after warm-up")
+    add("--warmup_ratio", type=float, default=0.05, help="share of updates that warm up; as in the paper")
+    add("--num_warmup_steps", type=int, help="updates that warm up, instead of --warmup_ratio")
+    add("--max_grad_norm", type=float, help="norm to clip gradients to; if left out, no clipping, as in the paper")
+    add(
         "--mixed_precision",
         choices=("auto", "no", "bf16", "fp16"),
-        help="auto, for CPUs only: bf16 if a benchmark of a second finds it faster than fp32, else no; if left out,"
-        " auto on a CPU, and on a GPU what `accelerate config` or the launch file says",
+        help="auto, for CPUs only: bf16 if a benchmark of a second finds it faster than fp32; if left out, auto on a"
+        " CPU, and on a GPU what `accelerate config` or the launch file says",
     )
-    group.add_argument(
-        "--gradient_checkpointing", action="store_true", help="save memory; takes about a third more time"
-    )
-    group.add_argument("--torch_compile", action="store_true", help="compile the model")
+    add("--gradient_checkpointing", action="store_true", help="save memory; takes about a third more time")
+    add("--torch_compile", action="store_true", help="compile the model")
     return group
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> Any:
     """Add output, checkpoints, logs and the Hub, and return their group."""
     group = parser.add_argument_group("run")
-    group.add_argument("--output_dir", required=True, help="folder for model, checkpoints, logs and results")
-    group.add_argument("--seed", type=int, default=0, help="seed of every random draw")
-    group.add_argument(
-        "--checkpointing_steps", default="1000", metavar="N|epoch", help="updates between checkpoints, or 'epoch'"
-    )
-    group.add_argument("--checkpoints_total_limit", type=int, default=2, help="number of checkpoints to keep")
-    group.add_argument(
+    add = group.add_argument
+    add("--output_dir", required=True, help="folder for model, checkpoints, logs and results")
+    add("--seed", type=int, default=0, help="seed of every random draw")
+    add("--checkpointing_steps", default="1000", metavar="N|epoch", help="updates between checkpoints, or 'epoch'")
+    add("--checkpoints_total_limit", type=int, default=2, help="number of checkpoints to keep")
+    add(
         "--resume_from_checkpoint",
         metavar="PATH|latest",
-        help="checkpoint to continue from; 'latest' takes the newest complete one, or starts anew if there is none",
+        help="checkpoint to continue; 'latest' is the newest complete one, if any",
     )
-    group.add_argument(
-        "--eval_steps", metavar="N|epoch", help="updates between validations; if left out, one at the end"
-    )
-    group.add_argument("--logging_steps", type=int, default=10, help="updates between lines of log.jsonl")
-    group.add_argument(
+    add("--eval_steps", metavar="N|epoch", help="updates between validations; if left out, one at the end")
+    add("--logging_steps", type=int, default=10, help="updates between lines of log.jsonl")
+    add(
         "--eval_sigmas",
         type=float,
         nargs="*",
         default=[25.0, 50.0, 75.0],
         help="noise scales to validate at, in units of 0..255 pixels",
     )
-    group.add_argument(
-        "--report_to",
-        nargs="+",
-        default=["tensorboard"],
-        help="installed trackers (tensorboard, wandb, trackio, ...), or none",
-    )
-    group.add_argument("--push_to_hub", action="store_true", help="upload the finished model")
-    group.add_argument("--hub_model_id", help="repository to push to; by default the name of output_dir")
-    group.add_argument("--hub_private_repo", action="store_true", help="create the repository as a private one")
-    group.add_argument("--hub_token", help="token for the push; by default that of `hf auth login`")
+    add("--report_to", nargs="+", default=["tensorboard"], help="trackers (tensorboard, wandb, trackio, ...) or none")
+    add("--push_to_hub", action="store_true", help="upload the finished model")
+    add("--hub_model_id", help="repository to push to; by default the name of output_dir")
+    add("--hub_private_repo", action="store_true", help="create the repository as a private one")
+    add("--hub_token", help="token for the push; by default that of `hf auth login`")
     return group
 
 
@@ -190,20 +155,19 @@ def add_sigma_arguments(group: Any, kind: str, paper: str) -> None:
         kind: Default type.
         paper: Distribution of the paper, in words.
     """
-    group.add_argument(
+    add = group.add_argument
+    add(
         "--sigma_distribution",
         choices=("gamma", "uniform", "constant"),
         default=kind,
-        help=f"distribution of the noise scale sigma of each image (the paper's: {paper})",
+        help=f"distribution of each image's noise scale sigma (the paper's: {paper})",
     )
     unit = "in units of 0..255 pixels"
-    group.add_argument(
-        "--gamma_concentration", type=float, default=25.0, help="gamma: concentration; mean = concentration x scale"
-    )
-    group.add_argument("--gamma_scale", type=float, default=3.0, help=f"gamma: scale, {unit}")
-    group.add_argument("--sigma_low", type=float, default=0.0, help=f"uniform: lowest sigma, {unit}")
-    group.add_argument("--sigma_high", type=float, default=30.0, help=f"uniform: highest sigma, {unit}")
-    group.add_argument("--sigma_value", type=float, default=70.0, help=f"constant: sigma, {unit}")
+    add("--gamma_concentration", type=float, default=25.0, help="gamma: concentration; mean = concentration x scale")
+    add("--gamma_scale", type=float, default=3.0, help=f"gamma: scale, {unit}")
+    add("--sigma_low", type=float, default=0.0, help=f"uniform: lowest sigma, {unit}")
+    add("--sigma_high", type=float, default=30.0, help=f"uniform: highest sigma, {unit}")
+    add("--sigma_value", type=float, default=70.0, help=f"constant: sigma, {unit}")
 
 
 def sigma_from_arguments(args: argparse.Namespace) -> SigmaDistribution:
@@ -243,14 +207,13 @@ def parse_overrides(text: str | None) -> dict[str, Any]:
 
 
 def _parse_value(text: str) -> Any:
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
+    words = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
     for kind in (int, float):
-        try:
+        with suppress(ValueError):
             return kind(text)
-        except ValueError:
-            continue
-    return None if text.lower() == "none" else text
+    return text
 
 
 def config_from_arguments(args: argparse.Namespace, **fields: Any) -> NIMConfig:

@@ -98,9 +98,7 @@ def evaluate_masked(
     """Return the loss of a masked autoencoder; the mask of an image depends on the image alone.
 
     Args:
-        accelerator: Accelerator whose processes share the images.
-        model: Model, prepared or not; left in its mode.
-        loader: Prepared loader from [`evaluation_loader`].
+        accelerator, model, loader: As for [`evaluate_denoiser`].
 
     Returns:
         `loss`, the mean over images.
@@ -131,9 +129,7 @@ def evaluate_classifier(
     A [`NIMForRobustImageClassification`] denoises; a classifier without a defense sees the noisy image.
 
     Args:
-        accelerator: Accelerator whose processes share the images.
-        model: Model, prepared or not; left in its mode.
-        loader: Prepared loader from [`evaluation_loader`].
+        accelerator, model, loader: As for [`evaluate_denoiser`].
         sigmas: Noise scales in units of 0..255 pixels; None for the defense off.
 
     Returns:

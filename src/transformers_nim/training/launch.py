@@ -5,14 +5,13 @@ import argparse
 import importlib.util
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ..data.augmentation import Transform
 from ..data.images import Batch, evaluation_loader, first_images, training_batches
@@ -139,19 +138,6 @@ def make_accelerator(args: argparse.Namespace, precision: Precision) -> Any:
     return accelerator
 
 
-def load_data(args: argparse.Namespace, with_labels: bool) -> ImageData:
-    """Load the images that the arguments of [`add_data_arguments`] describe.
-
-    Raises:
-        ValueError: As [`ImageSource`], or a stream has no `--max_train_steps`.
-    """
-    if args.streaming and args.max_train_steps is None:
-        raise ValueError("a stream has no known length: pass --max_train_steps")
-    if args.num_workers < 0:
-        raise ValueError(f"num_workers must be at least 0, got {args.num_workers}")
-    return ImageSource(**{field.name: getattr(args, field.name) for field in fields(ImageSource)}).load(with_labels)
-
-
 def make_plan(args: argparse.Namespace, data: ImageData, num_processes: int) -> Plan:
     """Return batch, length and learning rate of a run.
 
@@ -161,6 +147,10 @@ def make_plan(args: argparse.Namespace, data: ImageData, num_processes: int) -> 
     counts = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
               "max_train_steps", "logging_steps", "checkpoints_total_limit")  # fmt: skip
     check_counts(**{name: getattr(args, name) for name in counts})
+    if data.is_streamed and args.max_train_steps is None:
+        raise ValueError("a stream has no known length: pass --max_train_steps")
+    if args.num_workers < 0:
+        raise ValueError(f"num_workers must be at least 0, got {args.num_workers}")
     if args.max_grad_norm is not None and not args.max_grad_norm > 0:
         raise ValueError(f"max_grad_norm must be greater than 0, got {args.max_grad_norm}; leave it out for none")
     for sigma in args.eval_sigmas:
@@ -222,7 +212,8 @@ class TrainingJob:
         Raises:
             ValueError: An argument is out of range, or images or labels are missing.
         """
-        data = load_data(args, with_labels=task == "finetuning")
+        source = ImageSource(**{field.name: getattr(args, field.name) for field in fields(ImageSource)})
+        data = source.load(with_labels=task == "finetuning")
         return cls(task, args, accelerator, precision, data, make_plan(args, data, accelerator.num_processes))
 
     def start(
@@ -252,7 +243,14 @@ class TrainingJob:
         args, plan, accelerator = self.args, self.plan, self.accelerator
         image_processor = NIMImageProcessor.from_config(model.config)
         optimizer = make_optimizer(groups, betas)
-        ema = make_average(accelerator, model, ema_decay)
+        ema = None
+        if ema_decay is not None:
+            if not 0 < ema_decay < 1:
+                raise ValueError(f"ema_decay must be greater than 0 and less than 1, got {ema_decay}")
+            if accelerator.distributed_type.value in ("FSDP", "DEEPSPEED"):
+                kind = accelerator.distributed_type.value
+                raise ValueError(f"ema_decay does not work with {kind}, which shards the weights")
+            ema = require("timm.utils").ModelEmaV3(model.to(accelerator.device), decay=ema_decay)
         ratio = min_learning_rate / plan.learning_rate
         schedule = make_schedule(optimizer, args.lr_scheduler_type, plan.warmup_steps, plan.total_steps, ratio)
         if args.gradient_checkpointing:
@@ -351,28 +349,25 @@ class TrainingJob:
         Args:
             run: Run from [`~TrainingJob.start`].
             transform: Augmentation.
-            objective: Function from a batch to its mean loss, such as a [`DenoisingObjective`].
+            objective: Function from a batch to its mean loss, see [`objectives`](objectives.py).
             evaluate: Function from a model and `loader`, the validation images, to figures by name.
             draw: Function of a model, a step and `images`, the first validation images, that plots them; or None.
             image_steps: Updates between plots; None for a single one at the end.
         """
         args, data, accelerator = self.args, self.data, self.accelerator
         num_channels = run.inner_model.config.num_channels
-
-        def batches(first_batch: int) -> Iterator[Batch]:
-            return training_batches(
-                data,
-                num_channels,
-                transform,
-                args.per_device_train_batch_size,
-                args.seed,
-                accelerator.num_processes,
-                accelerator.process_index,
-                first_batch,
-                args.num_workers,
-                pin_memory=accelerator.device.type == "cuda",
-            )
-
+        batches = partial(
+            training_batches,
+            data,
+            num_channels,
+            transform,
+            args.per_device_train_batch_size,
+            args.seed,
+            accelerator.num_processes,
+            accelerator.process_index,
+            num_workers=args.num_workers,
+            pin_memory=accelerator.device.type == "cuda",
+        )
         if data.validation is None:
             run.fit(batches, objective)
             return
@@ -381,24 +376,6 @@ class TrainingJob:
                 data, num_channels, run.image_processor, args.per_device_eval_batch_size, args.num_workers
             )
         )
-
         if draw is not None:
             draw = partial(draw, images=first_images(loader.dataset).to(accelerator.device))
         run.fit(batches, objective, partial(evaluate, loader=loader), draw, image_steps)
-
-
-def make_average(accelerator: Any, model: nn.Module, decay: float | None) -> Any:
-    """Return timm's moving average of a model's weights, or None without a decay. Called before `prepare`.
-
-    Raises:
-        ValueError: The decay is not between 0 and 1, or weights are sharded over processes.
-    """
-    if decay is None:
-        return None
-    if not 0 < decay < 1:
-        raise ValueError(f"ema_decay must be greater than 0 and less than 1, got {decay}")
-    if accelerator.distributed_type.value in ("FSDP", "DEEPSPEED"):
-        raise ValueError(
-            f"ema_decay does not work with {accelerator.distributed_type.value}, which shards the weights"
-        )
-    return require("timm.utils").ModelEmaV3(model.to(accelerator.device), decay=decay)

@@ -1,8 +1,8 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""Objectives: from a batch of training images to the loss of one step.
+"""Compute the loss of one training step: denoise, fill in hidden patches, or classify under attack.
 
-An objective holds the prepared model and is called with a batch of [`training_batches`], to which [`TrainingRun`] adds
-`step`. The noise of an image comes from its `noise_seed`, so the loss does not depend on how a batch is shared out.
+A batch is one of [`training_batches`], to which [`TrainingRun`] adds `step`. The noise of an image comes from its
+`noise_seed`, so the loss does not depend on how images are shared out among processes.
 """
 
 from dataclasses import dataclass
@@ -22,47 +22,32 @@ from .evaluation import eval_mode
 from .mae import draw_mask_scores
 
 
-@dataclass(frozen=True)
-class DenoisingObjective:
-    """Restore images that are noisy, each under its own sigma (NIM, arXiv 2302.01056).
+def denoising_loss(model: nn.Module, batch: Batch, sigma: SigmaDistribution) -> torch.Tensor:
+    """Return the mean loss of restoring images, each under its own sigma and noise (NIM, arXiv 2302.01056).
 
-    Attributes:
+    Args:
         model: Prepared [`NIMForPreTraining`].
+        batch: Training images.
         sigma: Distribution of sigma, in units of 0..255 pixels.
     """
-
-    model: nn.Module
-    sigma: SigmaDistribution
-
-    def __call__(self, batch: Batch) -> torch.Tensor:
-        """Return the mean loss of a batch."""
-        sigma, noise = _draw_noise(batch, self.sigma)
-        return self.model(batch["pixel_values"], sigma=sigma, pixel_noise=noise).loss
+    drawn, noise = _draw_noise(batch, sigma)
+    return model(batch["pixel_values"], sigma=drawn, pixel_noise=noise).loss
 
 
-@dataclass(frozen=True)
-class MaskingObjective:
-    """Fill in hidden patches (MAE, arXiv 2111.06377).
+def masking_loss(model: nn.Module, batch: Batch, config: NIMConfig) -> torch.Tensor:
+    """Return the mean loss of filling in hidden patches, other ones in each image (MAE, arXiv 2111.06377).
 
-    Attributes:
+    Args:
         model: Prepared [`MaskedAutoencoder`].
-        config: Its config.
+        batch: Training images.
+        config: Config of the model.
     """
-
-    model: nn.Module
-    config: NIMConfig
-
-    def __call__(self, batch: Batch) -> torch.Tensor:
-        """Return the mean loss of a batch."""
-        scores = draw_mask_scores(self.config, _generators(batch))
-        return self.model(batch["pixel_values"], mask_scores=scores).loss
+    return model(batch["pixel_values"], mask_scores=draw_mask_scores(config, _generators(batch))).loss
 
 
 @dataclass(frozen=True)
 class TrainingAttack:
-    """PGD on training images (adversarial training, Madry et al., arXiv 1706.06083).
-
-    The attack draws its own noise, anew in every step.
+    """PGD on training images (Madry et al., arXiv 1706.06083), with fresh noise in every step.
 
     Attributes:
         eps: Radius of the Linf ball, in pixels of [0, 1].
@@ -85,6 +70,10 @@ class TrainingAttack:
                 "adversarial training needs eps > 0 and <= 1 (8/255, say), at least 1 step and a step size > 0, got"
                 f" {self.eps}, {self.steps} and {self.step_size}"
             )
+
+    def __str__(self) -> str:
+        through = "defense" if self.through_defense else "classifier"
+        return f"PGD-{self.steps}, Linf {self.eps * 255:g}/255, through the {through}"
 
     def __call__(
         self, model: PreTrainedModel, pixel_values: torch.Tensor, labels: torch.Tensor, seed: int = 0, **kwargs: Any
@@ -150,7 +139,11 @@ class ClassificationObjective:
         """Return the mean loss of a batch."""
         pixel_values, labels = self.mix_labels(batch["pixel_values"], batch["labels"])
         if self.attack is not None:
-            pixel_values = self._attacked(self.attack, pixel_values, labels, batch)
+            seed = derive_seed_32(self.seed, "attack", batch["step"], int(batch["noise_seed"][0]))
+            # Classifiers without a defense take no sigma.
+            kwargs = {"sigma": self.sigma if self.attack.through_defense else None}
+            kwargs = kwargs if self.train_on == "denoised" else {}
+            pixel_values = self.attack(self.inner_model, pixel_values, labels, seed, **kwargs)
         if self.train_on == "clean":
             return self.model(pixel_values, labels=labels).loss
         sigma, noise = _draw_noise(batch, self.sigma)
@@ -158,14 +151,6 @@ class ClassificationObjective:
             noisy = add_noise(pixel_values, sigma, noise, self.inner_model.config.image_std)
             return self.model(noisy, labels=labels).loss
         return self.model(pixel_values, labels=labels, sigma=sigma, pixel_noise=noise).loss
-
-    def _attacked(
-        self, attack: TrainingAttack, pixel_values: torch.Tensor, labels: torch.Tensor, batch: Batch
-    ) -> torch.Tensor:
-        # Classifiers without a defense take no sigma.
-        kwargs = {"sigma": self.sigma if attack.through_defense else None} if self.train_on == "denoised" else {}
-        seed = derive_seed_32(self.seed, "attack", batch["step"], int(batch["noise_seed"][0]))
-        return attack(self.inner_model, pixel_values, labels, seed, **kwargs)
 
 
 def _generators(batch: Batch) -> list[torch.Generator]:

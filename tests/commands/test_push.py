@@ -14,27 +14,53 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
+from transformers_nim import NIMForRobustImageClassification
 from transformers_nim.hub import upload as publishing, write_card
+from transformers_nim.hub.remote_code import write_remote_code
 from transformers_nim.hub.upload import prepare
+from transformers_nim.robustness.classifiers import model_hash
 
 
 SCRIPT = Path(__file__).parent.parent.parent / "examples" / "push_checkpoint.py"
 MODEL_CARDS = Path(__file__).parent.parent.parent / "model_cards"
 REPO = "nim/nim-vit-tiny"
+# Nobody's.
+TOKEN = "ghp_" + "aB3" * 12
 RESULTS = {
-    "dataset": "digits",
-    "protocol": "Measured somehow.",
-    "rows": [
-        {"model": "De^3", "sigma": 50, "attack": "PGD", "mean": 41.5, "low": 33.0, "high": 50.0, "settings": {}},
+    "protocol": "Certified somehow.",
+    "settings": {"dataset": "digits", "split": "test", "n0": 100, "n": 1000, "alpha": 0.001, "sequential": False},
+    "curves": [
+        {
+            "sigma": 63.75,
+            "sigma_01": 0.25,
+            "radii": [0.5],
+            "certified_accuracy": [0.415],
+            "certified_accuracy_low": [0.33],
+            "certified_accuracy_high": [0.5],
+            "abstained": 0.125,
+            "average_certified_radius": 0.3,
+            "mean_num_draws": 1100,
+        }
     ],
 }
 
 
+def results_of(path, dtype="float32") -> dict:
+    """What a command writes that measures the model at a path."""
+    model = NIMForRobustImageClassification.from_pretrained(path, dtype=getattr(torch, dtype))
+    return {**RESULTS, "settings": {**RESULTS["settings"], "dtype": dtype, "model_hash": model_hash(model)}}
+
+
+@pytest.fixture(scope="session")
+def results(robust_path) -> dict:
+    return results_of(robust_path)
+
+
 @pytest.fixture
-def folder(robust_path, tmp_path) -> Path:
+def folder(robust_path, results, tmp_path) -> Path:
     folder = tmp_path / "outputs" / "tiny"
     shutil.copytree(robust_path, folder)
-    (folder / "results.json").write_text(json.dumps(RESULTS))
+    (folder / "results.json").write_text(json.dumps(results))
     write_card(folder, name="nim-vit-tiny", summary="A test's model.", results=["results.json"])
     # What training leaves beside it.
     (folder / "checkpoint-7").mkdir()
@@ -63,7 +89,11 @@ def test_without_push_nothing_is_sent(loopback_hub, folder, tmp_path):
     assert done.returncode == 0, done.stderr
     assert {method for method, _, _ in loopback_hub.requests} == {"GET"}
     assert ("models", REPO) not in loopback_hub.storage.repos
-    for text in (f"to: {REPO}, branch main (private if it is new)", "A test's model.", "accuracy, De^3, PGD: 0.415"):
+    for text in (
+        f"to: {REPO}, branch main (private if it is new)",
+        "A test's model.",
+        "sigma 63.75, radius 0.5: 0.415",
+    ):
         assert text in done.stdout
     for name, content in published(folder).items():
         assert f"{len(content):,}  {name}" in done.stdout
@@ -186,7 +216,7 @@ MALFORMED = {
     ".eval_results/x.yaml": ("a: [", ".eval_results/x.yaml cannot be read as YAML"),
     "card.json": ("{", "card.json cannot be read as JSON (Expecting property name"),
     "config.json": ("[]", "config.json must hold an object, not list"),
-    "results.json": ('{"dataset": "digits", "rows": [{}]}', "results.json"),
+    "results.json": ('{"settings": {}, "curves": [{}], "protocol": ""}', "results.json"),
 }
 
 
@@ -246,7 +276,8 @@ def test_weights_in_parts(folder):
 
 
 def change_results(folder):
-    (folder / "results.json").write_text(json.dumps(RESULTS).replace("41.5", "61.5"))
+    results = folder / "results.json"
+    results.write_text(results.read_text().replace("0.415", "0.615"))
 
 
 def change_card(folder):
@@ -255,12 +286,12 @@ def change_card(folder):
 
 
 def token_in(name):
-    return lambda folder: (folder / name).write_text('{"token": "hf_' + "aB3" * 10 + '"}')
+    return lambda folder: (folder / name).write_text(f'{{"token": "{TOKEN}"}}')
 
 
 REFUSED = {
-    "card": (change_card, "-| De^3          | 61.5"),
-    "results": (change_results, "+| De^3          | 61.5"),
+    "card": (change_card, "61.5 [33.0, 50.0]"),
+    "results": (change_results, "61.5 [33.0, 50.0]"),
     "no card": (lambda folder: (folder / "card.json").unlink(), "has no card.json"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors is missing"),
     "no processor": (
@@ -275,7 +306,7 @@ REFUSED = {
     "pickle": (lambda folder: (folder / "extra.pt").write_bytes(b"x"), "extra.pt: such files can execute code"),
     "bin": (lambda folder: (folder / "pytorch_model.bin").write_bytes(b"x"), "pytorch_model.bin: such files"),
     "pkl": (lambda folder: (folder / "a.pkl").write_bytes(b"x"), "a.pkl: such files"),
-    "token": (token_in("notes.json"), "notes.json, line 1: this looks like a token"),
+    "token": (token_in("notes.json"), "notes.json, line 1: this looks like a secret (GitHub Token)"),
     "path": (
         lambda folder: (folder / "log.jsonl").write_text('{"dir": "/home/me/data"}'),
         "/home/me/data is an absolute",
@@ -327,51 +358,16 @@ def test_links_that_leave_the_folder(folder, tmp_path):
     assert [problem.split(" is a link")[0] for problem in problems] == ["lost.txt", "out.txt", "up"]
 
 
-@pytest.mark.parametrize(
-    ("text", "path"),
-    [
-        ("/lustre/x", "/lustre/x"), ('"/Volumes/x"', "/Volumes/x"), ("(/kaggle/input)", "/kaggle/input"),
-        ("at /storage/x.", "/storage/x."), ("file:///home/x", "file:///home/x"), ("cwd:/home/x", "/home/x"),
-        ("--a=/nfs7/2024", "/nfs7/2024"), ("/gpfs/1/x", "/gpfs/1/x"), ("[x](/home/me/x)", "/home/me/x"),
-        ("D:/Projects/x", "/Projects/x"), ("C:\\Users\\me", "C:\\Users"), ("`/p1/p2/p3`", "/p1/p2/p3"),
-    ],
-)  # fmt: skip
-def test_absolute_paths(folder, text, path):
-    (folder / "a.txt").write_text(text)
-    # In JSON, too, where line ends and backslashes are escaped.
-    (folder / "a.json").write_text(json.dumps([f"a:\n{text}\n"]))
-    (folder / "b.json").write_text(json.dumps([f"a:\n{text}"]).replace("/", "\\/"))
-    problems = prepare(folder, REPO).problems
-    assert [problem.split(":")[0] for problem in problems] == ["a.json", "a.txt", "b.json"]
-    assert f"a.txt: {path} is an absolute path" in problems[1]
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "https://a.b/home/c/d", "https://huggingface.co/nim/x/resolve/main/a", "see http://localhost:80/a/b.", "8/255",
-        "eps = 8/255/2 or /8/255", "application/json", "image/svg+xml; text/plain", "[a](/docs/transformers/main)",
-        '<img src="/a/b/c.png">', "<b>a</b></p>", "../a/b ./c/d ~/e/f", "{folder}/a/b $X/c/d ${Y}/e/f <Z>/g/h",
-        "hf://datasets/a/b s3://a/b", "#!/usr/bin/env", "> /dev/null", "and/or/not", "/home", "a:\nb", "//cdn/a/b",
-        "hf_hub_download", "NAME/nim-vit-tiny", "mean / low / high", "/path/to/checkpoint",
-    ],
-)  # fmt: skip
-def test_no_absolute_paths(folder, text):
-    (folder / "a.txt").write_text(text)
-    (folder / "a.json").write_text(json.dumps([text]))
-    assert prepare(folder, REPO).problems == []
-
-
 def test_texts_and_metadata_are_read(folder):
-    secret = "x_hf_" + "aB3" * 10
+    secret = f"x_{TOKEN}"
     for name in ("a.csv", "b.yml", "LICENSE", ".gitattributes"):
         write(folder, name, f"1\n{secret}".encode())
     write(folder, "c.md", b"\xff\xfe")
     save_file({"x": torch.zeros(1)}, folder / "d.safetensors", {"by": secret, "from": "/lustre/me"})
     problems = prepare(folder, REPO).problems
     assert [problem.split(": ")[0] for problem in problems] == [
-        ".gitattributes, line 2", "LICENSE, line 2", "a.csv, line 2", "b.yml, line 2",
         "c.md is no text in UTF-8, as files of its name are; save it as such, or remove it",
+        ".gitattributes, line 2", "LICENSE, line 2", "a.csv, line 2", "b.yml, line 2",
         "d.safetensors (metadata), line 1", "d.safetensors (metadata)",
     ]  # fmt: skip
 
@@ -390,14 +386,114 @@ def test_refused(folder, name):
 def test_own_token_is_found(folder):
     (folder / "a.txt").write_text("x short-secret y")
     assert not prepare(folder, REPO).problems
-    assert "a.txt, line 1" in prepare(folder, REPO, token="short-secret").problems[0]
+    (problem,) = prepare(folder, REPO, token="short-secret").problems
+    assert problem.startswith("a.txt, line 1: this looks like a secret (your token of the Hub)")
+
+
+def test_without_detect_secrets_ones_own_token_is_found(folder, monkeypatch):
+    assert prepare(folder, REPO).notes == []
+    monkeypatch.setitem(sys.modules, "detect_secrets.core.plugins.util", None)
+    (folder / "a.txt").write_text(f"1\n{TOKEN}")
+    publication = prepare(folder, REPO)
+    assert publication.problems == []
+    (note,) = publication.notes
+    assert "texts were not scanned for secrets" in note
+    assert "pip install 'transformers-nim[push]'" in note
+    monkeypatch.setattr(publishing, "get_token", lambda: TOKEN)
+    (problem,) = prepare(folder, REPO).problems
+    assert problem.startswith("a.txt, line 2: this looks like a secret")
+
+
+def replace_weights(folder):
+    """Those of another model of the same shape."""
+    tensors = load_file(folder / "model.safetensors")
+    tensors["classifier.weight"] = tensors["classifier.weight"] + 1
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def test_results_of_other_weights_are_refused(folder, results):
+    here = results["settings"]["model_hash"]
+    replace_weights(folder)
+    (problem,) = prepare(folder, REPO).problems
+    assert problem.startswith(f"results.json was measured on another model (hash {here}) than the one in this folder")
+    assert results_of(folder)["settings"]["model_hash"] in problem
+    assert "Measure this model, or put back the one that was measured" in problem
+    # With results of its own, it is published.
+    (folder / "results.json").write_text(json.dumps(results_of(folder)))
+    assert prepare(folder, REPO).problems == []
+
+
+def test_results_of_other_settings_are_refused(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_samples": 3}))
+    write_card(folder)
+    (problem,) = prepare(folder, REPO).problems
+    assert problem.startswith("results.json was measured on another model")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_results_are_of_weights_in_the_precision_that_they_name(folder, dtype):
+    """Weights are stored in bfloat16; they are measured in float32, or in bfloat16."""
+    model = NIMForRobustImageClassification.from_pretrained(folder, dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+    (folder / "results.json").write_text(json.dumps(results_of(folder, dtype)))
+    assert prepare(folder, REPO).problems == []
+    replace_weights(folder)
+    assert prepare(folder, REPO).problems
+
+
+def test_results_from_before_weights_were_rounded_are_of_others(folder):
+    model = NIMForRobustImageClassification.from_pretrained(folder, dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+    (problem,) = prepare(folder, REPO).problems
+    assert problem.startswith("results.json was measured on another model")
+
+
+def test_code_beside_weights_is_no_part_of_what_was_measured(folder, results):
+    write_remote_code(folder)
+    write_card(folder)
+    assert prepare(folder, REPO).problems == []
+    assert results_of(folder) == results
+
+
+def test_results_that_name_no_model_are_noted(folder):
+    (folder / "results.json").write_text(json.dumps(RESULTS))
+    publication = prepare(folder, REPO)
+    assert publication.problems == []
+    (note,) = publication.notes
+    assert note.startswith("results.json does not say of which weights it is")
+
+
+def test_weights_are_not_loaded_before_they_are_looked_at(folder, monkeypatch):
+    def refuse(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(publishing, "_hash", refuse)
+    with pytest.raises(AssertionError):
+        prepare(folder, REPO)
+    (folder / "pytorch_model.bin").write_bytes(b"x")
+    assert prepare(folder, REPO).problems
+    (folder / "pytorch_model.bin").unlink()
+    for name in ("model.safetensors", "config.json"):
+        content = (folder / name).read_bytes()
+        for broken in (None, b"x", content[:-9]):
+            (folder / name).unlink() if broken is None else (folder / name).write_bytes(broken)
+            assert prepare(folder, REPO).problems
+        (folder / name).write_bytes(content)
+
+
+def test_what_was_not_checked_is_printed(folder, capsys, monkeypatch):
+    (folder / "results.json").write_text(json.dumps(RESULTS))
+    monkeypatch.setattr("transformers_nim.commands.push.stale_files", lambda *_: [])
+    assert load_script().main([str(folder), "--repo_id", REPO]) == 0
+    assert "not checked:\n- results.json does not say of which weights it is" in capsys.readouterr().out
 
 
 def test_refused_by_the_script(loopback_hub, folder, tmp_path):
     change_results(folder)
     done = push(loopback_hub, tmp_path, folder, "--repo_id", REPO, "--push")
     assert done.returncode == 1
-    assert "+| De^3          | 61.5 [33.0, 50.0] |" in done.stderr
+    assert "61.5 [33.0, 50.0] |" in done.stderr
     assert loopback_hub.requests == []
 
 
@@ -405,7 +501,7 @@ def test_refused_by_the_script(loopback_hub, folder, tmp_path):
 def test_shipped_folders_can_be_published(name):
     for with_code in (False, True):
         publication = prepare(MODEL_CARDS / name, f"nim/{name}", with_code=with_code)
-        assert publication.problems == []
+        assert (publication.problems, publication.notes) == ([], [])
         assert ("modeling_nim.py" in publication.files) == with_code
 
 

@@ -226,7 +226,7 @@ def test_relative_folders_have_a_name(tmp_path, hub, monkeypatch):
 
 
 def test_what_must_not_be_published_is_not_pushed(tmp_path, hub):
-    (tmp_path / "notes.json").write_text(json.dumps({"token": "hf_" + "aB3" * 10}))
+    (tmp_path / "notes.json").write_text(json.dumps({"token": "ghp_" + "aB3" * 12}))
     (tmp_path / "nohup.out").write_text("x")
     args = arguments(tmp_path, push_to_hub=True)
     with pytest.raises(ValueError, match="is saved but was not pushed") as raised:
@@ -234,7 +234,7 @@ def test_what_must_not_be_published_is_not_pushed(tmp_path, hub):
     first, second, third = str(raised.value).splitlines()
     assert f"examples/push_checkpoint.py {tmp_path} --repo_id nim/my-model --push" in first
     assert second.startswith("- nohup.out is of no kind that is published")
-    assert third.startswith("- notes.json, line 1: this looks like a token")
+    assert third.startswith("- notes.json, line 1: this looks like a secret")
     assert hub.asked == []
     # Nothing of the run is lost.
     assert json.loads((tmp_path / "all_results.json").read_text())["steps"] == 2

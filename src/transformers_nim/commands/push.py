@@ -1,12 +1,14 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""Publishes a checkpoint with its card and results on the Hub. Without --push nothing is sent.
+"""Publish a checkpoint with its card and results on the Hub. Without --push nothing is sent.
 
     python examples/push_checkpoint.py outputs/de3 --repo_id NAME/nim-vit-tiny-de3          # what would change
     python examples/push_checkpoint.py outputs/de3 --repo_id NAME/nim-vit-tiny-de3 --push
 
-It refuses cards that do not agree with the results (and shows the difference), missing or broken files, formats that
-execute code when they are read, tokens and absolute paths. What was uploaded is downloaded again and compared. The
-branch is exactly the folder afterwards: files that are on the Hub alone are listed, and removed by --push.
+It refuses cards that do not agree with the results (and shows the difference), results of other weights, missing or
+broken files, formats that execute code when they are read, secrets and absolute paths. detect-secrets looks for
+secrets (pip install 'transformers-nim[push]'); without it, only your token is looked for. What was uploaded is
+downloaded again and compared. The branch is exactly the folder afterwards: files that are on the Hub alone are listed,
+and removed by --push.
 """
 
 import argparse
@@ -34,7 +36,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def describe(publication: Publication, args: argparse.Namespace) -> str:
-    """What would be sent, where to, and what the card says."""
+    """Say what would be sent, where to, and what the card says."""
     visibility = "private" if args.private else "public"
     lines = [f"to: {args.repo_id}, branch {args.revision} ({visibility} if it is new)"]
     lines += [f"{publication.size(name):>14,}  {name}" for name in publication.files]
@@ -52,11 +54,13 @@ def describe(publication: Publication, args: argparse.Namespace) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; returns 1 if the folder must not be published as it is."""
+    """Run the command line; return 1 if the folder must not be published as it is."""
     args = parse_arguments(argv)
     try:
         publication = prepare(args.folder, args.repo_id, args.with_code, args.token)
         print(describe(publication, args))
+        if publication.notes:
+            print("\nnot checked:", *publication.notes, sep="\n- ")
         if publication.problems:
             print("\nnot ready to be published:", *publication.problems, sep="\n- ", file=sys.stderr)
             return 1

@@ -1,11 +1,11 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""Publishes a folder on the Hub: looks at it first, and at what has arrived afterwards."""
+"""Publish a folder on the Hub: look at it first, and at what has arrived afterwards."""
 
 import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -24,8 +24,9 @@ from safetensors import SafetensorError, safe_open
 from yaml import YAMLError, safe_load
 
 from ..model import modeling_nim
-from ..model.configuration_nim import NIMConfig
-from .model_card import card_differences, card_files, read_inputs
+from ..robustness.classifiers import model_hash
+from .model_card import architecture_of, card_differences, card_files, empty_model, read_inputs
+from .private_text import SecretScanner, private_parts
 from .remote_code import code_files, remote_code_files
 
 
@@ -51,25 +52,6 @@ _TEXT = {".csv", ".json", ".jsonl", ".md", ".txt", ".yaml", ".yml"}
 # All else is refused: a list of what is dangerous or private is never complete.
 _ALLOWED = _TEXT | {".jpg", ".png", ".py", ".safetensors"}
 _NAMES = {"LICENSE", "NOTICE"}
-_SECRETS = re.compile(
-    r"(?<![A-Za-z0-9])(?:hf_|api_org_)[A-Za-z0-9]{16,}|(?<![A-Za-z0-9])gh[pousr]_[A-Za-z0-9]{30,}"
-    r"|(?<![A-Za-z0-9])AKIA[0-9A-Z]{16}(?![A-Za-z0-9])|-----BEGIN [A-Z ]*PRIVATE KEY"
-)
-# The first name in a path; with a letter, so that "/8/255" is none.
-_PART = r"(?=[^\s/]*[^\W\d_])[\w.@+~-]+"
-# Where files of people lie. Other folders are told by what stands before them.
-_ROOTS = (
-    "home|root|Users|tmp|mnt|var|opt|srv|media|data|work|workspace|scratch|content|lustre|Volumes|kaggle|storage|gpfs"
-)
-_ABSOLUTE = re.compile(
-    # In an address, "/" follows a host, a ":" or another "/"; but an address of a file is one of this machine.
-    rf"\bfile:/{{1,3}}{_PART}(?:/{_PART})*"
-    rf"|(?<![\w/.~-])/(?:{_ROOTS})/[^\s\"'`,;)]+"
-    # Neither links within a site, nor closing brackets and placeholders as in "{folder}/a/b", nor what all have.
-    r"|(?<![\w/.~)\]}>%*+$<-])(?<!\]\()(?<!href=[\"'])(?<!src=[\"'])"
-    rf"/(?!(?:dev|proc|sys|bin|usr/bin|path/to)/){_PART}(?:/[\w.@+~-]+)+"
-)
-_WINDOWS = re.compile(r"\b[A-Za-z]:\\{1,2}[A-Za-z]\w*")
 # `HTTPError` of the HTTP client of huggingface_hub, which has not been the same package in all its versions.
 _HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
 # The Hub makes it itself, and its LFS files need it.
@@ -86,32 +68,34 @@ class Publication:
         repo_id: Where it goes.
         files: By its path in the repository, the content of every file or where it lies.
         problems: What has to be put right before; nothing is uploaded while there are any.
+        notes: What was not looked at, and why.
     """
 
     folder: Path
     repo_id: str
     files: dict[str, Path | bytes]
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def size(self, name: str) -> int:
-        """Bytes of a file."""
+        """Return the bytes of a file."""
         content = self.files[name]
         return len(content) if isinstance(content, bytes) else content.stat().st_size
 
     def read(self, name: str) -> bytes:
-        """The content of a file."""
+        """Return the content of a file."""
         content = self.files[name]
         return content if isinstance(content, bytes) else content.read_bytes()
 
 
 def prepare(folder: str | Path, repo_id: str, with_code: bool = False, token: str | None = None) -> Publication:
-    """Collects the files of a folder and looks for what must not be published; nothing is sent or written.
+    """Collect the files of a folder and look for what must not be published; nothing is sent or written.
 
     Args:
         folder: A checkpoint with its card.
         repo_id: Name of the repository, such as `"name/nim-vit-tiny"`.
         with_code: Whether to add the Python files of [`write_remote_code`].
-        token: One that must be in no file, besides everything that looks like one.
+        token: One that must be in no file, besides that of `hf auth login` and everything that detect-secrets finds.
 
     Returns:
         The publication, with its problems.
@@ -124,41 +108,40 @@ def prepare(folder: str | Path, repo_id: str, with_code: bool = False, token: st
         raise ValueError(f"{folder} is no folder; pass one that holds a checkpoint and its card")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repo_id):
         raise ValueError(f"{repo_id!r} is no name of a repository; pass OWNER/NAME")
-    files: dict[str, Path | bytes] = {}
-    links: list[str] = []
+    publication = _collect(folder, repo_id)
+    malformed = _malformed(publication)
+    # What is made from files that cannot be read cannot be compared.
+    card = [] if malformed else _card_problems(publication, with_code)
+    weights = [] if malformed else [*_missing(publication), *_other_weights(publication)]
+    kinds = [problem for name in publication.files for problem in _wrong_kind(publication, name)]
+    texts, unreadable = _texts(publication)
+    publication.problems += [*malformed, *card, *weights, *kinds, *unreadable]
+    # Weights are loaded only when they are known to be whole, those of `config.json`, and in a format that is safe.
+    if not (malformed or weights or kinds or unreadable):
+        publication.problems += _results_of_other_weights(publication)
+    publication.problems += _private_parts(publication, texts, token)
+    return publication
+
+
+def _collect(folder: Path, repo_id: str) -> Publication:
+    """Return all files of a folder that belong to a model; links that leave the folder are problems."""
+    publication = Publication(folder, repo_id, {})
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if _TOOLS & set(path.relative_to(folder).parts) or any(fnmatch(name, p) for p in LOCAL_FILES):
             continue
         # Their targets would be uploaded, or, of folders, nothing.
         if path.is_symlink() and (path.is_dir() or not path.resolve().is_relative_to(folder.resolve())):
-            links.append(f"{name} is a link to a folder or out of this one; remove it or copy what it leads to")
-        elif path.is_file():
-            files[name] = path
-    publication = Publication(folder, repo_id, files, links)
-    problems = publication.problems
-    malformed = _malformed(publication)
-    problems += malformed
-    # What is made from files that cannot be read cannot be compared.
-    if not malformed:
-        problems += _card_problems(publication, with_code)
-        problems += _other_weights(publication)
-    ours = code_files()
-    for name in files:
-        if name.endswith(".py") and publication.read(name).decode(errors="replace") != ours.get(name):
-            problems.append(
-                f"{name} is no file of transformers-nim; remove it, or pass --with_code for the package's own"
+            publication.problems.append(
+                f"{name} is a link to a folder or out of this one; remove it or copy what it leads to"
             )
-        problems += _wrong_kind(name)
-        if name.endswith(".safetensors"):
-            problems += _broken_weights(publication, name, token)
-        if Path(name).suffix in _TEXT or Path(name).name in _NAMES | {_KEPT}:
-            problems += _private_content(name, publication.read(name), token)
+        elif path.is_file():
+            publication.files[name] = path
     return publication
 
 
 def _card_problems(publication: Publication, with_code: bool) -> list[str]:
-    """What is wrong with the card and missing beside it; adds the code."""
+    """Say what is wrong with the card and missing beside it; add the code."""
     folder, problems = publication.folder, []
     try:
         difference = card_differences(folder)
@@ -167,7 +150,6 @@ def _card_problems(publication: Publication, with_code: bool) -> list[str]:
                 "the card does not agree with the results. If they are right, run python -m"
                 f" transformers_nim.commands.cards {folder}. What differs:\n{difference}"
             )
-        problems += _missing(publication)
         if with_code:
             generated = {**remote_code_files(folder), **card_files(folder, with_code=True)}
             publication.files.update({name: text.encode() for name, text in generated.items()})
@@ -182,7 +164,7 @@ def _card_problems(publication: Publication, with_code: bool) -> list[str]:
 
 
 def _malformed(publication: Publication) -> list[str]:
-    """Files that are not of the format that their names say."""
+    """Find files that are not of the format that their names say."""
     problems = []
     for name in publication.files:
         path = Path(name)
@@ -207,9 +189,16 @@ def _malformed(publication: Publication) -> list[str]:
     return problems
 
 
+def _result_files(publication: Publication) -> list[str]:
+    """Return the result files that the card names; none if `card.json` is wrong, which is told with the card."""
+    try:
+        return read_inputs(publication.folder).get("results", [])
+    except ValueError:
+        return []
+
+
 def _missing(publication: Publication) -> list[str]:
-    inputs = read_inputs(publication.folder)
-    needed = ["README.md", "config.json", "preprocessor_config.json", *inputs.get("results", [])]
+    needed = ["README.md", "config.json", "preprocessor_config.json", *_result_files(publication)]
     if _INDEX in publication.files:
         needed += sorted(set(json.loads(publication.read(_INDEX))["weight_map"].values()))
     else:
@@ -218,15 +207,11 @@ def _missing(publication: Publication) -> list[str]:
 
 
 def _other_weights(publication: Publication) -> list[str]:
-    """Differences of the weights from the model that `config.json` describes."""
+    """Compare names and shapes of the weights with the model that `config.json` describes."""
     if "config.json" not in publication.files or not {_WEIGHTS, _INDEX} & publication.files.keys():
         return []
     try:
-        config = json.loads(publication.read("config.json"))
-        cls = getattr(modeling_nim, (config.get("architectures") or ["NIMForPreTraining"])[0])
-        # On this device no memory is taken.
-        with torch.device("meta"):
-            model = cls(NIMConfig.from_dict(config))
+        model = empty_model(json.loads(publication.read("config.json")))
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         return [f"config.json describes no model of transformers-nim: {error}; save the model again"]
     wanted = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -259,8 +244,8 @@ def _other_weights(publication: Publication) -> list[str]:
     ):
         if names:
             problems.append(
-                f"the weights are not those of the {cls.__name__} that config.json describes; {len(names)} {what}:"
-                f" {_some(names)}. Save model and configuration together"
+                f"the weights are not those of the {type(model).__name__} that config.json describes;"
+                f" {len(names)} {what}: {_some(names)}. Save model and configuration together"
             )
     return problems
 
@@ -270,8 +255,10 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
-def _wrong_kind(name: str) -> list[str]:
+def _wrong_kind(publication: Publication, name: str) -> list[str]:
     path = Path(name)
+    if path.suffix == ".py" and publication.read(name).decode(errors="replace") != code_files().get(name):
+        return [f"{name} is no file of transformers-nim; remove it, or pass --with_code for the package's own"]
     if path.suffix in _UNSAFE:
         return [f"{name}: such files can execute code when they are read; save weights as safetensors"]
     hidden = [part for part in path.parts if part.startswith(".")]
@@ -285,46 +272,79 @@ def _wrong_kind(name: str) -> list[str]:
     return []
 
 
-def _broken_weights(publication: Publication, name: str, token: str | None) -> list[str]:
-    try:
-        with safe_open(publication.folder / name, framework="pt") as file:
-            list(file.keys())
-            metadata = file.metadata()
-    except (SafetensorError, OSError) as error:
-        return [f"{name} cannot be read: {error}"]
-    return _private_text(f"{name} (metadata)", "\n".join(map("=".join, sorted((metadata or {}).items()))), token)
-
-
-def _private_content(name: str, content: bytes, token: str | None) -> list[str]:
-    try:
-        return _private_text(name, content.decode(), token)
-    except UnicodeDecodeError:
-        return [f"{name} is no text in UTF-8, as files of its name are; save it as such, or remove it"]
-
-
-def _private_text(name: str, text: str, token: str | None) -> list[str]:
+def _texts(publication: Publication) -> tuple[dict[str, str], list[str]]:
+    """Return all texts of a publication, the metadata of weights among them, and what cannot be read."""
+    texts: dict[str, str] = {}
     problems = []
-    known = [secret for secret in (token, get_token()) if secret and secret in text]
-    if known or _SECRETS.search(text):
-        line = next(n for n, x in enumerate(text.splitlines(), 1) if _SECRETS.search(x) or any(k in x for k in known))
-        problems.append(
-            f"{name}, line {line}: this looks like a token or a key; remove it, and revoke it if it is real"
+    for name in publication.files:
+        path = Path(name)
+        if path.suffix == ".safetensors":
+            try:
+                with safe_open(publication.folder / name, framework="pt") as file:
+                    list(file.keys())
+                    metadata = file.metadata() or {}
+                texts[f"{name} (metadata)"] = "\n".join(map("=".join, sorted(metadata.items())))
+            except (SafetensorError, OSError) as error:
+                problems.append(f"{name} cannot be read: {error}")
+        elif path.suffix in _TEXT or path.name in _NAMES | {_KEPT}:
+            try:
+                texts[name] = publication.read(name).decode()
+            except UnicodeDecodeError:
+                problems.append(f"{name} is no text in UTF-8, as files of its name are; save it as such, or remove it")
+    return texts, problems
+
+
+def _private_parts(publication: Publication, texts: Mapping[str, str], token: str | None) -> list[str]:
+    """Look for secrets and absolute paths; note where secrets are not looked for."""
+    tokens = [one for one in (token, get_token()) if one]
+    scanner = None
+    try:
+        scanner = SecretScanner()
+    except ImportError:
+        publication.notes.append(
+            "texts were not scanned for secrets, your token excepted: pip install 'transformers-nim[push]' installs"
+            " detect-secrets, which does that"
         )
-    # Escapes as what they stand for, or "\\n/home" would seem to have an "n" before the path. Outside of JSON a
-    # backslash is also the one of Windows.
-    if name.endswith((".json", ".jsonl")):
-        text = re.sub(r"\\(.)", lambda escape: escape[1] if escape[1] in '\\/"' else " ", text)
-    found = _WINDOWS.search(text) or _ABSOLUTE.search(re.sub(r"\\[nrt]", " ", text))
-    if found:
-        problems.append(
-            f"{name}: {found.group()} is an absolute path, which says where files lie on a machine; remove it"
-        )
+    return [problem for name, text in texts.items() for problem in private_parts(name, text, tokens, scanner)]
+
+
+def _results_of_other_weights(publication: Publication) -> list[str]:
+    """Compare the weights with the hash of the model that results carry."""
+    problems = []
+    hashes: dict[str, str] = {}
+    for name in _result_files(publication):
+        settings = json.loads(publication.read(name)).get("settings")
+        # Training changes the weights, so its results carry none.
+        if not isinstance(settings, dict):
+            continue
+        if not settings.get("model_hash"):
+            publication.notes.append(
+                f"{name} does not say of which weights it is, so nobody can tell if it is of these"
+            )
+            continue
+        # Certificates can be made in half precision, which rounds the weights.
+        dtype = settings.get("dtype", "float32")
+        if dtype not in hashes:
+            hashes[dtype] = _hash(publication.folder, dtype)
+        if settings["model_hash"] != hashes[dtype]:
+            problems.append(
+                f"{name} was measured on another model (hash {settings['model_hash']}) than the one in this folder"
+                f" ({hashes[dtype]}): weights or configuration have changed since. Measure this model, or put"
+                " back the one that was measured"
+            )
     return problems
+
+
+def _hash(folder: Path, dtype: str) -> str:
+    """Return the hash that results of a model carry."""
+    cls = getattr(modeling_nim, architecture_of(json.loads((folder / "config.json").read_text(encoding="utf-8"))))
+    model = cls.from_pretrained(folder, dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=True)
+    return model_hash(model)
 
 
 @contextmanager
 def _in_words(api: HfApi, repo_id: str) -> Iterator[None]:
-    """Errors of the Hub and of the way there as sentences that say what to do."""
+    """Turn errors of the Hub and of the way there into sentences that say what to do."""
     try:
         yield
     except LocalTokenNotFoundError:
@@ -348,7 +368,7 @@ def _in_words(api: HfApi, repo_id: str) -> Iterator[None]:
 
 
 def stale_files(publication: Publication, revision: str = "main", token: str | None = None) -> list[str]:
-    """Files on the Hub that [`upload`] would remove because the publication has none of that name; nothing is sent.
+    """List the files on the Hub that [`upload`] would remove, because the publication has none of their names.
 
     Args:
         publication: What is to be uploaded.
@@ -383,7 +403,7 @@ def _remote_files(api: HfApi, repo_id: str, revision: str) -> set[str]:
 def upload(
     publication: Publication, private: bool = False, revision: str = "main", token: str | None = None
 ) -> tuple[str, str]:
-    """Makes a branch exactly the publication, in one commit, downloads everything again and compares.
+    """Make a branch exactly the publication, in one commit; download everything again and compare.
 
     What lies on the branch and is not in the publication is removed, see [`stale_files`]: old weights or code would
     be loaded along with the new files.
@@ -428,7 +448,7 @@ def upload(
 
 
 def compare(publication: Publication, repo_id: str, revision: str, token: str | None = None) -> list[str]:
-    """Downloads a revision to an empty cache and compares names and hashes.
+    """Download a revision to an empty cache and compare names and hashes.
 
     Returns:
         Names of files that differ, or that only one of the two has.

@@ -67,8 +67,8 @@ def model_hash(model: PreTrainedModel) -> str:
     # Without what is left at its default: a new version of transformers may have more of it, and its hash must be the
     # same.
     config = model.config.to_diff_dict()
-    # Written when a model is saved.
-    for name in ("_name_or_path", "transformers_version", "architectures", "dtype"):
+    # Written when a model is saved, or when its code is put beside it.
+    for name in ("_name_or_path", "transformers_version", "architectures", "dtype", "auto_map", "custom_pipelines"):
         config.pop(name, None)
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):

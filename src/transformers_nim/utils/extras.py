@@ -19,6 +19,7 @@ _EXTRA_OF = {
     "torchattacks": "attacks",
     "pyautoattack": "autoattack",
     "gradio": "demo",
+    "detect_secrets": "push",
 }
 
 

@@ -29,7 +29,7 @@ from transformers_nim import (
     NIMForRobustImageClassification,
     NIMImageProcessor,
 )
-from transformers_nim.attacks import PixelClassifier, eot_pgd
+from transformers_nim.attacks import EOTPGD, PixelClassifier
 from transformers_nim.hub import attack_table, write_card
 from transformers_nim.model.noise import add_noise, draw_noise, parse_sigma
 from transformers_nim.robustness import correct_draws, mean_accuracy
@@ -248,7 +248,7 @@ def evaluate(models, pixels, labels, sigmas, eps, attack_steps, eot_draws, seed)
             for attack, options in zip(ATTACKS, ({}, pgd, eot)):
                 attacked = pixels
                 if options:
-                    attacked = eot_pgd(classifier, pixels, labels, eps / 255, seed=seed, **once, **options)
+                    attacked = EOTPGD(**once, **options)(classifier, pixels, labels, eps=eps / 255, seed=seed)
                 # Measured on noise that the attack has not seen.
                 correct = correct_draws(classifier, attacked, labels, num_draws=8 if sigma else 1, seed=seed)
                 accuracy = mean_accuracy(correct)

@@ -2,25 +2,17 @@
 import pytest
 import torch
 from conftest import tiny_model
-from toys import Linear, Noisy, share_right
+from toys import Linear, share_right
 
-from transformers_nim.attacks import (
-    PixelClassifier,
-    eot_pgd,
-    image_generators,
-    image_seeds,
-    low_frequency,
-    patch_statistics,
-    vote,
-)
-from transformers_nim.attacks.adaptive import LowFrequency, PatchStatistics
+from transformers_nim.attacks import EOTPGD, LowFrequency, PatchStatistics, PixelClassifier, Vote, image_generators
+from transformers_nim.attacks.adaptive import LowFrequencyFamily, PatchFamily
 from transformers_nim.attacks.geometry import perturbation_norm
 
 
 def families(norm):
     clean = torch.rand(3, 2, 8, 12, generator=torch.Generator().manual_seed(0))
     clean[1, :, :4, :6] = 0.3  # a patch of one color
-    return clean, [PatchStatistics(clean, norm, (4, 6)), LowFrequency(clean, norm, 3)]
+    return clean, [PatchFamily(clean, norm, (4, 6)), LowFrequencyFamily(clean, norm, 3)]
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
@@ -42,10 +34,8 @@ def test_only_brightness_and_contrast_of_patches_change():
     model = tiny_model()  # patches of 8 pixels
     pixels = 0.3 + 0.4 * torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     for norm, eps in (("Linf", 0.1), ("L2", 1.0)):
-        adversarial = patch_statistics(
-            PixelClassifier(model, sigma=10), pixels, torch.tensor([0, 1]), norm=norm, eps=eps, seeds=[0, 1], steps=5,
-            num_draws=2, restarts=1,
-        )  # fmt: skip
+        attack = PatchStatistics(steps=5, num_draws=2, restarts=1)
+        adversarial = attack(PixelClassifier(model, sigma=10), pixels, torch.tensor([0, 1]), norm=norm, eps=eps)
         patches, changed = (
             images.unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 1, 4, 5).flatten(3)
             for images in (pixels, adversarial)
@@ -68,9 +58,7 @@ def test_patch_statistics_find_the_best_brightness():
             return torch.stack([-total, total], dim=1)
 
     pixels = torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(0)) / 2 + 0.25
-    adversarial = patch_statistics(
-        Bright(), pixels, torch.tensor([0, 1]), norm="Linf", eps=0.1, seeds=[0, 1], restarts=1
-    )
+    adversarial = PatchStatistics(restarts=1)(Bright(), pixels, torch.tensor([0, 1]), eps=0.1)
     sign = torch.tensor([1.0, 1.0, -1.0, -1.0])[None, None, :, None] * torch.tensor([1.0, -1.0])[:, None, None, None]
     torch.testing.assert_close(adversarial, pixels + 0.1 * sign.expand_as(pixels), atol=3e-3, rtol=0)
 
@@ -87,12 +75,12 @@ def test_low_frequency_finds_the_best_smooth_perturbation():
             return torch.stack([-total, total], dim=1)
 
     pixels, labels = torch.full((1, 1, 8, 8), 0.5), torch.tensor([0])
-    options = {"norm": "Linf", "eps": 0.1, "seeds": [0], "restarts": 1, "losses": ("margin",)}
-    smooth = low_frequency(Bright(), pixels, labels, resolution=2, **options) - pixels
+    options = {"restarts": 1, "losses": ("margin",)}
+    smooth = LowFrequency(resolution=2, **options)(Bright(), pixels, labels, eps=0.1) - pixels
     # A perturbation of two columns is a ramp: its second differences vanish between their centers.
     assert smooth[..., 2:6].diff(n=2, dim=-1).abs().max() < 1e-6
     assert smooth.abs().max() > 0.099
-    free = eot_pgd(Bright(), pixels, labels, **options) - pixels
+    free = EOTPGD(**options)(Bright(), pixels, labels, eps=0.1) - pixels
     assert torch.equal(free[0, 0, 0].sign(), (-1.0) ** torch.arange(8))
 
 
@@ -105,10 +93,8 @@ def test_statistics_of_patches_bypass_the_noise():
         with torch.no_grad():
             draws = classifier.draw_logits(pixels, 32, image_generators(range(6), "labels"))
         labels = draws.softmax(dim=-1).mean(dim=1).argmax(dim=-1)
-        adversarial = patch_statistics(
-            classifier, pixels, labels, norm="Linf", eps=0.1, seeds=image_seeds(0, 6), steps=10, num_draws=4,
-            restarts=1, losses=("ce",),
-        )  # fmt: skip
+        attack = PatchStatistics(steps=10, num_draws=4, restarts=1, losses=("ce",))
+        adversarial = attack(classifier, pixels, labels, eps=0.1)
         falls[statistics] = share_right(classifier, pixels, labels, 32) - share_right(
             classifier, adversarial, labels, 32
         )
@@ -129,9 +115,8 @@ def test_the_vote_attack_turns_votes():
             return torch.where(kind, far[:, None], both[:, None])
 
     pixels, labels = torch.full((1, 1, 1, 2), 0.5), torch.tensor([0])
-    options = {"norm": "Linf", "eps": 0.1, "seeds": [0], "restarts": 1, "steps": 20}
-    by_vote = vote(Split(), pixels, labels, **options)
-    by_mean = eot_pgd(Split(), pixels, labels, losses=("margin",), **options)
+    attacks = Vote(restarts=1, steps=20), EOTPGD(losses=("margin",), restarts=1, steps=20)
+    by_vote, by_mean = (attack(Split(), pixels, labels, eps=0.1, seeds=[0]) for attack in attacks)
 
     def votes(images):
         return Split().draw_logits(images, 20, None).softmax(dim=-1).mean(dim=1)[0, 1]
@@ -142,13 +127,16 @@ def test_the_vote_attack_turns_votes():
 
 def test_wrong_arguments():
     pixels, labels = torch.rand(1, 3, 4, 4), torch.tensor([0])
-    common = {"norm": "Linf", "eps": 0.1, "seeds": [0]}
     with pytest.raises(ValueError, match="does not tell the size of its patches"):
-        patch_statistics(Linear(), pixels, labels, **common)
+        PatchStatistics()(Linear(), pixels, labels, eps=0.1)
     with pytest.raises(ValueError, match=r"patch_size \(3, 3\) must divide"):
-        patch_statistics(Linear(), pixels, labels, patch_size=3, **common)
-    for resolution in (0, 5):
-        with pytest.raises(ValueError, match="resolution"):
-            low_frequency(Linear(), pixels, labels, resolution=resolution, **common)
-    assert patch_statistics(Linear(), pixels, labels, patch_size=(2, 4), steps=1, **common).shape == pixels.shape
-    assert Noisy(Linear(), 0.1).queries == 0
+        PatchStatistics(patch_size=3)(Linear(), pixels, labels, eps=0.1)
+    for size in (0, (2, 0), (2, 1.5)):
+        with pytest.raises(ValueError, match="of patch_size must be an int of at least 1"):
+            PatchStatistics(patch_size=size)
+    with pytest.raises(ValueError, match="resolution must be an int of at least 1, got 0"):
+        LowFrequency(resolution=0)
+    with pytest.raises(ValueError, match="resolution 5 must be at most"):
+        LowFrequency(resolution=5)(Linear(), pixels, labels, eps=0.1)
+    attack = PatchStatistics(patch_size=(2, 4), steps=1)
+    assert attack(Linear(), pixels, labels, eps=0.1).shape == pixels.shape

@@ -12,18 +12,17 @@ from conftest import tiny_model
 from toys import Linear, share_right
 
 from transformers_nim.attacks import (
+    EOTAPGD,
+    EOTAPGDCE,
+    EOTAPGDDLR,
+    EOTPGD,
+    AutoAttack,
     Ball,
     PixelClassifier,
-    autoattack,
-    eot_apgd,
-    eot_apgd_ce,
-    eot_apgd_dlr,
-    eot_pgd,
     external,
     image_generators,
-    image_seeds,
 )
-from transformers_nim.attacks.apgd import _apgd_run, checkpoints
+from transformers_nim.attacks.apgd import checkpoints
 from transformers_nim.attacks.losses import Objective
 from transformers_nim.robustness import wilson_interval
 
@@ -76,9 +75,9 @@ def test_visits_the_points_of_the_papers_algorithm():
             margin = torch.sin(9 * value) + value
             return torch.stack([-margin / 2, margin / 2], dim=1)
 
-    run = _apgd_run(Objective(Curve(), "margin", 1), Ball("Linf", eps), steps, None)
-    clean = torch.full((1, 1, 1, 1), 0.15, dtype=torch.float64)
-    run(clean, torch.tensor([0]), image_generators([0], "start"))
+    clean, objective = torch.full((1, 1, 1, 1), 0.15, dtype=torch.float64), Objective(Curve(), "margin", 1)
+    generators = image_generators([0], "start")
+    EOTAPGD(steps=steps)._run(objective, Ball("Linf", eps), list, clean, torch.tensor([0]), generators)
     expected = algorithm_one(
         lambda x: math.sin(9 * x) + x, lambda x: 9 * math.cos(9 * x) + 1, visited[0], 0.0, 0.15 + eps, eps, steps
     )
@@ -100,11 +99,9 @@ def problem():
 def test_agrees_with_the_official_attack(norm, eps, problem):
     """Of the images that a deterministic model has left under one, the other leaves as many, within the interval."""
     classifier, pixels, labels = problem
-    seeds, common = image_seeds(0, len(pixels)), {"norm": norm, "eps": eps}
-    ours = eot_apgd(classifier, pixels, labels, seeds=seeds, steps=12, restarts=1, losses=("ce", "dlr"), **common)
-    options = {"steps": 12, "parts": ("apgd-ce", "apgd-dlr")}
     pytest.importorskip("pyautoattack")
-    theirs = autoattack(classifier, pixels, labels, seeds=seeds, **common, **options)
+    attacks = EOTAPGD(steps=12, restarts=1, losses=("ce", "dlr")), AutoAttack(steps=12, parts=("apgd-ce", "apgd-dlr"))
+    ours, theirs = (attack(classifier, pixels, labels, norm=norm, eps=eps) for attack in attacks)
     left = [share_right(classifier, images, labels, 1) for images in (ours, theirs)]
     assert 0.1 < left[0] < 0.9, left
     low, high = wilson_interval(left[1], len(pixels))
@@ -116,9 +113,7 @@ def test_agrees_with_torchattacks(problem):
     torchattacks = pytest.importorskip("torchattacks")
     classifier, pixels, labels = problem
     eps = 0.6 / 255
-    ours = eot_apgd_ce(
-        classifier, pixels, labels, norm="Linf", eps=eps, seeds=image_seeds(0, len(pixels)), steps=12, restarts=1
-    )
+    ours = EOTAPGDCE(steps=12, restarts=1)(classifier, pixels, labels, eps=eps)
     with contextlib.redirect_stdout(io.StringIO()), external._contained(pixels.device):
         theirs = torchattacks.APGD(external._Logits(classifier), eps=eps, steps=12)(pixels, labels)
     left = [share_right(classifier, images, labels, 1) for images in (ours, theirs)]
@@ -129,11 +124,9 @@ def test_agrees_with_torchattacks(problem):
 def test_step_sizes_beat_constant_steps_of_the_same_start(problem):
     """Far from the boundary of a model it makes more of the same number of steps than one long step repeated."""
     classifier, pixels, labels = problem
-    seeds, common = image_seeds(0, len(pixels)), {"norm": "Linf", "eps": 0.6 / 255, "steps": 12, "restarts": 1}
-    halved = eot_apgd(classifier, pixels, labels, seeds=seeds, losses=("margin",), **common)
-    constant = eot_pgd(
-        classifier, pixels, labels, seeds=seeds, losses=("margin",), step_size=2 * common["eps"], **common
-    )
+    eps, options = 0.6 / 255, {"losses": ("margin",), "steps": 12, "restarts": 1}
+    halved = EOTAPGD(**options)(classifier, pixels, labels, eps=eps)
+    constant = EOTPGD(**options, step_size=2 * eps)(classifier, pixels, labels, eps=eps)
 
     def margin(images):
         with torch.no_grad():
@@ -170,15 +163,14 @@ def test_averaged_acceptance_beats_a_single_draws():
     classifier, pixels, labels = Peak(), torch.full((64, 1, 2, 2), 0.5), torch.zeros(64, dtype=torch.long)
     right = {}
     for cls in (Objective, OneDrawDecides):
-        run = _apgd_run(cls(classifier, "margin", 20), Ball("Linf", 0.1), 30, None)
-        (found,) = run(pixels, labels, image_generators(range(64), "attack"))
+        objective, generators = cls(classifier, "margin", 20), image_generators(range(64), "attack")
+        (found,) = EOTAPGD(steps=30)._run(objective, Ball("Linf", 0.1), list, pixels, labels, generators)
         right[cls] = share_right(classifier, found, labels)
     assert right[Objective] < right[OneDrawDecides] - 0.02, right
 
 
 def test_classes_that_the_dlr_loss_needs():
-    common = {"norm": "Linf", "eps": 0.1, "seeds": [0, 1], "steps": 2}
-    pixels, labels = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
+    attack, pixels, labels = EOTAPGDDLR(steps=2), torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
     with pytest.raises(ValueError, match="at least 3 classes; the classifier has 2"):
-        eot_apgd_dlr(Linear(2), pixels, labels, **common)
-    assert eot_apgd_dlr(Linear(3), pixels, labels, **common).shape == pixels.shape
+        attack(Linear(2), pixels, labels, eps=0.1)
+    assert attack(Linear(3), pixels, labels, eps=0.1).shape == pixels.shape

@@ -3,7 +3,7 @@ import pytest
 import torch
 from toys import Linear, Masked, Noisy, boundary_points, share_right
 
-from transformers_nim.attacks import Ball, eot_pgd, no_attack, pgd, square, transfer, uniform_noise
+from transformers_nim.attacks import EOTPGD, PGD, Ball, NoAttack, Square, Transfer, UniformNoise
 from transformers_nim.attacks.blackbox import square_side
 from transformers_nim.attacks.geometry import perturbation_norm
 
@@ -18,17 +18,14 @@ def labels():
     return torch.zeros(12, dtype=torch.long)
 
 
-COMMON = {"norm": "Linf", "seeds": range(12)}
-
-
 @pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.05), ("L2", 0.3)])
 def test_square_beats_a_gradient_mask_that_stops_pgd(linear, labels, norm, eps):
     pixels = boundary_points(linear, 12, 1.2)
-    masked, common = Masked(linear), {"norm": norm, "eps": eps, "seeds": range(12)}
+    masked, pgd = Masked(linear), EOTPGD(steps=10)
     assert share_right(masked, pixels, labels, 1) == 1
-    assert share_right(linear, eot_pgd(linear, pixels, labels, steps=10, **common), labels, 1) == 0
-    assert share_right(masked, eot_pgd(masked, pixels, labels, steps=10, **common), labels, 1) > 0.7
-    found = square(masked, pixels, labels, num_queries=400, **common)
+    assert share_right(linear, pgd(linear, pixels, labels, norm=norm, eps=eps), labels, 1) == 0
+    assert share_right(masked, pgd(masked, pixels, labels, norm=norm, eps=eps), labels, 1) > 0.7
+    found = Square(num_queries=400)(masked, pixels, labels, norm=norm, eps=eps)
     Ball(norm, eps).check(pixels, found)
     assert share_right(masked, found, labels, 1) < 0.2
 
@@ -41,7 +38,7 @@ def test_square_needs_no_gradient(linear, labels):
         def __call__(self, images):
             return super().__call__(images)
 
-    found = square(NoGradient(shape=(1, 8, 8)), pixels, labels, num_queries=200, eps=0.05, **COMMON)
+    found = Square(num_queries=200)(NoGradient(shape=(1, 8, 8)), pixels, labels, eps=0.05)
     assert share_right(linear, found, labels, 1) < 0.2
 
 
@@ -50,8 +47,8 @@ def test_square_averages_over_noise(linear, labels):
     classifier = Noisy(linear, 0.2)
     pixels = boundary_points(linear, 12, 0.6)
     right = share_right(classifier, pixels, labels)
-    found = square(classifier, pixels, labels, num_queries=4000, num_draws=5, eps=0.05, **COMMON)
-    noise = uniform_noise(classifier, pixels, labels, eps=0.05, **COMMON)
+    found = Square(num_queries=4000, num_draws=5)(classifier, pixels, labels, eps=0.05)
+    noise = UniformNoise()(classifier, pixels, labels, eps=0.05)
     assert share_right(classifier, found, labels) < right - 0.2
     assert abs(share_right(classifier, noise, labels) - right) < 0.1
 
@@ -60,18 +57,16 @@ def test_a_lucky_draw_does_not_stop_square(linear, labels):
     """One draw in two is wrong from the start, and the search goes on."""
     steps = []
     classifier = Noisy(linear, 5.0)
-    square(
-        classifier, boundary_points(linear, 12, 0.1), labels, num_queries=40, num_draws=1, eps=0.05,
-        on_step=lambda: steps.append(1), **COMMON,
-    )  # fmt: skip
+    attack, pixels = Square(num_queries=40, num_draws=1), boundary_points(linear, 12, 0.1)
+    attack(classifier, pixels, labels, eps=0.05, on_step=lambda: steps.append(1))
     assert len(steps) == 20  # two queries each
 
 
 @pytest.mark.parametrize(("num_queries", "num_draws"), [(40, 5), (49, 5), (10, 1)])
 def test_queries_are_counted(linear, labels, num_queries, num_draws):
     classifier = Noisy(linear, 0.2)
-    options = {"num_queries": num_queries, "num_draws": num_draws, "batch_size": 4 * num_draws}
-    square(classifier, boundary_points(linear, 12, 0.6), labels, eps=0.05, **COMMON, **options)
+    attack = Square(num_queries=num_queries, num_draws=num_draws, batch_size=4 * num_draws)
+    attack(classifier, boundary_points(linear, 12, 0.6), labels, eps=0.05)
     assert num_queries - 2 * num_draws < classifier.queries / 12 <= num_queries
 
 
@@ -83,10 +78,8 @@ def test_queries_of_a_deterministic_classifier():
             asked.append(len(pixels))
             return 0 * super().__call__(pixels) + torch.tensor([1.0, 0.0])
 
-    square(
-        Counting(shape=(1, 8, 8)), torch.rand(4, 1, 8, 8), torch.zeros(4).long(), num_queries=30, batch_size=4,
-        norm="Linf", eps=0.1, seeds=range(4),
-    )  # fmt: skip
+    attack = Square(num_queries=30, batch_size=4)
+    attack(Counting(shape=(1, 8, 8)), torch.rand(4, 1, 8, 8), torch.zeros(4).long(), eps=0.1)
     assert sum(asked) == 4 * 30
 
 
@@ -104,7 +97,7 @@ def test_sides_of_squares():
 def test_square_changes_squares(linear, labels):
     """Pixels of the final Linf perturbation are at plus or minus eps."""
     pixels = torch.full((12, 1, 8, 8), 0.5)
-    found = square(linear, pixels, labels, num_queries=30, eps=0.05, **COMMON)
+    found = Square(num_queries=30)(linear, pixels, labels, eps=0.05)
     torch.testing.assert_close((found - pixels).abs(), torch.full_like(pixels, 0.05))
 
 
@@ -115,21 +108,22 @@ def test_transfer(linear, labels):
         def __call__(self, images):
             raise AssertionError("the attacker does not know this model")
 
-    options = {"attack": "pgd", "options": {"steps": 20}}
-    found = transfer(Unasked(), pixels, labels, source=linear, eps=0.05, **COMMON, **options)
-    assert torch.equal(found, pgd(linear, pixels, labels, eps=0.05, steps=20, **COMMON))
+    found = Transfer(source=linear, attack="pgd", options={"steps": 20})(Unasked(), pixels, labels, eps=0.05, seed=3)
+    assert torch.equal(found, PGD(steps=20)(linear, pixels, labels, eps=0.05, seed=3))
     with pytest.raises(ValueError, match="has no option"):
-        transfer(Unasked(), pixels, labels, source=linear, eps=0.05, options={"queries": 3}, **COMMON)
+        Transfer(source=linear, options={"queries": 3})
+    with pytest.raises(ValueError, match="TorchattacksPGD is an attack for Linf alone, got 'L2'"):
+        Transfer(source=linear, attack="torchattacks_pgd")(Unasked(), pixels, labels, norm="L2", eps=0.05)
 
 
 def test_noise_fills_the_ball(linear):
     pixels = torch.full((300, 1, 8, 8), 0.5)
     for norm in ("Linf", "L2"):
-        found = uniform_noise(linear, pixels, torch.zeros(300).long(), norm=norm, eps=0.2, seeds=range(300))
+        found = UniformNoise()(linear, pixels, torch.zeros(300).long(), norm=norm, eps=0.2)
         size = perturbation_norm(found - pixels, norm)
         assert size.max() <= 0.2 + 1e-6
         assert size.min() > 0.15
-    clean = no_attack(linear, pixels, torch.zeros(300).long(), norm=norm, eps=0.2, seeds=range(300))
+    clean = NoAttack()(linear, pixels, torch.zeros(300).long(), eps=0.2)
     assert torch.equal(clean, pixels)
     assert clean is not pixels
 
@@ -137,14 +131,16 @@ def test_noise_fills_the_ball(linear):
 def test_wrong_arguments(linear, labels):
     pixels = torch.rand(12, 1, 8, 8)
     for wrong, message in (
-        ({"num_queries": 1}, "num_queries must be at least 2 for one proposal"),
         ({"num_queries": 0}, "num_queries must be an int"),
+        ({"num_draws": 0}, "num_draws must be an int"),
         ({"initial_share": 0.0}, "initial_share must be"),
         ({"initial_share": 1.5}, "initial_share must be"),
     ):
         with pytest.raises(ValueError, match=message):
-            square(linear, pixels, labels, eps=0.1, **COMMON, **wrong)
+            Square(**wrong)
+    with pytest.raises(ValueError, match="num_queries must be at least 2 for one proposal"):
+        Square(num_queries=1)(linear, pixels, labels, eps=0.1)
     with pytest.raises(ValueError, match="num_queries must be at least 40 for one proposal, got 39"):
-        square(Noisy(linear, 0.1), pixels, labels, eps=0.1, num_queries=39, **COMMON)
+        Square(num_queries=39)(Noisy(linear, 0.1), pixels, labels, eps=0.1)
     with pytest.raises(ValueError, match="the one true class"):
-        square(linear, pixels, torch.rand(12, 2), eps=0.1, **COMMON)
+        Square()(linear, pixels, torch.rand(12, 2), eps=0.1)

@@ -12,17 +12,14 @@ import torch
 from toys import Linear, Noisy, boundary_points
 
 from transformers_nim.attacks import (
+    PGD,
+    AutoAttack,
     PixelClassifier,
-    autoattack,
-    pgd,
-    torchattacks_eotpgd,
-    torchattacks_fgsm,
-    torchattacks_pgd,
+    TorchattacksEOTPGD,
+    TorchattacksFGSM,
+    TorchattacksPGD,
 )
 from transformers_nim.attacks.external import _contained
-
-
-COMMON = {"norm": "Linf", "eps": 0.1, "seeds": [0, 1, 2]}
 
 
 @pytest.fixture
@@ -40,22 +37,22 @@ class TestTorchattacks:
         pytest.importorskip("torchattacks")
         classifier, labels = Linear(), labels.clamp(max=1)
         best = (pixels + 0.1 * classifier.gap(labels).sign()).clamp(0, 1)
-        for attack, options in (
-            (torchattacks_fgsm, {}),
-            (torchattacks_pgd, {"steps": 30}),
-            (torchattacks_eotpgd, {"steps": 30, "num_draws": 2}),
-            (pgd, {"steps": 30}),
+        for attack in (
+            TorchattacksFGSM(),
+            TorchattacksPGD(steps=30),
+            TorchattacksEOTPGD(steps=30, num_draws=2),
+            PGD(steps=30),
         ):
-            found = attack(classifier, pixels, labels, **COMMON, **options)
-            torch.testing.assert_close(found, best, atol=1e-6, rtol=0, msg=attack.__name__)
+            found = attack(classifier, pixels, labels, eps=0.1)
+            torch.testing.assert_close(found, best, atol=1e-6, rtol=0, msg=repr(attack))
 
     def test_noise_is_that_of_the_seeds(self, labels):
         pytest.importorskip("torchattacks")
         linear = Linear(3, shape=(1, 4, 4))
         pixels, classifier = torch.rand(3, 1, 4, 4), Noisy(lambda x: torch.tanh(linear(x)), 0.5)
+        attack = TorchattacksEOTPGD(steps=3, num_draws=4)
         found = [
-            torchattacks_eotpgd(classifier, pixels, labels, norm="Linf", eps=0.1, seeds=seeds, steps=3, num_draws=4)
-            for seeds in ([0, 1, 2], [0, 1, 2], [0, 3, 4])
+            attack(classifier, pixels, labels, eps=0.1, seeds=seeds) for seeds in ([0, 1, 2], [0, 1, 2], [0, 3, 4])
         ]
         assert torch.equal(found[0], found[1])
         assert not torch.equal(found[0], found[2])
@@ -70,21 +67,21 @@ class TestTorchattacks:
         assert not robust_model.training
 
     def test_other_norms(self, pixels, labels):
-        for attack in (torchattacks_fgsm, torchattacks_pgd, torchattacks_eotpgd):
-            with pytest.raises(ValueError, match="is an Linf attack, got norm 'L2'"):
-                attack(Linear(), pixels, labels, norm="L2", eps=0.1, seeds=[0, 1, 2])
+        for attack in (TorchattacksFGSM(), TorchattacksPGD(), TorchattacksEOTPGD()):
+            with pytest.raises(ValueError, match="is an attack for Linf alone, got 'L2'"):
+                attack(Linear(), pixels, labels, norm="L2", eps=0.1)
 
 
 class TestAutoAttack:
     def test_needs_a_deterministic_classifier(self, robust_model, pixels, labels):
         for classifier in (PixelClassifier(robust_model, sigma=30), lambda images: images.mean()):
             with pytest.raises(ValueError, match="fixed_noise=True"):
-                autoattack(classifier, pixels, labels, **COMMON)
+                AutoAttack()(classifier, pixels, labels, eps=0.1)
 
     def test_missing_package_is_named(self, monkeypatch, pixels, labels):
         monkeypatch.setitem(sys.modules, "pyautoattack", None)
         with pytest.raises(ImportError, match=r"pip install 'transformers-nim\[autoattack\]'"):
-            autoattack(Linear(), pixels, labels.clamp(max=1), parts=("apgd-ce",), **COMMON)
+            AutoAttack(parts=("apgd-ce",))(Linear(), pixels, labels.clamp(max=1), eps=0.1)
 
     @pytest.mark.parametrize(("norm", "dual", "eps"), [("Linf", 1, 0.05), ("L2", 2, 0.3)])
     def test_breaks_what_lies_within_the_radius(self, norm, dual, eps):
@@ -94,23 +91,21 @@ class TestAutoAttack:
         reach = eps * torch.linalg.vector_norm(linear.weight[1] - linear.weight[0], ord=dual)
         near, far = (boundary_points(linear, 4, share * float(reach)) for share in (0.9, 1.1))
         pixels, labels = torch.cat([near, far]), torch.zeros(8, dtype=torch.long)
-        found = autoattack(
-            linear, pixels, labels, norm=norm, eps=eps, seeds=range(8), parts=("apgd-ce", "square"), steps=30,
-            num_queries=5,
-        )  # fmt: skip
+        attack = AutoAttack(parts=("apgd-ce", "square"), steps=30, num_queries=5)
+        found = attack(linear, pixels, labels, norm=norm, eps=eps)
         assert linear(found).argmax(dim=-1).tolist() == [1] * 4 + [0] * 4
         assert torch.equal(found[4:], far)
 
     def test_parts(self, pixels, labels):
         pytest.importorskip("pyautoattack")
         with pytest.raises(ValueError, match="parts must be one or more of"):
-            autoattack(Linear(), pixels, labels, parts=("pgd",), **COMMON)
+            AutoAttack(parts=("pgd",))
         with pytest.raises(ValueError, match=r"\['apgd-t'\] need more than the classifier's 3 classes"):
-            autoattack(Linear(3), pixels, labels, **COMMON)
+            AutoAttack()(Linear(3), pixels, labels, eps=0.1)
         # Fewer classes than the 10 that its default targets are for, and images that reach every part.
         classifier = Linear(4)
         right = classifier(pixels).argmax(dim=-1)
-        found = autoattack(classifier, pixels, right, norm="Linf", eps=1e-3, seeds=[0, 1, 2], steps=3, num_queries=3)
+        found = AutoAttack(steps=3, num_queries=3)(classifier, pixels, right, eps=1e-3)
         assert torch.equal(classifier(found).argmax(dim=-1), right)
 
 

@@ -1,4 +1,6 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
+import itertools
+
 import pytest
 import torch
 
@@ -6,8 +8,9 @@ from transformers_nim.attacks import Ball, image_generators
 from transformers_nim.attacks.geometry import TOLERANCE, check_images, perturbation_norm
 
 
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
-@pytest.mark.parametrize("eps", [0.0, 0.03, 0.5, 2.0])
+@pytest.mark.parametrize(
+    ("norm", "eps"), [*itertools.product(["Linf", "L2"], [0.0, 0.03, 0.5]), ("Linf", 1.0), ("L2", 2.0)]
+)
 @pytest.mark.parametrize("shape", [(4, 3, 5, 7), (2, 1, 1, 1)])
 def test_projection_is_the_nearest_point(norm, eps, shape):
     generator = torch.Generator().manual_seed(0)
@@ -71,9 +74,27 @@ def test_bounds_are_checked():
         Ball("Linf", 1.0).check(clean, clean[:1])
 
 
+def test_rounding_of_all_pixels_in_one_direction_is_no_violation():
+    """A flat picture and a flat perturbation: all pixels are rounded alike, and in L2 that adds up."""
+    ball, distances = Ball("L2", 3.0), []
+    for level in torch.linspace(0.6, 0.9, 31):
+        clean = torch.full((1, 3, 224, 224), float(level))
+        images = clean + ball.eps / clean.numel() ** 0.5
+        ball.check(clean, images)
+        distances.append(float(perturbation_norm(images - clean, "L2")))
+    assert max(distances) > ball.eps + TOLERANCE
+    with pytest.raises(ValueError, match="the attack left its bounds"):
+        ball.check(clean, clean + 1.0001 * ball.eps / clean.numel() ** 0.5)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(("L1", 0.1), "norm must be one of"), (("L2", -0.1), "eps must be"), (("L2", float("nan")), "eps must be")],
+    [
+        (("L1", 0.1), "norm must be one of"),
+        (("L2", -0.1), "eps must be"),
+        (("L2", float("nan")), "eps must be"),
+        (("Linf", 8), r"eps must be at most 1 for Linf \(in pixels of \[0, 1\]\), got 8; was 8/255 meant\?"),
+    ],
 )
 def test_wrong_balls(arguments, message):
     with pytest.raises(ValueError, match=message):

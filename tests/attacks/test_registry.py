@@ -1,6 +1,7 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
 import doctest
 import inspect
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from toys import Linear
 import transformers_nim.attacks
 from transformers_nim import NIMForImageClassification
 from transformers_nim.attacks import (
+    Attack,
     PixelClassifier,
     adapter,
     attack_options,
@@ -50,7 +52,7 @@ def test_perturbations_stay_in_their_bounds(name, robust_model):
     generator = torch.Generator().manual_seed(0)
     for trial in range(6):
         norm = "L2" if trial % 2 and name not in LINF_ONLY else "Linf"
-        eps = [0.0, 0.02, 0.1, 0.5, 1.0, 3.0][trial]
+        eps = [0.0, 0.02, 0.1, 0.5, 1.0, 3.0 if norm == "L2" else 0.7][trial]
         num_images = int(torch.randint(1, 6, (), generator=generator))
         pixels = torch.rand(num_images, 3, 32, 32, generator=generator)
         pixels = (2 * pixels - 0.5).clamp(0, 1)  # half of them at the border of the range
@@ -99,28 +101,55 @@ def test_wrong_names_and_options():
     with pytest.raises(ValueError, match=r"needs the option \['source'\]"):
         make_attack("transfer")
     assert attack_options("pgd") == {"steps": 10, "step_size": None, "batch_size": 64}
-    for name in ("norm", "eps", "seeds", "seed", "on_step", "classifier"):
-        assert name not in attack_options("eot_pgd")
+    assert attack_options("eot_apgd_dlr") == {"steps": 100, "restarts": 3, "num_draws": 20, "batch_size": 64}
+    assert attack_options("transfer")["source"] is inspect.Parameter.empty
+    with pytest.raises(ValueError, match="steps must be an int of at least 1, got 0"):
+        make_attack("pgd", steps=0)
 
 
-def test_own_attacks(monkeypatch):
+@pytest.fixture
+def registered(monkeypatch):
+    """Attacks that are registered here are gone afterwards."""
     monkeypatch.setattr(registry, "_ATTACKS", dict(registry._ATTACKS))
 
+
+def test_own_attacks(registered):
     @register_attack("brighter")
-    def brighter(classifier, pixels, labels, *, norm, eps, seeds, on_step=None, by=1.0):
-        return pixels + by * eps
+    @dataclass(frozen=True)
+    class Brighter(Attack):
+        by: float = 1.0
+
+        def _perturb(self, classifier, pixels, labels, ball, seeds, on_step):
+            on_step()
+            return pixels + self.by * ball.eps
 
     pixels, labels = torch.full((2, 3, 4, 4), 0.5), torch.tensor([0, 1])
+    assert attack_options("brighter") == {"by": 1.0}
+    assert "brighter" in available_attacks()
     assert make_attack("brighter")(Linear(), pixels, labels, norm="Linf", eps=0.1, seeds=[0, 1]).max() == 0.6
+    steps = []
+    assert Brighter(by=0.5)(Linear(), pixels, labels, eps=0.1, on_step=lambda: steps.append(1)).max() == 0.55
+    assert steps == [1]
+    assert Brighter()(Linear(), pixels[:0], labels[:0], eps=0.1).shape == (0, 3, 4, 4)
     # An attack that does not keep to its ball does not pass.
     with pytest.raises(ValueError, match="left its bounds"):
-        make_attack("brighter", by=2.0)(Linear(), pixels, labels, norm="Linf", eps=0.1, seeds=[0, 1])
-    with pytest.raises(ValueError, match="'brighter' is already"):
-        register_attack("brighter")(lambda classifier: classifier)
-    with pytest.raises(ValueError, match=r"missing: \['seeds', 'on_step'\]"):
-        register_attack("dimmer")(lambda classifier, pixels, labels, *, norm, eps: pixels)
-    with pytest.raises(ValueError, match="name each of its options"):
-        register_attack("dimmer")(lambda classifier, pixels, labels, *, norm, eps, seeds, on_step, **options: pixels)
+        make_attack("brighter", by=2.0)(Linear(), pixels, labels, eps=0.1)
+    with pytest.raises(ValueError, match=r"'pgd' is already transformers_nim\.attacks\.pgd\.PGD"):
+        register_attack("pgd")(Brighter)
+
+
+def test_what_is_no_attack_is_refused(registered):
+    @dataclass(frozen=True)
+    class Nothing:
+        by: float = 1.0
+
+    class Undecorated(Attack):
+        by: float = 1.0  # would be no option
+
+    for wrong in (Nothing, Undecorated, lambda classifier: classifier):
+        with pytest.raises(ValueError, match=r"'dimmer' must be a subclass of Attack under @dataclass\(frozen=True\)"):
+            register_attack("dimmer")(wrong)
+    assert "dimmer" not in available_attacks()
 
 
 def test_public_names_are_documented():
@@ -132,8 +161,8 @@ def test_public_names_are_documented():
                 assert method.startswith("_") or not inspect.isfunction(function) or function.__doc__, method
 
 
-@pytest.mark.parametrize("value", [adapter.PixelClassifier, registry.make_attack])
-def test_examples_run(value, capsys):
+@pytest.mark.parametrize("value", [adapter.PixelClassifier, registry.make_attack, registry.register_attack])
+def test_examples_run(value, registered, capsys):
     (test,) = doctest.DocTestFinder(recurse=False).find(value, globs={})
     test.examples[-1].want = test.examples[-1].want.replace("```\n", "")
     assert doctest.DocTestRunner(verbose=False).run(test).failed == 0, capsys.readouterr().out

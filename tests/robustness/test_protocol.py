@@ -87,6 +87,7 @@ def test_two_classes_have_no_dlr_loss():
 def test_without_bound_means_that_any_image_can_become_any_other():
     assert named()["EOT-PGD, unbounded"].eps == 255
     assert named(norm="L2", image_shape=(3, 2, 3))["EOT-PGD, unbounded"].eps == pytest.approx(255 * 18**0.5)
+    assert max(one.eps for one in named(eps=200.0).values()) == 255
 
 
 def test_other_libraries_attacks_see_one_image_at_a_time():
@@ -103,7 +104,12 @@ def test_checks_take_fewer_images():
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"eps": 0}, "eps must be positive"), ({"eps_grid": [-1]}, "got -1"), ({"eps": float("nan")}, "nan")],
+    [
+        ({"eps": 0}, "eps must be positive"),
+        ({"eps_grid": [-1]}, "got -1"),
+        ({"eps": float("nan")}, "nan"),
+        ({"eps_grid": [256.0]}, "at most 255 for Linf"),
+    ],
 )
 def test_wrong_numbers(changes, message):
     with pytest.raises(ValueError, match=message):

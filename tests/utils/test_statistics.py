@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from transformers_nim.attacks import eot_pgd
+from transformers_nim.attacks import EOTPGD
 from transformers_nim.robustness import (
     correct_draws,
     mean_accuracy,
@@ -56,7 +56,7 @@ def test_evaluation_noise_is_not_the_attacks():
         return noise + 0 * batch.sum()
 
     pixels, labels = torch.rand(8, 1, 2, 2), torch.zeros(8, dtype=torch.long)
-    eot_pgd(recorder, pixels, labels, 0.1, steps=2, num_draws=4)
+    EOTPGD(steps=2, num_draws=4)(recorder, pixels, labels, eps=0.1)
     attacked = {tuple(row.tolist()) for row in torch.cat(seen)}
     seen.clear()
     correct_draws(recorder, pixels, labels, num_draws=8)

@@ -1,50 +1,53 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
 """Adversarial attacks on classifiers whose predictions may be random.
 
-Every attack has a name and one signature; see [`make_attack`]. Losses are averaged over draws of the defense's noise,
-for the gradient and for the choice of the best point alike.
+An attack is a frozen dataclass of its options, and is called like every other: `EOTPGD(steps=20)(classifier, pixels,
+labels, eps=8 / 255)`; see [`Attack`]. [`make_attack`] makes it by name. Losses are averaged over noise draws, for the
+gradient and for the choice of the best point alike.
 """
 
 from ..utils.seeding import image_generators, image_seeds
 from .adapter import PixelClassifier
-from .adaptive import low_frequency, patch_statistics, vote
-from .apgd import eot_apgd, eot_apgd_ce, eot_apgd_dlr
-from .blackbox import no_attack, square, transfer, uniform_noise
-from .external import autoattack, torchattacks_eotpgd, torchattacks_fgsm, torchattacks_pgd
+from .adaptive import LowFrequency, PatchStatistics
+from .apgd import EOTAPGD, EOTAPGDCE, EOTAPGDDLR
+from .blackbox import NoAttack, Square, Transfer, UniformNoise
+from .external import AutoAttack, TorchattacksEOTPGD, TorchattacksFGSM, TorchattacksPGD
 from .geometry import Ball
 from .losses import adversarial_loss
-from .pgd import eot_pgd, fgsm, pgd
+from .pgd import EOTPGD, FGSM, PGD, Vote
 from .randomness import draw_logits
 from .registry import Attack, attack_options, available_attacks, make_attack, register_attack
+from .restarts import GradientAttack
 
 
 __all__ = [
+    "EOTAPGD",
+    "EOTAPGDCE",
+    "EOTAPGDDLR",
+    "EOTPGD",
+    "FGSM",
+    "PGD",
     "Attack",
+    "AutoAttack",
     "Ball",
+    "GradientAttack",
+    "LowFrequency",
+    "NoAttack",
+    "PatchStatistics",
     "PixelClassifier",
+    "Square",
+    "TorchattacksEOTPGD",
+    "TorchattacksFGSM",
+    "TorchattacksPGD",
+    "Transfer",
+    "UniformNoise",
+    "Vote",
     "adversarial_loss",
     "attack_options",
-    "autoattack",
     "available_attacks",
     "draw_logits",
-    "eot_apgd",
-    "eot_apgd_ce",
-    "eot_apgd_dlr",
-    "eot_pgd",
-    "fgsm",
     "image_generators",
     "image_seeds",
-    "low_frequency",
     "make_attack",
-    "no_attack",
-    "patch_statistics",
-    "pgd",
     "register_attack",
-    "square",
-    "torchattacks_eotpgd",
-    "torchattacks_fgsm",
-    "torchattacks_pgd",
-    "transfer",
-    "uniform_noise",
-    "vote",
 ]

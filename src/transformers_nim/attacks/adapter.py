@@ -8,25 +8,27 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 
+from ..model.checks_nim import check_counts
 from ..model.noise import FROM_CONFIG, ConstantSigma, Sigma, parse_sigma, split_generator
 from ..model.outputs_nim import combine_draws
 
 
 GRADIENTS = ("full", "bpda", "classifier")
 AUTOCAST_DTYPES = (None, torch.bfloat16, torch.float16)
+Generators = Sequence[torch.Generator]
 
 
 class PixelClassifier(nn.Module):
-    """Maps images with pixels in [0, 1] to logits, through the normalization and a transformers classifier.
+    """Maps pixels in [0, 1] to logits, through the normalization and a transformers image classifier.
 
-    Perturbations are measured in pixels, so attacks act before the normalization. The classifier is used as it is: its
-    mode, its device, its parameters and their gradients are left alone, and the noise of its defense comes from a
-    generator of this object's own, so that the global random state is too. Gradients flow to the pixels only.
+    Perturbations are measured in pixels, so attacks act before the normalization. Mode, device, parameters and
+    gradients of the model are left alone. Gradients flow to the pixels only. The noise of the defense comes from a
+    generator of this object, so the global random state is left alone too.
 
-    Other libraries' attacks can be given it as their model. Images must already have the size that the model takes.
+    Attacks of other libraries take it as their model. Images must have the size that the model takes.
 
     Args:
         model: An image classification model in eval mode, for example a [`NIMForRobustImageClassification`], a ViT or
@@ -34,21 +36,20 @@ class PixelClassifier(nn.Module):
         image_mean: Per-channel mean of the normalization; by default that of `image_processor` or of the config.
         image_std: Per-channel standard deviation of the normalization; found in the same way.
         image_processor: The model's image processor, whose normalization is taken.
-        sigma: Noise scale of the defense in units of 0..255 pixels, or `None` to switch it off; the config's by
-            default. For models that have a defense, like the next four.
-        num_samples: How many draws a prediction combines; the config's by default.
+        sigma: Noise scale of the defense in units of 0..255 pixels; `None` switches the defense off. By default the
+            config's. This and the next four arguments are for models with a defense.
+        num_samples: Noise draws that a prediction combines; the config's by default.
         vote: How it combines them, `"mean"` or `"majority"`; the config's by default. A majority has no gradient.
         gradient: `"full"` differentiates through noise, denoiser and classifier. `"bpda"` makes the same predictions,
-            but takes noise and denoiser for the identity on the way back (Athalye et al., arXiv 1802.00420).
-            `"classifier"` is the classifier without the defense, on which the NIM paper computes its gray-box attacks.
+            but differentiates noise and denoiser as the identity (Athalye et al., arXiv 1802.00420). `"classifier"` is
+            the classifier without the defense, on which the NIM paper computes its gray-box attacks.
         fixed_noise: Whether all images see the same noise in every call, which makes the defense deterministic. The
-            strongest attacker knows it; how much accuracy that costs tells how much of a defense is its randomness.
+            strongest attacker knows it; the accuracy that this costs is due to randomness alone.
         seed: Seed of the noise.
-        autocast_dtype: `None` computes in the model's dtype. With `torch.bfloat16` (or `torch.float16`, whose range is
-            so narrow that small gradients vanish) the model runs under `torch.autocast`: an approximation that is
-            faster on many devices, for the search of adversarial images. Rounding can turn an answer around, so judge
-            what was found with a classifier that has `None` here. Noise and gradients stay float32, and logits are
-            returned in it, rounded as they are.
+        autocast_dtype: `None` computes in the model's dtype. With `torch.bfloat16` (or `torch.float16`, in which small
+            gradients vanish) the model runs under `torch.autocast`, which is approximate and on many devices faster.
+            Use it to search for adversarial images, and judge them with `None`, as rounding can change an answer.
+            Noise and gradients stay float32, and logits are returned in float32.
         forward_kwargs: Further arguments of the model's forward.
 
     Raises:
@@ -92,7 +93,7 @@ class PixelClassifier(nn.Module):
             forward_kwargs["sigma"] = sigma
         chosen = {"num_samples": num_samples, "vote": vote}
         forward_kwargs |= {name: value for name, value in chosen.items() if value is not None}
-        # transformers models swallow arguments that they do not know: a misspelled sigma would go unnoticed.
+        # transformers models swallow unknown arguments: a misspelled sigma would go unnoticed.
         unknown = forward_kwargs.keys() - known
         ours = forward_kwargs.keys() & {"generator", "pixel_noise", "output_draws", "labels"}
         if unknown or ours:
@@ -105,26 +106,25 @@ class PixelClassifier(nn.Module):
             raise ValueError(f"gradient must be one of {list(GRADIENTS)}, got {gradient!r}")
         if gradient != "full" and not self._has_defense:
             raise ValueError(f"{type(model).__name__} has no defense to leave out of a gradient; take gradient='full'")
-        if num_samples is not None and (isinstance(num_samples, bool) or num_samples < 1):
-            raise ValueError(f"num_samples must be an int of at least 1, got {num_samples!r}")
+        check_counts(num_samples=num_samples)
         if vote not in (None, "mean", "majority"):
             raise ValueError(f'vote must be "mean" or "majority", got {vote!r}')
         if autocast_dtype not in AUTOCAST_DTYPES:
             raise ValueError(
                 f"autocast_dtype must be one of {list(AUTOCAST_DTYPES)}, got {autocast_dtype!r}; leave it out to"
-                " compute in the model's dtype, and load the model in another dtype to compute in that"
+                " compute in the model's dtype"
             )
         self.image_mean, self.image_std = _normalization(model, image_mean, image_std, image_processor)
         self.gradient, self.fixed_noise, self.seed = gradient, fixed_noise, seed
         self.autocast_dtype = autocast_dtype
         self.forward_kwargs = forward_kwargs
-        # A list keeps the model out of this module's own, so that .train() and .to() here do not reach it.
+        # A list hides the model from .train() and .to() of this module.
         self._model = [model]
         self._generator: torch.Generator | None = None
         # Other libraries ask for the device of the first parameter.
         self.where_the_model_is = nn.Parameter(torch.empty(0, device=model.device), requires_grad=False)
         self.eval()
-        self._is_noisy  # noqa: B018  (a wrong sigma is an error here and not in the first call)
+        self._is_noisy  # noqa: B018  (refuses a wrong sigma now, not in the first call)
 
     @property
     def is_deterministic(self) -> bool:
@@ -133,14 +133,14 @@ class PixelClassifier(nn.Module):
 
     @property
     def patch_shape(self) -> tuple[int, int] | None:
-        """Height and width of the model's patches in pixels, if it has any."""
+        """Height and width of the model's patches in pixels; `None` if it has none."""
         config = self._model[0].config
         size = getattr(config, "patch_shape", None) or getattr(config, "patch_size", None)
         return (size, size) if isinstance(size, int) else None if size is None else tuple(size)
 
     @property
     def _sigma(self) -> Any:
-        """The defense's sigma as it will be applied; None if there is no defense."""
+        # None if no defense is applied.
         if not self._has_defense or self.gradient == "classifier":
             return None
         return self.forward_kwargs.get("sigma", self._model[0].config.defense_sigma)
@@ -148,59 +148,57 @@ class PixelClassifier(nn.Module):
     @property
     def _is_noisy(self) -> bool:
         sigma = self._sigma
-        if sigma is None or isinstance(sigma, (list, tuple, torch.Tensor)):
+        if sigma is None or isinstance(sigma, (list, tuple, Tensor)):
             return sigma is not None
         return parse_sigma(sigma) != ConstantSigma(0)
 
-    def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Pixels in [0, 1] to what the model takes."""
-        return (pixels - self._per_channel(self.image_mean, pixels)) / self._per_channel(self.image_std, pixels)
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """Map pixels in [0, 1] to the model's input."""
+        mean, std = self._statistics(pixels)
+        return (pixels - mean) / std
 
-    def to_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """The inverse of [`~PixelClassifier.normalize`]."""
-        mean, std = (self._per_channel(values, pixel_values) for values in (self.image_mean, self.image_std))
+    def to_pixels(self, pixel_values: Tensor) -> Tensor:
+        """Map the model's input to pixels; the inverse of [`~PixelClassifier.normalize`]."""
+        mean, std = self._statistics(pixel_values)
         return pixel_values * std + mean
 
-    def forward(self, pixels: torch.Tensor, generators: Sequence[torch.Generator] | None = None) -> torch.Tensor:
-        """The model's predictions, every draw of the noise combined as the model combines them.
+    def _statistics(self, images: Tensor) -> list[Tensor]:
+        return [
+            torch.tensor(v, dtype=images.dtype, device=images.device)[:, None, None]
+            for v in (self.image_mean, self.image_std)
+        ]
+
+    def forward(self, pixels: Tensor, generators: Generators | None = None) -> Tensor:
+        """Return the model's predictions, with noise draws combined as the model combines them.
 
         Args:
             pixels: Images in [0, 1], shape `(batch, channels, height, width)`.
-            generators: Sources of the noise, one for each image; this object's own by default. Fixed noise needs none.
+            generators: One source of noise per image; this object's own by default. Ignored if the noise is fixed.
 
         Returns:
-            Logits of shape `(batch, classes)`.
+            Logits, shape `(batch, classes)`.
         """
         config = self._model[0].config
         num_samples = self.forward_kwargs.get("num_samples", getattr(config, "num_samples", 1))
         logits = self._logits(pixels, num_samples, generators)
         return combine_draws(logits, self.forward_kwargs.get("vote", getattr(config, "vote", "mean")))
 
-    def draw_logits(
-        self, pixels: torch.Tensor, num_draws: int, generators: Sequence[torch.Generator] | None = None
-    ) -> torch.Tensor:
-        """The classifier's logits for several draws of the noise, all in one pass.
+    def draw_logits(self, pixels: Tensor, num_draws: int, generators: Generators | None = None) -> Tensor:
+        """Return the logits for several noise draws, in one pass.
 
         Args:
             pixels: Images in [0, 1], shape `(batch, channels, height, width)`.
-            num_draws: Draws per image. The model's own `num_samples` has no part in it.
-            generators: Sources of the noise, one for each image; this object's own by default.
+            num_draws: Draws per image, whatever the model's `num_samples`.
+            generators: One source of noise per image; this object's own by default.
 
         Returns:
-            Logits of shape `(batch, num_draws, classes)`. A deterministic model gives one draw, which is its
-            prediction: `(batch, 1, classes)`.
+            Logits, shape `(batch, num_draws, classes)`. A deterministic model gives its prediction as the only draw.
         """
         if self.is_deterministic:
             return self(pixels, generators).unsqueeze(1)
         return self._logits(pixels, num_draws, generators, max_batch_size=len(pixels) * num_draws)
 
-    def _logits(
-        self,
-        pixels: torch.Tensor,
-        num_draws: int,
-        generators: Sequence[torch.Generator] | None,
-        **kwargs: Any,
-    ) -> torch.Tensor:
+    def _logits(self, pixels: Tensor, num_draws: int, generators: Generators | None, **kwargs: Any) -> Tensor:
         _check_mode(self._model[0])
         with _frozen(self._model[0]), self._autocast(pixels.device):
             logits = self._draws(self.normalize(pixels), num_draws, generators, **kwargs)
@@ -210,18 +208,12 @@ class PixelClassifier(nn.Module):
     def _autocast(self, device: torch.device) -> AbstractContextManager:
         return nullcontext() if self.autocast_dtype is None else torch.autocast(device.type, self.autocast_dtype)
 
-    def _draws(
-        self,
-        pixel_values: torch.Tensor,
-        num_draws: int,
-        generators: Sequence[torch.Generator] | None,
-        **kwargs: Any,
-    ) -> torch.Tensor:
+    def _draws(self, pixel_values: Tensor, num_draws: int, generators: Generators | None, **kwargs: Any) -> Tensor:
         model = self._model[0]
-        kwargs |= self.forward_kwargs
         if self._sigma is None:
-            kwargs = {**self.forward_kwargs, "sigma": None} if self._has_defense else self.forward_kwargs
-            return model(pixel_values, **kwargs).logits.unsqueeze(1)
+            off = {"sigma": None} if self._has_defense else {}
+            return model(pixel_values, **{**self.forward_kwargs, **off}).logits.unsqueeze(1)
+        kwargs |= self.forward_kwargs
         kwargs["num_samples"] = num_draws if self._is_noisy else 1
         kwargs |= {"generator": self._generators(pixel_values, generators), "output_draws": True}
         if self.gradient == "full":
@@ -229,13 +221,10 @@ class PixelClassifier(nn.Module):
         with torch.no_grad():
             purified = model(pixel_values, **kwargs).denoised_pixel_values
         repeated = pixel_values.unsqueeze(1).expand_as(purified)
-        return model(_Identity.apply(repeated, purified).flatten(0, 1), sigma=None).logits.unflatten(
-            0, (len(pixel_values), -1)
-        )
+        logits = model(_Identity.apply(repeated, purified).flatten(0, 1), sigma=None).logits
+        return logits.unflatten(0, (len(pixel_values), -1))
 
-    def _generators(
-        self, pixels: torch.Tensor, generators: Sequence[torch.Generator] | None
-    ) -> Sequence[torch.Generator]:
+    def _generators(self, pixels: Tensor, generators: Generators | None) -> Generators:
         device, num_images = pixels.device, len(pixels)
         if self.fixed_noise:
             return [torch.Generator(device).manual_seed(self.seed) for _ in range(num_images)]
@@ -245,26 +234,22 @@ class PixelClassifier(nn.Module):
             self._generator = torch.Generator(device).manual_seed(self.seed)
         return split_generator(self._generator, num_images)
 
-    @staticmethod
-    def _per_channel(values: Sequence[float], images: torch.Tensor) -> torch.Tensor:
-        return torch.tensor(values, dtype=images.dtype, device=images.device)[:, None, None]
-
 
 class _Identity(torch.autograd.Function):
-    """The second argument on the way forward; on the way back the gradient goes to the first as it is."""
+    """Returns its second argument; its gradient goes to the first argument unchanged."""
 
     @staticmethod
-    def forward(ctx: Any, pixel_values: torch.Tensor, purified: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, pixel_values: Tensor, purified: Tensor) -> Tensor:
         return purified.clone()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         return gradients[0], None
 
 
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
-    """Within it no graph for gradients of parameters is built."""
+    """Build no graph for gradients of parameters in a `with` block."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trainable:
         parameter.requires_grad_(False)

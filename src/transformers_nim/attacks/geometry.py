@@ -1,42 +1,46 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""The set in which an attack may move: a ball around each image, cut at the borders of the pixel range."""
+"""The ball around each image in which an attack may move, cut at the pixel range."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 
 NORMS = ("Linf", "L2")
 
-# How far beyond eps rounding may carry a perturbation.
+# By how much a norm may exceed eps through rounding.
 TOLERANCE = 1e-6
+# An L2 norm may exceed it further: float32 rounds each pixel, and the sum of squares by a share of eps. Of a flat
+# picture all pixels are rounded in one direction.
+_ROUNDING = 2.0**-24
 
-# Halvings of the interval in which the L2 projection looks for its scale: as many as float32 can tell apart.
+# Bisections of the scale in the L2 projection: as many as float32 can tell apart.
 _BISECTIONS = 30
 
 
-def per_image(values: torch.Tensor) -> torch.Tensor:
-    """Shape `(batch,)` to `(batch, 1, 1, 1)`, so that it broadcasts with images."""
+def per_image(values: Tensor) -> Tensor:
+    """Reshape `(batch,)` to `(batch, 1, 1, 1)`, which broadcasts with images."""
     return values[:, None, None, None]
 
 
-def perturbation_norm(delta: torch.Tensor, norm: str) -> torch.Tensor:
-    """The norm of each image's perturbation: `(batch, channels, height, width)` to `(batch,)`."""
+def perturbation_norm(delta: Tensor, norm: str) -> Tensor:
+    """Return the norm of each perturbation of `(batch, channels, height, width)`, shape `(batch,)`."""
     return torch.linalg.vector_norm(delta.flatten(1), ord=math.inf if norm == "Linf" else 2, dim=1)
 
 
 @dataclass(frozen=True)
 class Ball:
-    """All images with pixels in [0, 1] whose distance from a clean one is at most `eps`.
+    """The images in [0, 1] whose distance from a clean image is at most `eps`.
 
     Attributes:
         norm: `"Linf"` or `"L2"`, over all channels and pixels of an image.
-        eps: The radius in pixels of [0, 1], so that 8/255 is `8 / 255`.
+        eps: The radius in pixels of [0, 1], such as `8 / 255`; for Linf at most 1.
 
     Raises:
-        ValueError: The norm is unknown, or eps is negative or not finite.
+        ValueError: The norm is unknown, or eps is negative, not finite or (Linf) greater than 1.
     """
 
     norm: str
@@ -47,18 +51,21 @@ class Ball:
             raise ValueError(f"norm must be one of {list(NORMS)}, got {self.norm!r}")
         if not 0 <= self.eps < math.inf:
             raise ValueError(f"eps must be finite and at least 0 (in pixels of [0, 1]), got {self.eps!r}")
+        if self.norm == "Linf" and self.eps > 1:
+            raise ValueError(
+                f"eps must be at most 1 for Linf (in pixels of [0, 1]), got {self.eps:g}; was {self.eps:g}/255 meant?"
+            )
 
-    def project(self, clean: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-        """The nearest points of the set around `clean`; both of shape `(batch, channels, height, width)`."""
+    def project(self, clean: Tensor, images: Tensor) -> Tensor:
+        """Return the nearest points in the balls around `clean`; all of shape `(batch, channels, height, width)`."""
         if self.norm == "Linf":
             low, high = (clean - self.eps).clamp(min=0), (clean + self.eps).clamp(max=1)
             return torch.minimum(torch.maximum(images, low), high)
-        # The nearest point scales the perturbation first and cuts it at the pixel range then. The smaller the scale,
-        # the shorter the result, so bisection finds the one that just fits. (Cutting after a plain rescaling would
-        # leave the result strictly inside the ball.)
+        # The nearest point is the perturbation, scaled and then cut at the pixel range. Its norm grows with the scale,
+        # so bisection finds the largest scale that fits. (To scale to eps and cut would end strictly inside the ball.)
         delta, low, high = images - clean, -clean, 1 - clean
 
-        def cut(scale: torch.Tensor) -> torch.Tensor:
+        def cut(scale: Tensor) -> Tensor:
             return torch.minimum(torch.maximum(per_image(scale) * delta, low), high)
 
         fits = torch.ones(len(clean), device=clean.device, dtype=clean.dtype)
@@ -70,17 +77,22 @@ class Ball:
             lower, upper = torch.where(short, middle, lower), torch.where(short, upper, middle)
         return (clean + cut(lower)).clamp(0, 1)
 
-    def steepest(self, gradient: torch.Tensor) -> torch.Tensor:
-        """The direction of norm 1 along which a linear function with these gradients rises fastest."""
+    def steepest(self, gradient: Tensor) -> Tensor:
+        """Return the direction of norm 1 along which a linear function with this gradient rises fastest."""
         if self.norm == "Linf":
             return gradient.sign()
-        # A gradient of zero stays zero. Scaled by its largest entry first: squares of small numbers underflow.
+        # A zero gradient stays zero. The largest entry is scaled to 1 first, as squares of small numbers underflow.
         largest = perturbation_norm(gradient, "Linf").clamp(min=torch.finfo(gradient.dtype).tiny)
         gradient = gradient / per_image(largest)
         return gradient / per_image(perturbation_norm(gradient, "L2").clamp(min=1e-12))
 
-    def random_point(self, clean: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:
-        """A uniformly random point of the ball around each image, cut at the pixel range."""
+    def random_point(self, clean: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        """Draw a uniform point of the ball around each image and cut it at the pixel range.
+
+        Args:
+            clean: Images in [0, 1], shape `(batch, channels, height, width)`.
+            generators: One random generator per image.
+        """
         shape, device = clean.shape[1:], clean.device
         if self.norm == "Linf":
             draws = [torch.rand(shape, device=device, generator=generator) for generator in generators]
@@ -92,8 +104,8 @@ class Ball:
             delta = per_image(radius) * self.steepest(torch.stack(draws).to(clean.dtype))
         return self.project(clean, clean + delta)
 
-    def check(self, clean: torch.Tensor, images: torch.Tensor) -> None:
-        """Checks that images are where an attack may put them, up to rounding of 1e-6.
+    def check(self, clean: Tensor, images: Tensor) -> None:
+        """Check that adversarial images lie in the ball and in [0, 1], up to rounding.
 
         Raises:
             ValueError: An image left the ball or the pixel range, or is not finite.
@@ -104,19 +116,20 @@ class Ball:
             return
         distance = perturbation_norm(images - clean, self.norm).max().item()
         low, high = images.min().item(), images.max().item()
-        # Written so that NaN fails it.
-        if not (distance <= self.eps + TOLERANCE and low >= 0 and high <= 1):
+        rounding = _ROUNDING * (1 + self.eps) * clean[0].numel() ** 0.5 if self.norm == "L2" else 0
+        # NaN fails this too.
+        if not (distance <= self.eps + TOLERANCE + rounding and low >= 0 and high <= 1):
             raise ValueError(
                 f"the attack left its bounds: {self.norm} distance {distance:.6g} with eps {self.eps:.6g}, pixels from"
                 f" {low:.6g} to {high:.6g}; adversarial images have to stay in the ball and in [0, 1]"
             )
 
 
-def check_images(pixels: torch.Tensor, labels: torch.Tensor, seeds: Sequence[int]) -> None:
-    """Checks what an attack is given.
+def check_images(pixels: Tensor, labels: Tensor, seeds: Sequence[int]) -> None:
+    """Check the images, labels and seeds that an attack is given.
 
     Raises:
-        ValueError: Pixels are not a float batch in [0, 1], or labels or seeds are not one for each image.
+        ValueError: Pixels are not a float batch in [0, 1], or there is not one label and one seed per image.
     """
     if pixels.ndim != 4 or not pixels.is_floating_point():
         raise ValueError(

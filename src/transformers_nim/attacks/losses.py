@@ -1,48 +1,50 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""What attacks maximize: losses of a random classifier, averaged over draws of its noise."""
+"""Losses of a random classifier, averaged over noise draws, for attacks to maximize."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from ..model.outputs_nim import combine_draws
+from .geometry import per_image
 from .randomness import Classifier, draw_logits
 
 
-def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     log_probs = logits.log_softmax(dim=-1)
     if labels.is_floating_point():
         return -(log_probs * labels[:, None]).sum(dim=-1)
     return -_of_label(log_probs, labels)
 
 
-def _margin(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    # Where another class ties with the right one argmax may choose either, and the margin is 0.
+def _margin(logits: Tensor, labels: Tensor) -> Tensor:
+    # On a tie with the right class argmax may choose either; the margin is 0.
     is_label = torch.nn.functional.one_hot(labels, logits.shape[-1]).to(torch.bool)[:, None]
     return logits.masked_fill(is_label, -torch.inf).amax(dim=-1) - _of_label(logits, labels)
 
 
-def _dlr(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def _dlr(logits: Tensor, labels: Tensor) -> Tensor:
     if logits.shape[-1] < 3:
         raise ValueError(
-            f"the DLR loss divides by a difference of the first and the third logit, so it needs at least 3 classes;"
-            f" the classifier has {logits.shape[-1]}. Take the margin loss"
+            f"the DLR loss divides by the difference of first and third logit, so it needs at least 3 classes; the"
+            f" classifier has {logits.shape[-1]}. Take the margin loss"
         )
     ordered = logits.topk(3, dim=-1).values
     return _margin(logits, labels) / (ordered[..., 0] - ordered[..., 2] + 1e-12)
 
 
-def _vote(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def _vote(logits: Tensor, labels: Tensor) -> Tensor:
     return _cross_entropy(combine_draws(logits, "mean")[:, None], labels)
 
 
-def _of_label(values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def _of_label(values: Tensor, labels: Tensor) -> Tensor:
     index = labels[:, None, None].expand(-1, values.shape[1], 1)
     return values.gather(-1, index).squeeze(-1)
 
 
-_LOSSES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "ce": _cross_entropy,
     "margin": _margin,
     "dlr": _dlr,
@@ -51,20 +53,31 @@ _LOSSES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
 LOSSES = tuple(_LOSSES)
 
 
-def adversarial_loss(name: str, draws: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """A loss that rises as a classifier errs, averaged over the draws of its noise.
+def check_losses(losses: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of losses as a tuple.
+
+    Raises:
+        ValueError: There are none, or one is unknown or there twice.
+    """
+    names = (losses,) if isinstance(losses, str) else tuple(losses)
+    if not names or len(set(names)) < len(names) or not set(names) <= set(LOSSES):
+        raise ValueError(f"losses must be one or more different of {list(LOSSES)}, got {list(names)}")
+    return names
+
+
+def adversarial_loss(name: str, draws: Tensor, labels: Tensor) -> Tensor:
+    """Return a loss that rises as a classifier errs, averaged over noise draws.
 
     Args:
-        name: `"ce"` (cross entropy), `"margin"` (highest other logit less that of the label: positive if and only if
-            the answer is wrong), `"dlr"` (the margin over the distance of first and third logit, which makes it
-            independent of the logits' scale: Croce and Hein, arXiv 2003.01690, section 4), or `"vote"` (cross entropy
-            of the mean probability, which is what a vote of that many draws decides by).
-        draws: Logits of shape `(batch, draws, classes)`.
-        labels: True classes of shape `(batch,)`; for `"ce"` and `"vote"` also probabilities of shape
-            `(batch, classes)`.
+        name: `"ce"`: cross entropy. `"margin"`: the highest other logit minus that of the label; positive if and only
+            if the answer is wrong. `"dlr"`: the margin divided by the difference of first and third logit, which does
+            not depend on the logits' scale (Croce and Hein, arXiv 2003.01690, section 4). `"vote"`: cross entropy of
+            the mean probability, by which a vote of that many draws decides.
+        draws: Logits, shape `(batch, draws, classes)`.
+        labels: True classes, shape `(batch,)`; for `"ce"` and `"vote"` also probabilities, shape `(batch, classes)`.
 
     Returns:
-        Float32 losses (float64 for float64 logits) of shape `(batch,)`.
+        Losses in float32 (float64 for float64 logits), shape `(batch,)`.
 
     Raises:
         ValueError: The loss is unknown, cannot take probabilities, or needs more classes.
@@ -83,22 +96,24 @@ def adversarial_loss(name: str, draws: torch.Tensor, labels: torch.Tensor) -> to
 
 @dataclass(frozen=True)
 class Objective:
-    """The averaged loss of one classifier, as attacks ask for it.
+    """The averaged loss of a classifier, and its gradient.
 
     Attributes:
-        classifier: What is attacked.
+        classifier: The classifier to attack.
         loss: One of `LOSSES`.
-        num_draws: Draws of the noise per image and question.
+        num_draws: Noise draws per image.
     """
 
     classifier: Classifier
     loss: str
     num_draws: int
 
-    def draws(
-        self, images: torch.Tensor, labels: torch.Tensor, generators: Sequence[torch.Generator]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Losses of shape `(batch,)` and the logits of shape `(batch, draws, classes)` they are of."""
+    def draws(self, images: Tensor, labels: Tensor, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
+        """Return the losses, shape `(batch,)`, and their logits, shape `(batch, draws, classes)`.
+
+        Raises:
+            FloatingPointError: A loss is not finite.
+        """
         logits = draw_logits(self.classifier, images, self.num_draws, generators)
         loss = adversarial_loss(self.loss, logits, labels)
         if not bool(torch.isfinite(loss.detach()).all()):
@@ -109,12 +124,12 @@ class Objective:
         return loss, logits
 
     def gradient(
-        self, images: torch.Tensor, labels: torch.Tensor, generators: Sequence[torch.Generator]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Losses and logits as from `draws`, and the gradient of each image's loss, of the images' shape.
+        self, images: Tensor, labels: Tensor, generators: Sequence[torch.Generator]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return losses and logits as `draws` does, and the gradients of the losses, of the images' shape.
 
         Raises:
-            ValueError: The logits do not depend on the pixels in a way that autograd sees.
+            ValueError: The classifier is not differentiable.
             FloatingPointError: A loss or a gradient is not finite.
         """
         with torch.enable_grad():
@@ -132,38 +147,33 @@ class Objective:
 
 
 class BestIterates:
-    """Of all the points that an attack visits, the best one for each image.
+    """The best point that an attack visits, for each image.
 
-    Judged twice: by the attack's averaged loss, and by the averaged margin. The highest cross entropy need not be a
-    wrong answer; a positive margin is one.
+    Points are judged by the attack's averaged loss and by the averaged margin. The highest cross entropy need not be
+    a wrong answer; a positive margin is one.
     """
 
-    def __init__(self, objective: Objective, labels: torch.Tensor) -> None:
-        self.labels = labels
+    def __init__(self, objective: Objective, labels: Tensor) -> None:
+        self.labels, self.loss = labels, objective.loss
         self.names = [objective.loss]
         if not labels.is_floating_point() and objective.loss not in ("margin", "vote"):
             self.names.append("margin")
-        self.images: dict[str, torch.Tensor] = {}
-        self.values: dict[str, torch.Tensor] = {}
+        self.images: dict[str, Tensor] = {}
+        self._values: dict[str, Tensor] = {}
 
-    def update(self, images: torch.Tensor, loss: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """Takes note of a point and tells for which images its loss is the highest so far, shape `(batch,)`."""
-        improved = torch.ones_like(loss, dtype=torch.bool)
+    def update(self, images: Tensor, loss: Tensor, logits: Tensor) -> Tensor:
+        """Take note of a point, and return whether the loss of each image is its highest so far, shape `(batch,)`."""
+        improved = {}
         for name in self.names:
-            is_own = name == self.names[0]
-            value = loss if is_own else adversarial_loss(name, logits, self.labels)
-            better = torch.ones_like(improved) if name not in self.values else value > self.values[name]
-            if name in self.values:
-                images_so_far = self.images[name]
-                self.images[name] = torch.where(better[:, None, None, None], images, images_so_far)
-                self.values[name] = torch.where(better, value, self.values[name])
-            else:
-                self.images[name], self.values[name] = images, value
-            if is_own:
-                improved = better
-        return improved
+            value = loss if name == self.loss else adversarial_loss(name, logits, self.labels)
+            highest = self._values.get(name)
+            better = torch.ones_like(value, dtype=torch.bool) if highest is None else value > highest
+            self.images[name] = torch.where(per_image(better), images, self.images.get(name, images))
+            self._values[name] = value if highest is None else torch.where(better, value, highest)
+            improved[name] = better
+        return improved[self.loss]
 
     @property
-    def candidates(self) -> list[torch.Tensor]:
-        """The best points, by the loss and by the margin."""
+    def candidates(self) -> list[Tensor]:
+        """The best points by the loss and by the margin."""
         return list(self.images.values())

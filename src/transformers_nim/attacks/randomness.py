@@ -1,35 +1,37 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""Ask a classifier whose answers may be random for logits."""
+"""Logits of a classifier whose answers may be random."""
 
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 
 # Pixels of shape (batch, channels, height, width) in [0, 1] to logits of shape (batch, classes).
-Classifier = Callable[[torch.Tensor], torch.Tensor]
+Classifier = Callable[[Tensor], Tensor]
+# One source of random numbers per image.
+Generators = list[torch.Generator]
 
 
 def is_deterministic(classifier: Classifier) -> bool:
-    """Whether a classifier says of itself that equal pixels always get equal logits; see [`PixelClassifier`]."""
+    """Return whether a classifier says that equal pixels always get equal logits; see [`PixelClassifier`]."""
     return bool(getattr(classifier, "is_deterministic", False))
 
 
 def draw_logits(
-    classifier: Classifier, pixels: torch.Tensor, num_draws: int, generators: Sequence[torch.Generator]
-) -> torch.Tensor:
-    """Asks a classifier for several answers to each image, in one pass.
+    classifier: Classifier, pixels: Tensor, num_draws: int, generators: Sequence[torch.Generator]
+) -> Tensor:
+    """Return a classifier's logits for several noise draws, in one pass.
 
     Args:
-        classifier: A [`PixelClassifier`], or another module with its `draw_logits`, takes its noise from `generators`.
-            Of any other callable every image is asked `num_draws` times in one batch; where its noise comes from is
-            its own affair.
-        pixels: Images of shape `(batch, channels, height, width)` in [0, 1].
-        num_draws: Answers per image.
-        generators: One for each image.
+        classifier: A [`PixelClassifier`], or another object with its `draw_logits`, takes its noise from `generators`.
+            Any other callable gets every image `num_draws` times in one batch, and draws its own noise.
+        pixels: Images in [0, 1], shape `(batch, channels, height, width)`.
+        num_draws: Draws per image.
+        generators: One random generator per image.
 
     Returns:
-        Logits of shape `(batch, num_draws, classes)`, or `(batch, 1, classes)` if answers do not vary.
+        Logits, shape `(batch, num_draws, classes)`; `(batch, 1, classes)` if the classifier is deterministic.
     """
     own = getattr(classifier, "draw_logits", None)
     if own is not None:

@@ -1,135 +1,172 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""Attacks by name, all with one signature."""
+"""The base of all attacks, and attacks by name."""
 
+import dataclasses
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-import torch
+from torch import Tensor
 
-from .geometry import Ball, check_images
+from ..utils.seeding import image_seeds
+from .geometry import NORMS, Ball, check_images
 from .randomness import Classifier
 
 
-AttackFunction = Callable[..., torch.Tensor]
-AttackT = TypeVar("AttackT", bound=AttackFunction)
+AttackT = TypeVar("AttackT", bound="type[Attack]")
+OnStep = Callable[[], object]
 
-# What every attack is given; its other parameters are options.
-_COMMON = ("classifier", "pixels", "labels", "norm", "eps", "seeds", "on_step")
-# `eot_pgd` can be called without seeds of the images; an attack of the registry always gets them.
-_NOT_OPTIONS = (*_COMMON, "seed")
-_ATTACKS: dict[str, AttackFunction] = {}
+_ATTACKS: dict[str, type["Attack"]] = {}
 
 
-@dataclass(frozen=True)
-class Attack:
-    """A named attack with its options; see [`make_attack`].
+@dataclasses.dataclass(frozen=True)
+class Attack(ABC):
+    """An attack with its options, called as `attack(classifier, pixels, labels, eps=8 / 255)`.
+
+    Subclasses are frozen dataclasses. Their fields are the options of the attack, and wrong options are refused when
+    the attack is made. See [`register_attack`] for an attack of your own.
 
     Attributes:
-        name: The name in the registry.
-        options: Options that differ from the defaults.
+        norms: The norms that the attack knows.
     """
 
-    name: str
-    options: dict[str, Any] = field(default_factory=dict)
+    norms: ClassVar[tuple[str, ...]] = NORMS
 
     def __call__(
         self,
         classifier: Classifier,
-        pixels: torch.Tensor,
-        labels: torch.Tensor,
+        pixels: Tensor,
+        labels: Tensor,
         *,
-        norm: str,
         eps: float,
-        seeds: Sequence[int],
-        on_step: Callable[[], object] | None = None,
-    ) -> torch.Tensor:
-        """Makes adversarial images, and checks that they are where they may be.
+        norm: str = "Linf",
+        seed: int = 0,
+        seeds: Sequence[int] | None = None,
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        """Make adversarial images and check that they lie in the ball.
+
+        The global random state is left as it was.
 
         Args:
-            classifier: Maps pixels to logits; see [`PixelClassifier`].
-            pixels: Images with pixels in [0, 1], shape `(batch, channels, height, width)`.
-            labels: True classes, shape `(batch,)`.
+            classifier: Maps pixels to logits. A [`PixelClassifier`] takes the noise of each image from its seed; any
+                other callable must draw fresh noise for every row of the batch, or have a true `is_deterministic`.
+            pixels: Clean images in [0, 1], shape `(batch, channels, height, width)`.
+            labels: True classes, shape `(batch,)`. Some attacks also take probabilities, shape `(batch, classes)`.
+            eps: Radius of the ball in pixels of [0, 1], such as `8 / 255`.
             norm: `"Linf"` or `"L2"`.
-            eps: Radius of the ball in pixels of [0, 1], so 8/255 is `8 / 255`.
-            seeds: One for each image.
-            on_step: Called after every step of every group of images.
+            seed: Seed of the attack. The seed of each image is derived from it and from the position of the image.
+            seeds: One seed per image, instead of `seed`. What is found for an image depends on its own seed alone.
+            on_step: Called after every step of every group of images, for progress bars.
 
         Returns:
-            Adversarial images of the shape of `pixels`.
+            Adversarial images of the shape of `pixels`, in the ball and in [0, 1].
 
         Raises:
             ValueError: An argument is out of range, the attack does not know the norm, or it left its bounds.
+            FloatingPointError: A loss or a gradient is not finite.
         """
         ball = Ball(norm, eps)
+        if norm not in self.norms:
+            raise ValueError(f"{type(self).__name__} is an attack for {' and '.join(self.norms)} alone, got {norm!r}")
+        seeds = image_seeds(seed, len(pixels)) if seeds is None else seeds
         check_images(pixels, labels, seeds)
-        adversarial = _ATTACKS[self.name](
-            classifier, pixels, labels, norm=norm, eps=eps, seeds=seeds, on_step=on_step, **self.options
-        )
+        if not len(pixels):
+            return pixels.detach().clone()
+        adversarial = self._perturb(classifier, pixels, labels, ball, seeds, on_step or _ignore)
         ball.check(pixels, adversarial)
         return adversarial
 
+    @abstractmethod
+    def _perturb(
+        self, classifier: Classifier, pixels: Tensor, labels: Tensor, ball: Ball, seeds: Sequence[int], on_step: OnStep
+    ) -> Tensor:
+        """Return adversarial images; the arguments are those of the call, checked, and there is at least one image."""
+
+
+def _ignore() -> None:
+    pass
+
 
 def register_attack(name: str) -> Callable[[AttackT], AttackT]:
-    """Decorator that makes an attack available under a name.
+    """Return a decorator that makes a class of attacks available under a name.
 
     Args:
         name: The name for [`make_attack`].
 
     Returns:
-        A decorator for functions with the signature `(classifier, pixels, labels, *, norm, eps, seeds, on_step=None,
-        **options) -> adversarial pixels`, whose options are spelled out as parameters. It returns the function.
+        A decorator for a subclass of [`Attack`] that is a frozen dataclass. It returns the class.
 
     Raises:
-        ValueError: The name is taken by another function, or the signature is another one.
-    """
+        ValueError: The name is taken by another class, or the class is not such a dataclass.
 
-    def decorate(function: AttackT) -> AttackT:
-        known = _ATTACKS.get(name, function)
-        if (known.__module__, known.__qualname__) != (function.__module__, function.__qualname__):
-            raise ValueError(f"the attack {name!r} is already {known.__module__}.{known.__qualname__}")
-        parameters = inspect.signature(function).parameters
-        missing = [common for common in _COMMON if common not in parameters]
-        if missing or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+    Example:
+
+    ```python
+    >>> from dataclasses import dataclass
+
+    >>> import torch
+    >>> from transformers_nim.attacks import Attack, make_attack, register_attack
+
+    >>> @register_attack("brighter")
+    ... @dataclass(frozen=True)
+    ... class Brighter(Attack):
+    ...     share: float = 1.0
+    ...
+    ...     def __post_init__(self):
+    ...         if not 0 < self.share <= 1:
+    ...             raise ValueError(f"share must be greater than 0 and at most 1, got {self.share}")
+    ...
+    ...     def _perturb(self, classifier, pixels, labels, ball, seeds, on_step):
+    ...         step = self.share * ball.eps * ball.steepest(torch.ones_like(pixels))
+    ...         return ball.project(pixels, pixels + step)
+
+    >>> attack = make_attack("brighter", share=0.5)
+    >>> pixels, labels = torch.zeros(2, 3, 4, 4), torch.tensor([0, 1])
+    >>> attack(lambda pixels: pixels.mean((2, 3)), pixels, labels, eps=0.5).unique()
+    tensor([0.2500])
+    ```"""
+
+    def decorate(cls: AttackT) -> AttackT:
+        if not (inspect.isclass(cls) and issubclass(cls, Attack) and "__dataclass_fields__" in vars(cls)):
             raise ValueError(
-                f"the attack {name!r} must take {list(_COMMON)} and name each of its options; missing: {missing}"
+                f"the attack {name!r} must be a subclass of Attack under @dataclass(frozen=True), got {cls}"
             )
-        _ATTACKS[name] = function
-        return function
+        known = _ATTACKS.get(name, cls)
+        if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ValueError(f"the attack {name!r} is already {known.__module__}.{known.__qualname__}")
+        _ATTACKS[name] = cls
+        return cls
 
     return decorate
 
 
 def available_attacks() -> list[str]:
-    """The names of all attacks, in alphabetical order."""
+    """Return the names of all attacks, in alphabetical order."""
     return sorted(_ATTACKS)
 
 
 def attack_options(name: str) -> dict[str, Any]:
-    """The options of an attack and their defaults (`inspect.Parameter.empty` for one that has to be given).
+    """Return the options of an attack and their defaults (`inspect.Parameter.empty` for one that has to be given).
 
     Raises:
         ValueError: The name is unknown.
     """
     if name not in _ATTACKS:
         raise ValueError(f"unknown attack {name!r}; known: {available_attacks()}")
-    parameters = inspect.signature(_ATTACKS[name]).parameters
-    return {key: parameter.default for key, parameter in parameters.items() if key not in _NOT_OPTIONS}
+    return {key: option.default for key, option in inspect.signature(_ATTACKS[name]).parameters.items()}
 
 
 def make_attack(name: str, **options: Any) -> Attack:
-    """An attack by its name.
+    """Return an attack by its name.
 
     Args:
         name: One of [`available_attacks`].
         options: Options of the attack, such as `steps` or `num_draws`; see [`attack_options`].
 
-    Returns:
-        A callable `(classifier, pixels, labels, *, norm, eps, seeds, on_step=None) -> adversarial pixels`.
-
     Raises:
-        ValueError: The name or an option is unknown, or an option that has no default is missing.
+        ValueError: The name or an option is unknown, an option is out of range, or one without a default is missing.
 
     Example:
 
@@ -140,7 +177,7 @@ def make_attack(name: str, **options: Any) -> Attack:
     >>> attack = make_attack("fgsm")
     >>> pixels = torch.full((1, 1, 2, 2), 0.5)
     >>> classifier = lambda pixels: torch.stack([pixels.mean(dim=(1, 2, 3)), 1 - pixels.mean(dim=(1, 2, 3))], dim=1)
-    >>> attack(classifier, pixels, torch.tensor([0]), norm="Linf", eps=0.25, seeds=[0]).unique()
+    >>> attack(classifier, pixels, torch.tensor([0]), eps=0.25).unique()
     tensor([0.2500])
     ```"""
     allowed = attack_options(name)
@@ -150,4 +187,4 @@ def make_attack(name: str, **options: Any) -> Attack:
     needed = sorted(k for k, default in allowed.items() if default is inspect.Parameter.empty and k not in options)
     if needed:
         raise ValueError(f"the attack {name!r} needs the option {needed}")
-    return Attack(name, dict(options))
+    return _ATTACKS[name](**options)

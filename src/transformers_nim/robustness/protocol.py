@@ -194,6 +194,8 @@ class Suite:
         for radius in (self.eps, *self.eps_grid):
             if not 0 < radius < math.inf:
                 raise ValueError(f"eps must be positive and finite (in units of 0..255 pixels), got {radius!r}")
+            if self.norm == "Linf" and radius > 255:
+                raise ValueError(f"eps must be at most 255 for Linf (in units of 0..255 pixels), got {radius!r}")
 
     def configurations(self) -> list[AttackConfiguration]:
         """Return the attack configurations, the clean images first.
@@ -316,7 +318,7 @@ def headline_at(sigma: float | None) -> str:
 
 def large_eps(eps: float, norm: str) -> float:
     """Return a radius at which every attack that works should leave next to nothing."""
-    return max(32.0, 4 * eps) if norm == "Linf" else 8 * eps
+    return min(255.0, max(32.0, 4 * eps)) if norm == "Linf" else 8 * eps
 
 
 def large_eps_name(eps: float, norm: str) -> str:

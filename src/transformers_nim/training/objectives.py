@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers.modeling_utils import PreTrainedModel
 
-from ..attacks import PixelClassifier, eot_pgd
+from ..attacks import EOTPGD, PixelClassifier
 from ..data.augmentation import LabelMixer
 from ..data.images import Batch
 from ..model.configuration_nim import NIMConfig
@@ -93,20 +93,17 @@ class TrainingAttack:
         """
         with eval_mode(model):
             classifier = PixelClassifier(model, **kwargs)
-            adversarial = eot_pgd(
-                classifier,
-                classifier.to_pixels(pixel_values.float()).clamp(0, 1),
-                labels,
-                eps=self.eps,
-                steps=self.steps,
-                step_size=self.step_size,
-                num_draws=1,
-                keep_best=False,
-                batch_size=len(pixel_values),
-                seed=seed,
+            attack = EOTPGD(
                 losses=("ce",),
+                steps=self.steps,
                 restarts=1,
+                num_draws=1,
+                batch_size=len(pixel_values),
+                step_size=self.step_size,
+                keep_best=False,
             )
+            pixels = classifier.to_pixels(pixel_values.float()).clamp(0, 1)
+            adversarial = attack(classifier, pixels, labels, eps=self.eps, seed=seed)
         return classifier.normalize(adversarial)
 
 

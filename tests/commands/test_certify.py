@@ -148,6 +148,7 @@ def test_curves_table_and_plot(finished, script, capsys):
     assert "5 images of pictures (test, one of every 2)" in results["protocol"]
 
 
+@pytest.mark.slow
 def test_two_processes_a_kill_and_a_resumed_run_give_the_same(finished, arguments, tmp_path):
     results, _ = finished
     process = launch(arguments, tmp_path / "out")

@@ -106,6 +106,7 @@ def test_batch_size_changes_nothing(finished, folder, tmp_path):
     assert timeless(other) == timeless(finished[0])
 
 
+@pytest.mark.slow
 def test_two_processes_a_kill_and_a_resumed_run_give_the_same(finished, folder, tmp_path):
     options = [*arguments(folder), "--output_dir", tmp_path / "out"]
     process = subprocess.Popen(

@@ -82,14 +82,7 @@ def test_it_leaves_everything_it_promises(uninterrupted):
     assert sorted(path.name for path in output_dir.glob("checkpoint-*")) == ["checkpoint-12", "checkpoint-8"]
 
 
-def test_killed_and_resumed_is_the_same_run(uninterrupted, arguments, tmp_path):
-    _, reference = uninterrupted
-    kill_after("checkpoint-4", tmp_path, *arguments)
-    launch("pretrain", *arguments, "--output_dir", tmp_path, "--resume_from_checkpoint", "latest")
-    assert losses(tmp_path) == losses(reference)
-    assert same_weights(tmp_path, reference)
-
-
+@pytest.mark.slow
 def test_two_processes_learn_what_one_learns_and_resume_as_exactly(uninterrupted, arguments, tmp_path):
     _, one_process = uninterrupted
     halved = [*arguments, "--per_device_train_batch_size", "8"]
@@ -105,14 +98,6 @@ def test_two_processes_learn_what_one_learns_and_resume_as_exactly(uninterrupted
         assert step == same_step
         assert loss == pytest.approx(expected, rel=1e-4)
     assert evaluations(whole)[-1] == pytest.approx(evaluations(one_process)[-1], rel=1e-3)
-
-
-def test_accumulated_passes_make_the_same_step(uninterrupted, arguments, tmp_path):
-    _, reference = uninterrupted
-    main("pretrain", *arguments, "--output_dir", tmp_path, "--per_device_train_batch_size", 4,
-         "--gradient_accumulation_steps", 4)  # fmt: skip
-    for (_, loss), (_, expected) in zip(losses(tmp_path), losses(reference), strict=True):
-        assert loss == pytest.approx(expected, rel=1e-4)
 
 
 def test_resumed_with_processes_traded_for_passes(arguments, tmp_path):
@@ -141,6 +126,7 @@ def test_a_resumed_run_keeps_the_precision_that_was_measured(name, arguments, tm
     assert losses(tmp_path) == whole
 
 
+@pytest.mark.slow
 def test_64_images_are_learned_by_heart(config, tmp_path):
     parts = datasets.DatasetDict({"train": digits_dataset(64), "validation": digits_dataset(64)})
     parts.save_to_disk(tmp_path / "data")
@@ -207,7 +193,7 @@ def test_a_stream_needs_an_end(config, data, tmp_path):
         ["--sigma_distribution", "uniform", "--sigma_low", 10, "--sigma_high", 60, "--mixed_precision", "bf16"],
         ["--gradient_checkpointing", "--config_overrides", "norm_pix_loss=true", "--lr_scheduler_type", "linear"],
         ["--eval_steps", "epoch", "--image_steps", 2],
-        ["--torch_compile", "--eval_sigmas"],
+        pytest.param(["--torch_compile", "--eval_sigmas"], marks=pytest.mark.slow),
         ["--num_train_epochs", 0.05, "--checkpointing_steps", "epoch", "--num_warmup_steps", 1],
     ],
     ids=lambda options: " ".join(map(str, options)),

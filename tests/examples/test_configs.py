@@ -71,7 +71,7 @@ def arguments(tmp_path_factory) -> list[str]:
     """Of both scripts, without what is random per process: mixup and stochastic depth."""
     folder = tmp_path_factory.mktemp("data")
     return [
-        "--dataset_name", save_digits(folder / "digits", num_train=100, num_validation=20),
+        "--dataset_name", save_digits(folder / "digits", num_train=100, num_validation=40),
         "--max_train_steps", "4", "--checkpointing_steps", "2", "--logging_steps", "1", "--learning_rate", "1e-3",
         "--num_workers", "0", "--report_to", "none", "--eval_sigmas", "25",
     ]  # fmt: skip
@@ -151,6 +151,10 @@ def test_cpu_2_processes(pretraining, finetuning, one_process, tmp_path):
     for folder in (nim, robust):
         assert num_processes(folder) == 2
         check_losses(folder, one_process / folder.name)
+    one, two = (
+        json.loads((path / "all_results.json").read_text())["metrics"] for path in (one_process / "robust", robust)
+    )
+    assert two == pytest.approx(one, abs=0.03)
     assert "(measured: linear layers in bf16 are" in printed
     check_losses(tmp_path / "auto", one_process / "nim", tolerance=0.05)
 

@@ -440,6 +440,7 @@ class TestTracing:
             ):
                 torch.compile(traced, fullgraph=True, backend="eager")(images(), **arguments)
 
+    @pytest.mark.slow
     def test_compiled_defense_takes_any_sigma(self):
         """A number that changes from call to call becomes symbolic."""
         torch._dynamo.reset()
@@ -453,6 +454,7 @@ class TestTracing:
             for sigma in uniform:
                 compiled(images(), sigma=sigma)
 
+    @pytest.mark.slow
     def test_compiled_defense_gives_the_same(self):
         torch._dynamo.reset()
         model, noise = tiny_model(), images(seed=1)

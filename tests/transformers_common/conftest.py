@@ -6,7 +6,6 @@ _MARKERS = (
     "flash_attn_3_test",
     "flash_attn_4_test",
     "flash_attn_test",
-    "slow",
     "torch_compile_test",
     "torch_export_test",
 )

@@ -137,6 +137,12 @@ class NIMConfig(PreTrainedConfig):
         With `norm_pix_loss`, which mean and standard deviation denormalize a predicted patch: those estimated from
         the noisy image, or those of the image before noise was added (the authors' way). With `"input"`, brightness
         and contrast of every patch bypass the noise, so such a model cannot be certified.
+    denoise (`bool`, *optional*, defaults to `True`):
+        Whether [`NIMForRobustImageClassification`] denoises the noisy image. `False` makes a model without a denoiser,
+        which classifies the noisy image itself (randomized smoothing): the baseline that shows what denoising adds.
+    freeze_denoiser (`bool`, *optional*, defaults to `True`):
+        Whether the denoiser of [`NIMForRobustImageClassification`] stays frozen and in eval mode while the classifier
+        is trained, as in the paper. `False` trains it along.
     image_mean (`list[float]`, *optional*, defaults to ImageNet's for 3 channels, else 0.5):
         Mean of each channel, subtracted from pixels in [0, 1]. The image processor must use the same.
     image_std (`list[float]`, *optional*, defaults to ImageNet's for 3 channels, else 0.5):
@@ -198,6 +204,8 @@ class NIMConfig(PreTrainedConfig):
     decoder_intermediate_size: int = 2048
     norm_pix_loss: bool = False
     patch_statistics: Literal["noisy", "input"] = "noisy"
+    denoise: bool = True
+    freeze_denoiser: bool = True
     image_mean: list[float | int] | tuple[float | int, ...] = ()
     image_std: list[float | int] | tuple[float | int, ...] = ()
     pretraining_sigma: Any = field(default_factory=lambda: {"type": "gamma", "concentration": 25.0, "scale": 3.0})
@@ -207,6 +215,11 @@ class NIMConfig(PreTrainedConfig):
     vote: Literal["mean", "majority"] = "mean"
     classifier_config: dict[str, Any] | None = None
     classifier_input: dict[str, Any] | None = None
+
+    @property
+    def leaks_patch_statistics(self) -> bool:
+        """Whether mean and standard deviation of every patch of the image reach the output past the noise."""
+        return self.denoise and self.norm_pix_loss and self.patch_statistics == "input"
 
     def __setattr__(self, key: str, value: Any) -> None:
         # Numbers become mappings, so that a saved config is explicit. Later assignments are parsed too.
@@ -340,6 +353,8 @@ class NIMConfig(PreTrainedConfig):
                 "classifier_config and classifier_input belong together, as"
                 " NIMForRobustImageClassification.from_denoiser makes them; one of them is None"
             )
+        if not self.denoise:
+            raise ValueError("denoise=False is for NIM's own classifier; classifier_config needs a denoiser")
         if not isinstance(config.get("model_type"), str):
             raise ValueError(f"classifier_config must name its model_type, got {config.get('model_type')!r}")
         if given.keys() != _CLASSIFIER_INPUT:

@@ -192,6 +192,11 @@ class NIMForPreTraining(NIMPreTrainedModel):
         robust = NIMForRobustImageClassification.from_pretrained(
             pretrained_model_name_or_path, **source_arguments(kwargs)
         )
+        if robust.denoiser is None:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} has no denoiser: it was made with denoise=False. Load a pretraining"
+                " checkpoint, or a classifier that denoises"
+            )
         state_dict = {k.removeprefix(prefix): v for k, v in robust.state_dict().items() if k.startswith(prefix)}
         return load_derived_weights(
             super().from_pretrained, state_dict, pretrained_model_name_or_path, model_args, kwargs
@@ -444,15 +449,18 @@ class NIMForRobustImageClassification(SmoothingMixin, OtherClassifierMixin, NIMF
     def __init__(self, config: NIMConfig):
         # `nim` comes before `denoiser`, because tools take the first layers that they find for trained ones.
         super().__init__(config)
-        self.denoiser = NIMForPreTraining(config)
+        self.denoiser = NIMForPreTraining(config) if config.denoise else None
+        if self.denoiser is None:
+            self._keys_to_ignore_on_load_unexpected = [*self._keys_to_ignore_on_load_unexpected, r"^denoiser\."]
         self.post_init()
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "NIMForRobustImageClassification":
-        """Set train or eval mode of the classifier. The denoiser stays frozen and in eval mode."""
+        """Set train or eval mode. With `config.freeze_denoiser`, the denoiser stays frozen and in eval mode."""
         super().train(mode)
-        # Not only in __init__, because from_pretrained makes loaded parameters trainable.
-        self.denoiser.requires_grad_(False).eval()
+        if self.denoiser is not None and self.config.freeze_denoiser:
+            # Not only in __init__, because from_pretrained makes loaded parameters trainable.
+            self.denoiser.requires_grad_(False).eval()
         return self
 
     @classmethod
@@ -462,14 +470,21 @@ class NIMForRobustImageClassification(SmoothingMixin, OtherClassifierMixin, NIMF
         A pretraining checkpoint fills the denoiser and starts the classifier's encoder, so only `fc_norm` and
         `classifier` are new. Arguments, returns and errors are those of `PreTrainedModel.from_pretrained`.
         """
-        architectures = saved_architectures(pretrained_model_name_or_path, kwargs)
+        saved = saved_config(pretrained_model_name_or_path, kwargs)
+        architectures = [] if saved is None else saved.architectures or []
+        denoise = kwargs.get("denoise", getattr(kwargs.get("config"), "denoise", saved is None or saved.denoise))
+        if saved is not None and denoise and not saved.denoise:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} has no denoiser: it was made with denoise=False, so leave out"
+                f" denoise=True, or use {cls.__name__}.from_denoiser(denoiser, classifier=...)"
+            )
         if "NIMForPreTraining" in architectures:
             denoiser = NIMForPreTraining.from_pretrained(pretrained_model_name_or_path, **source_arguments(kwargs))
             state_dict = _robust_state_dict(denoiser)
             return load_derived_weights(
                 super().from_pretrained, state_dict, pretrained_model_name_or_path, model_args, kwargs
             )
-        if architectures and set(architectures) <= {"NIMModel", "NIMForImageClassification"}:
+        if denoise and architectures and set(architectures) <= {"NIMModel", "NIMForImageClassification"}:
             logger.warning(
                 f"{pretrained_model_name_or_path} has no denoiser: the new one is random and the defense useless."
                 f" Switch it off with sigma=None, or use {cls.__name__}.from_denoiser(denoiser, classifier=...)."
@@ -503,13 +518,15 @@ class NIMForRobustImageClassification(SmoothingMixin, OtherClassifierMixin, NIMF
             ValueError: The classifier does not fit the denoiser or is no image classifier, its normalization is
                 unknown or cannot be reproduced, or a config field is wrong.
         """
+        if not config_overrides.get("denoise", True):
+            raise ValueError("from_denoiser makes a model that denoises; for denoise=False use from_pretrained")
         pretrained: NIMForPreTraining = (
             denoiser if isinstance(denoiser, NIMForPreTraining) else NIMForPreTraining.from_pretrained(denoiser)
         )
         if isinstance(classifier, (str, os.PathLike)) and is_nim_checkpoint(classifier):
             classifier = NIMForImageClassification.from_pretrained(classifier)
         config = copy.deepcopy(pretrained.config)
-        config.classifier_config = config.classifier_input = None
+        config.classifier_config, config.classifier_input, config.denoise = None, None, True
         if classifier is not None and not isinstance(classifier, NIMForImageClassification):
             other = load_classifier(classifier)
             set_fields(config, describe_classifier(other, classifier_image_processor, config) | config_overrides)
@@ -644,7 +661,7 @@ class NIMForRobustImageClassification(SmoothingMixin, OtherClassifierMixin, NIMF
         num_samples = sigma.shape[1]
         noisy = add_noise(pixel_values.unsqueeze(1), sigma, noise, self.config.image_std).flatten(0, 1)
         clean = None
-        if self.config.norm_pix_loss and self.config.patch_statistics == "input":
+        if self.config.leaks_patch_statistics:
             clean = pixel_values.unsqueeze(1).expand(-1, num_samples, -1, -1, -1).flatten(0, 1)
         if max_batch_size is None and num_samples > 1:
             max_batch_size = default_batch_size(pixel_values.device)
@@ -682,7 +699,7 @@ class NIMForRobustImageClassification(SmoothingMixin, OtherClassifierMixin, NIMF
         interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[BaseModelOutput, torch.Tensor, torch.Tensor]:
-        """Denoise and classify noisy images: one draw of De^3.
+        """Denoise and classify noisy images: one draw of De^3. With `config.denoise=False`, classify them as they are.
 
         Args:
             noisy_pixel_values, sigma, pixel_values, interpolate_pos_encoding: As for
@@ -692,15 +709,18 @@ class NIMForRobustImageClassification(SmoothingMixin, OtherClassifierMixin, NIMF
         Returns:
             The outputs of the classifier's encoder, the logits, and the denoised images that the classifier saw.
         """
-        _, _, restored = self.denoiser.restore(
-            noisy_pixel_values,
-            sigma,
-            pixel_values,
-            interpolate_pos_encoding,
-            output_hidden_states=False,
-            output_attentions=False,
-        )
-        purified = self.denoiser.clamp_pixels(restored).to(dtype or noisy_pixel_values.dtype)
+        purified = noisy_pixel_values
+        if self.denoiser is not None:
+            _, _, restored = self.denoiser.restore(
+                noisy_pixel_values,
+                sigma,
+                pixel_values,
+                interpolate_pos_encoding,
+                output_hidden_states=False,
+                output_attentions=False,
+            )
+            purified = self.denoiser.clamp_pixels(restored)
+        purified = purified.to(dtype or noisy_pixel_values.dtype)
         outputs, logits = self._classify(purified, interpolate_pos_encoding, **kwargs)
         return outputs, logits, purified
 

@@ -37,7 +37,7 @@ def certifiable_sigma(config: NIMConfig, sigma: SigmaSpec | str | None = FROM_CO
     Raises:
         ValueError: The model's output depends on more than the noisy image, or sigma is off, 0 or random.
     """
-    if config.norm_pix_loss and config.patch_statistics == "input":
+    if config.leaks_patch_statistics:
         raise ValueError(
             'nothing can be certified with norm_pix_loss and patch_statistics="input": mean and standard deviation of'
             ' every patch reach the output past the noise. Set model.config.patch_statistics = "noisy" (and measure'

@@ -70,6 +70,10 @@ def model_hash(model: PreTrainedModel) -> str:
     # Written when a model is saved, or when its code is put beside it.
     for name in ("_name_or_path", "transformers_version", "architectures", "dtype", "auto_map", "custom_pipelines"):
         config.pop(name, None)
+    # Fields that recorded results are older than; at these values the model is the same.
+    for name, value in (("denoise", True), ("freeze_denoiser", True)):
+        if config.get(name) is value:
+            del config[name]
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())

@@ -179,6 +179,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
     def draw(model: NIMForRobustImageClassification, step: int, images: torch.Tensor) -> None:
         path = Path(args.output_dir) / "pictures" / "denoised.png"
+        assert model.denoiser is not None
         plot_reconstructions(accelerator, model.denoiser, images, args.eval_sigmas, path, data.name)
 
     policy = None if args.auto_augment == "none" else args.auto_augment

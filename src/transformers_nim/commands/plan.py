@@ -88,10 +88,12 @@ def make_step(config: NIMConfig, task: str, mask_ratio: float | None) -> tuple[n
     """Return the model that is trained, and a step from images to the loss, which draws no noise."""
     if task == "finetuning":
         robust = NIMForRobustImageClassification(config).train()
+        assert robust.denoiser is not None
+        restore = robust.denoiser.restore
 
         def finetune(images: torch.Tensor) -> torch.Tensor:
             with torch.no_grad():
-                _, _, denoised = robust.denoiser.restore(images, torch.zeros(len(images)), images)
+                _, _, denoised = restore(images, torch.zeros(len(images)), images)
             return robust(denoised, labels=torch.zeros(len(images), dtype=torch.long), sigma=None).loss
 
         return robust, finetune

@@ -58,38 +58,22 @@ def save_checkpoint(
         CheckpointError: It could not be written, because the disk is full for example.
     """
     output_dir = Path(output_dir)
-    final, partial = output_dir / f"checkpoint-{step}", output_dir / f"checkpoint-{step}.partial"
-    if accelerator.is_main_process:
-        shutil.rmtree(partial, ignore_errors=True)
-    accelerator.wait_for_everyone()
-    error: Exception | None = None
-    try:
-        partial.mkdir(parents=True, exist_ok=True)
-        accelerator.save_state(str(partial))
+    final = output_dir / f"checkpoint-{step}"
+
+    def write(folder: Path) -> None:
+        accelerator.save_state(str(folder))
         if accelerator.is_main_process and ema_weights is not None:
-            save_file({name: tensor.contiguous() for name, tensor in ema_weights.items()}, partial / _EMA_WEIGHTS)
-    except _WRITE_ERRORS as caught:
-        error = caught
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process and error is None:
-        try:
-            _seal(partial, {"step": step, **state})
-        except _WRITE_ERRORS as caught:
-            error = caught
-    # All processes must agree: one without an error would wait forever for one that has stopped.
-    failed = torch.tensor(float(error is not None), device=accelerator.device)
-    if accelerator.reduce(failed, "sum").item() > 0:
-        if accelerator.is_main_process:
-            shutil.rmtree(partial, ignore_errors=True)
+            save_file({name: tensor.contiguous() for name, tensor in ema_weights.items()}, folder / _EMA_WEIGHTS)
+
+    try:
+        replace_folder(accelerator, final, write, lambda folder: _seal(folder, {"step": step, **state}))
+    except CheckpointError as error:
         last = find_checkpoint(output_dir)
         raise CheckpointError(
-            f"could not write {final}: {error or 'another process failed'}. Is the disk full? The last complete"
-            f" checkpoint is {last or 'none'}; make room and resume with --resume_from_checkpoint latest"
+            f"{error} The last complete checkpoint is {last or 'none'}; make room and resume with"
+            " --resume_from_checkpoint latest"
         ) from error
     if accelerator.is_main_process:
-        # A folder with this name is incomplete, or from steps that this run has repeated.
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(partial, final)
         _sync(output_dir)
         found = _checkpoints(output_dir)
         newest = found.index(final)
@@ -187,25 +171,48 @@ def read_state(path: str | Path) -> dict[str, Any]:
     return json.loads((Path(path) / _MANIFEST).read_text())["state"]
 
 
-def replace_folder(accelerator: Any, folder: Path, write: Callable[[Path], object]) -> None:
-    """Let `write(path)` fill a new folder, then replace `folder` by it; called by all processes.
+def replace_folder(
+    accelerator: Any,
+    folder: Path,
+    write: Callable[[Path], object],
+    seal: Callable[[Path], object] | None = None,
+) -> None:
+    """Fill a new folder, then replace `folder` by it; called by all processes.
+
+    Args:
+        accelerator: Accelerator of the processes.
+        folder: Folder, which all processes share.
+        write: Writes into a folder; called by all processes.
+        seal: Writes what comes last; called by the main process when all others have written.
 
     Raises:
-        CheckpointError: The new folder could not be written; the old one is unchanged.
+        CheckpointError: A process could not write. What `folder` was is unchanged.
     """
-    partial = folder.with_name(f"{folder.name}.partial")
+    partial, old = (folder.with_name(f"{folder.name}.{end}") for end in ("partial", "old"))
     if accelerator.is_main_process:
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
     accelerator.wait_for_everyone()
+    error: Exception | None = None
     try:
+        partial.mkdir(parents=True, exist_ok=True)
         write(partial)
-    except _WRITE_ERRORS as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise CheckpointError(f"could not write {folder}: {error}. Is the disk full?") from error
+    except _WRITE_ERRORS as caught:
+        error = caught
     accelerator.wait_for_everyone()
+    if accelerator.is_main_process and error is None and seal is not None:
+        try:
+            seal(partial)
+        except _WRITE_ERRORS as caught:
+            error = caught
+    # All processes must agree: one without an error would wait forever for one that has stopped.
+    failed = torch.tensor(float(error is not None), device=accelerator.device)
+    if accelerator.reduce(failed, "sum").item() > 0:
+        if accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointError(
+            f"could not write {folder}: {error or 'another process failed'}. Is the disk full?"
+        ) from error
     if accelerator.is_main_process:
-        old = folder.with_name(f"{folder.name}.old")
         shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
             os.replace(folder, old)

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..model.modeling_nim import NIMForPreTraining, NIMForRobustImageClassification
 from ..model.noise import add_noise, draw_noise, parse_sigma
+from ..model.pixels_nim import per_channel
 from ..utils.seeding import derive_seed_32, image_generators
 from ..utils.statistics import mean_accuracy
 from ..utils.text_table import sigma_label
@@ -47,7 +48,7 @@ def psnr(images: torch.Tensor, targets: torch.Tensor, image_std: Sequence[float]
     Returns:
         Ratios of shape `(batch,)`.
     """
-    std = torch.tensor(image_std, device=targets.device)[:, None, None]
+    std = per_channel(image_std, targets)
     # Pixels in [0, 1] have a peak of 1. The floor keeps a perfect image finite.
     return -10 * _mean_square(images.float() * std, targets * std).clamp(min=1e-10).log10()
 
@@ -159,7 +160,7 @@ def evaluate_classifier(
         return figures
 
     measured = _measure_images(accelerator, model, loader, measure)
-    results = _means(measured)
+    results = _means({name: values for name, values in measured.items() if name.startswith("loss")})
     for sigma in sigmas:
         name = figure_name("accuracy", sigma)
         accuracy = mean_accuracy(measured[name].bool().numpy()[:, None])

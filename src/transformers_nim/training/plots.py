@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..model.modeling_nim import NIMForPreTraining
+from ..model.pixels_nim import to_pixels
 from ..utils.extras import require
 from ..utils.seeding import image_generators
 from .evaluation import eval_mode, psnr
@@ -36,9 +37,6 @@ def plot_reconstructions(
         title: Line above the plot.
     """
     config, num_images = model.config, len(pixel_values)
-    mean, std = (
-        torch.tensor(v, device=pixel_values.device)[:, None, None] for v in (config.image_mean, config.image_std)
-    )
     rows = {"clean": pixel_values}
     with eval_mode(model):
         if isinstance(model, MaskedAutoencoder):
@@ -54,7 +52,8 @@ def plot_reconstructions(
                 rows[f"noisy\nsigma {sigma:g}"] = outputs.noisy_pixel_values
                 rows[f"denoised\nPSNR {ratio:.1f} dB"] = denoised
     if accelerator.is_main_process:
-        pixels = {name: (images.float() * std + mean).clamp(0, 1).cpu() for name, images in rows.items()}
+        mean, std = config.image_mean, config.image_std
+        pixels = {name: to_pixels(images.float(), mean, std).clamp(0, 1).cpu() for name, images in rows.items()}
         _save_grid(pixels, Path(path), title)
 
 

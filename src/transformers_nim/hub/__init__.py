@@ -1,9 +1,10 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
 """Model cards made from result files, and their way to the Hub."""
 
+from ..robustness.certificates import certificate_table
 from .card_results import Evaluation, Figure, read_evaluation
 from .model_card import card_differences, card_files, read_inputs, write_card
-from .tables import attack_table, certificate_table
+from .tables import attack_table
 
 
 __all__ = [

@@ -1,16 +1,4 @@
-# Copyright 2026 the transformers-nim authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
 """NIM model configuration."""
 
 import functools
@@ -32,18 +20,10 @@ _IMAGENET_MEAN = [0.485, 0.456, 0.406]
 _IMAGENET_STD = [0.229, 0.224, 0.225]
 _SIGMA_FIELDS = ("pretraining_sigma", "finetuning_sigma", "defense_sigma")
 _POSITIVE_FIELDS = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "decoder_hidden_size",
-    "decoder_num_hidden_layers",
-    "decoder_num_attention_heads",
-    "decoder_intermediate_size",
-    "num_channels",
-    "num_samples",
-    "layer_norm_eps",
-)
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "decoder_hidden_size",
+    "decoder_num_hidden_layers", "decoder_num_attention_heads", "decoder_intermediate_size", "num_channels",
+    "num_samples", "layer_norm_eps",
+)  # fmt: skip
 _CLASSIFIER_INPUT = {"image_mean", "image_std", "size", "resample", "bgr"}
 # Fields of `config.json` that name Python files beside it.
 _CODE_FIELDS = ("auto_map", "custom_pipelines")

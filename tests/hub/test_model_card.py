@@ -569,6 +569,18 @@ def test_a_defense_that_is_off_is_said_to_be(tmp_path):
     assert "defense is off" not in sections["Use"]
 
 
+def test_a_defense_without_a_denoiser_is_said_to_be_one(tmp_path):
+    checkpoint(tmp_path, denoise=False, num_samples=4)
+    sections = sections_of(write_card(tmp_path, name="x", summary="A model."))
+    assert "There is no denoiser." in sections["Use"]
+    assert "without a denoiser" in sections["Intended use"]
+    assert "takes 4 noise draws, each a forward pass through the classifier: 4 forward passes." in sections["Cost"]
+    checkpoint(tmp_path, denoise=False)
+    sections = sections_of(write_card(tmp_path))
+    assert "1 noise draw, that is a forward pass through the classifier: 1 forward pass." in sections["Cost"]
+    assert not any("denoises" in text for text in sections.values())
+
+
 def test_a_card_speaks_of_measured_perturbations_only_if_some_were(tmp_path):
     checkpoint(tmp_path)
     sections = sections_of(write_card(tmp_path, name="x", summary="A model."))

@@ -1,7 +1,6 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
 """Model cards made from result files, and their way to the Hub."""
 
-from ..robustness.certificates import certificate_table
 from .card_results import Evaluation, Figure, read_evaluation
 from .model_card import card_differences, card_files, read_inputs, write_card
 from .tables import attack_table
@@ -13,7 +12,6 @@ __all__ = [
     "attack_table",
     "card_differences",
     "card_files",
-    "certificate_table",
     "read_evaluation",
     "read_inputs",
     "write_card",

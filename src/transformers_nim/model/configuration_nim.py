@@ -29,8 +29,12 @@ _CLASSIFIER_INPUT = {"image_mean", "image_std", "size", "resample", "bgr"}
 _CODE_FIELDS = ("auto_map", "custom_pipelines")
 _PROBABILITY_FIELDS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate")
 
-# Encoder width, depth, heads, patch size, image size; decoder width, depth, heads. The first five are the paper's
-# (base to huge are MAE's, arXiv 2111.06377). The last two are for 32-pixel images such as CIFAR-10.
+_SIZE_FIELDS = (
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size", "image_size", "decoder_hidden_size",
+    "decoder_num_hidden_layers", "decoder_num_attention_heads",
+)  # fmt: skip
+# Values of these fields. The first five sizes are the paper's (base to huge are MAE's, arXiv 2111.06377). The last two
+# are for 32-pixel images such as CIFAR-10.
 NIM_SIZES: dict[str, tuple[int, int, int, int, int, int, int, int]] = {
     "tiny": (192, 12, 3, 16, 224, 512, 8, 16),
     "small": (384, 12, 6, 16, 224, 512, 8, 16),
@@ -251,19 +255,9 @@ class NIMConfig(PreTrainedConfig):
         """
         if size not in NIM_SIZES:
             raise ValueError(f"unknown size {size!r}; known: {sorted(NIM_SIZES)}")
-        width, depth, heads, patch_size, image_size, decoder_width, decoder_depth, decoder_heads = NIM_SIZES[size]
-        fields = {
-            "hidden_size": width,
-            "num_hidden_layers": depth,
-            "num_attention_heads": heads,
-            "intermediate_size": 4 * width,
-            "patch_size": patch_size,
-            "image_size": image_size,
-            "decoder_hidden_size": decoder_width,
-            "decoder_num_hidden_layers": decoder_depth,
-            "decoder_num_attention_heads": decoder_heads,
-            "decoder_intermediate_size": 4 * decoder_width,
-        }
+        fields: dict[str, Any] = dict(zip(_SIZE_FIELDS, NIM_SIZES[size]))
+        for prefix in ("", "decoder_"):
+            fields[f"{prefix}intermediate_size"] = 4 * fields[f"{prefix}hidden_size"]
         return cls(**{**fields, **overrides})
 
     @property

@@ -65,12 +65,12 @@ class EOTPGD(GradientAttack):
 class PGD(EOTPGD):
     """Plain PGD (arXiv 1706.06083) on the cross entropy: one noise draw per step, one run, the last iterate.
 
-    By default the attack of the NIM paper (arXiv 2302.01056): 10 steps of 2/255. It is weak against a random defense;
-    use it only to compare with published figures.
+    At eps = 8/255 the default is the attack of the NIM paper (arXiv 2302.01056): 10 steps of 2/255. It is weak against
+    a random defense; use it only to compare with published figures.
 
     Attributes:
         steps: Gradient steps.
-        step_size: Length of a step in pixels of [0, 1]; by default 2/255 for Linf and `2.5 * eps / steps` for L2.
+        step_size: Length of a step in pixels of [0, 1]; by default `eps / 4` for Linf and `2.5 * eps / steps` for L2.
         batch_size: Images that pass to the classifier at once.
     """
 
@@ -81,7 +81,7 @@ class PGD(EOTPGD):
     keep_best: bool = field(default=False, init=False)
 
     def _step_size(self, ball: Ball) -> float:
-        return 2 / 255 if self.step_size is None and ball.norm == "Linf" else super()._step_size(ball)
+        return ball.eps / 4 if self.step_size is None and ball.norm == "Linf" else super()._step_size(ball)
 
 
 @register_attack("vote")

@@ -29,7 +29,7 @@ from transformers_nim.attacks import PixelClassifier, make_attack
 from transformers_nim.data.evaluation_set import EvaluationSet
 from transformers_nim.data.loading import ImageSource
 from transformers_nim.robustness.accuracy import correct_draws
-from transformers_nim.robustness.classifiers import load_classifier
+from transformers_nim.robustness.classifiers import load_with_processor
 from transformers_nim.robustness.protocol import PRECISIONS
 from transformers_nim.utils.extras import require
 from transformers_nim.utils.memory import keep_freed_memory
@@ -211,7 +211,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         keep_freed_memory()
-    model, processor = load_classifier(args.model_name_or_path, device)
+    model, processor = load_with_processor(args.model_name_or_path, device)
     data = ImageSource(args.dataset_name, train_split_name=args.split, train_val_split=0).load(with_labels=True)
     images = EvaluationSet.from_data(data, model, processor, args.max_eval_samples, args.labels_by_index)
     rows = [image.row for image in images.images]

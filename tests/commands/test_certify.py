@@ -168,7 +168,7 @@ def test_two_processes_a_kill_and_a_resumed_run_give_the_same(finished, argument
     process = launch(arguments, tmp_path / "out", "--resume")
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
-    assert f"{len(before)} of 12 are done; 2 process(es) on cpu" in output
+    assert f"{len(before)} of 12 certificates done; 2 processes on cpu" in output
     assert output.count("certified accuracy in %") == 1
     resumed = json.loads((tmp_path / "out" / "results.json").read_text())
     assert resumed["num_processes"] == 2
@@ -185,7 +185,7 @@ def test_one_process_goes_on(finished, script, arguments, tmp_path, capsys):
     resumed = script.main(
         [*arguments, "--output_dir", str(tmp_path), "--resume", "--per_device_eval_batch_size", "33"]
     )
-    assert "5 of 12 are done" in capsys.readouterr().out
+    assert "5 of 12 certificates done" in capsys.readouterr().out
     assert timeless(resumed) == timeless(results)
     # A finished run is not repeated, and not added to by accident.
     again = script.main([*arguments, "--output_dir", str(tmp_path), "--resume"])

@@ -15,9 +15,9 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 from transformers_nim import NIMForRobustImageClassification
-from transformers_nim.hub import upload as publishing, write_card
+from transformers_nim.hub import publication as publications, upload as publishing, write_card
+from transformers_nim.hub.publication import prepare
 from transformers_nim.hub.remote_code import write_remote_code
-from transformers_nim.hub.upload import prepare
 from transformers_nim.robustness.classifiers import model_hash
 
 
@@ -399,7 +399,7 @@ def test_without_detect_secrets_ones_own_token_is_found(folder, monkeypatch):
     (note,) = publication.notes
     assert "texts were not scanned for secrets" in note
     assert "pip install 'transformers-nim[push]'" in note
-    monkeypatch.setattr(publishing, "get_token", lambda: TOKEN)
+    monkeypatch.setattr(publications, "get_token", lambda: TOKEN)
     (problem,) = prepare(folder, REPO).problems
     assert problem.startswith("a.txt, line 2: this looks like a secret")
 
@@ -468,7 +468,7 @@ def test_weights_are_not_loaded_before_they_are_looked_at(folder, monkeypatch):
     def refuse(*_):
         raise AssertionError
 
-    monkeypatch.setattr(publishing, "_hash", refuse)
+    monkeypatch.setattr(publications, "_hash", refuse)
     with pytest.raises(AssertionError):
         prepare(folder, REPO)
     (folder / "pytorch_model.bin").write_bytes(b"x")

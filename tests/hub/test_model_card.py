@@ -44,21 +44,19 @@ def write_training_card(folder, name, results, summary) -> Path:
     return write_card(folder, name=name, summary=summary, results=["all_results.json"])
 
 
-RESULTS = {
-    "dataset": "digits",
-    "protocol": "Measured somehow.",
-    "rows": [
-        {
-            "model": "De^3, sigma 50",
-            "sigma": 50,
-            "attack": "EOT-PGD",
-            "mean": 41.5,
-            "low": 33.0,
-            "high": 50.25,
-            "settings": {"norm": "Linf", "eps_255": 8, "steps": 40, "num_draws": 10},
-        }
-    ],
+CURVE = {
+    "sigma": 63.75,
+    "sigma_01": 0.25,
+    "radii": [0.5],
+    "certified_accuracy": [0.415],
+    "certified_accuracy_low": [0.33],
+    "certified_accuracy_high": [0.5025],
+    "abstained": 0.125,
+    "average_certified_radius": 0.3,
+    "mean_num_draws": 1100,
 }
+SETTINGS = {"dataset": "digits", "split": "test", "n0": 100, "n": 1000, "alpha": 0.001, "sequential": False}
+CERTIFIED = {"protocol": "Certified somehow.", "settings": SETTINGS, "curves": [CURVE]}
 
 
 def test_table_is_aligned_markdown():
@@ -73,27 +71,28 @@ def test_table_is_aligned_markdown():
 
 def test_card_holds_the_results(tmp_path):
     checkpoint(tmp_path, defense_sigma=50)
-    save(tmp_path, "results.json", RESULTS)
+    save(tmp_path, "results.json", CERTIFIED)
     path = write_card(tmp_path, name="nim-digits", summary="A model.", results=["results.json"], limits=["Much."])
     card = ModelCard.load(path)
     (result,) = card.data.eval_results
     # Shares in the metadata, percent in the table.
     assert result.metric_value == 0.415
     assert result.metric_args == {
-        "sigma": 50,
+        "norm": "L2",
+        "radius": 0.5,
+        "sigma": 63.75,
         "low": 0.33,
         "high": 0.5025,
-        "norm": "Linf",
-        "eps_255": 8,
-        "steps": 40,
-        "num_draws": 10,
+        "n0": 100,
+        "n": 1000,
+        "alpha": 0.001,
+        "sequential": False,
     }
     assert card.data.pipeline_tag == "image-classification"
     assert "adversarial-robustness" in card.data.tags
-    table = render_table(["accuracy in %", "EOT-PGD"], [["De^3, sigma 50", "41.5 [33.0, 50.2]"]])
     for text in (
-        table,
-        "Measured somehow.",
+        "| radius 0.5               |  41.5 [33.0, 50.2] |",
+        "Certified somehow.",
         "A model.",
         "Much.",
         "sigma=50",
@@ -276,7 +275,7 @@ def test_shipped_cards_are_as_generated(folder):
 
 def test_check_finds_changes(tmp_path, capsys):
     folder = checkpoint(tmp_path)
-    save(folder, "results.json", RESULTS)
+    save(folder, "results.json", CERTIFIED)
     write_card(folder, name="x", summary="A model.", results=["results.json"], hub_dataset="me/digits")
     assert main([str(folder), "--check"]) == 0
     for name, old, new in (("README.md", "Citation", "Citations"), (".eval_results/results.yaml", "0.415", "0.615")):
@@ -314,24 +313,6 @@ def test_wrong_inputs(tmp_path):
         write_card(tmp_path)
 
 
-CURVE = {
-    "sigma": 63.75,
-    "sigma_01": 0.25,
-    "radii": [0, 0.5],
-    "certified_accuracy": [0.5, 0.25],
-    "certified_accuracy_low": [0.4, 0.15],
-    "certified_accuracy_high": [0.6, 0.35],
-    "abstained": 0.125,
-    "average_certified_radius": 0.3,
-    "mean_num_draws": 1100,
-}
-CERTIFIED = {
-    "protocol": "Certified somehow.",
-    "settings": {"dataset": "pictures", "split": "test", "n0": 100, "n": 1000, "alpha": 0.001, "sequential": False},
-    "curves": [CURVE],
-}
-
-
 def test_figures_of_approximate_attacks_say_so(tmp_path):
     checkpoint(tmp_path)
     report = fake_reports.simulated(attack_precision="bf16")
@@ -363,20 +344,9 @@ def test_certificates_and_robustness_plug_in(tmp_path):
     radius = found["certified accuracy, sigma 63.75, radius 0.5"]
     assert (radius.metric_type, radius.metric_value, radius.dataset_type) == (
         "certified_accuracy",
-        0.25,
+        0.415,
         "me/pictures",
     )
-    assert radius.metric_args == {
-        "norm": "L2",
-        "radius": 0.5,
-        "sigma": 63.75,
-        "low": 0.15,
-        "high": 0.35,
-        "n0": 100,
-        "n": 1000,
-        "alpha": 0.001,
-        "sequential": False,
-    }
     row = report.row("EOT-PGD", 50.0)
     assert found["majority of 11, EOT-PGD"].metric_value == row.majority_of_11.mean
     accuracy = found["accuracy, EOT-PGD"]
@@ -399,7 +369,7 @@ def test_certificates_and_robustness_plug_in(tmp_path):
     assert found["worst of 10, strongest"].metric_value == strongest.worst_of_10.mean
     assert "attack_sigma" not in found["worst of 10, strongest"].metric_args
     text = " ".join(card.text.split())
-    assert "| radius 0.5 | 25.0 [15.0, 35.0] |" in text
+    assert "| radius 0.5 | 41.5 [33.0, 50.2] |" in text
     assert " ".join(render(report).replace("### ", "#### ").split()) in text
     assert "**Unreliable**: of the sanity checks of the attacks, these failed: monotone." in text
     entries = parse_eval_result_entries(yaml.safe_load((tmp_path / ".eval_results/robustness.yaml").read_text()))
@@ -437,8 +407,8 @@ def test_one_data_set_on_the_hub_for_results_of_one(tmp_path):
     checkpoint(tmp_path)
     names = ["results.json", "later/results.json"]
     (tmp_path / "later").mkdir()
-    save(tmp_path, names[0], RESULTS)
-    save(tmp_path, names[1], {**RESULTS, "rows": [{**RESULTS["rows"][0], "mean": 12.5}]})
+    save(tmp_path, names[0], CERTIFIED)
+    save(tmp_path, names[1], {**CERTIFIED, "curves": [{**CURVE, "certified_accuracy": [0.125]}]})
     inputs = {"name": "x", "summary": "A model.", "results": names}
     card = ModelCard.load(write_card(tmp_path, **inputs, hub_dataset="me/digits", training_dataset="me/learned"))
     assert card.data.datasets == ["me/learned"]
@@ -447,7 +417,7 @@ def test_one_data_set_on_the_hub_for_results_of_one(tmp_path):
         (entry,) = parse_eval_result_entries(yaml.safe_load((tmp_path / ".eval_results" / file).read_text()))
         assert (entry.dataset_id, entry.value) == ("me/digits", value)
     # One of the two is of other data.
-    save(tmp_path, names[1], {**RESULTS, "dataset": "letters"})
+    save(tmp_path, names[1], {**CERTIFIED, "settings": {**SETTINGS, "dataset": "letters"}})
     with pytest.raises(ValueError, match=r"'results.json': 'digits', 'later/results.json': 'letters'"):
         card_files(tmp_path)
     card = ModelCard.load(write_card(tmp_path, hub_dataset={"later/results.json": "me/letters"}))
@@ -467,7 +437,7 @@ def test_result_files_that_would_overwrite_each_other(tmp_path):
     names = ["a/b.json", "a-b.json"]
     (tmp_path / "a").mkdir()
     for name in names:
-        save(tmp_path, name, RESULTS)
+        save(tmp_path, name, CERTIFIED)
     with pytest.raises(ValueError, match=r"would be written to \.eval_results/a-b\.yaml, a-b\.json is one"):
         write_card(tmp_path, name="x", summary="A model.", results=names, hub_dataset="me/digits")
 
@@ -599,6 +569,18 @@ def test_a_defense_that_is_off_is_said_to_be(tmp_path):
     assert "defense is off" not in sections["Use"]
 
 
+def test_a_defense_without_a_denoiser_is_said_to_be_one(tmp_path):
+    checkpoint(tmp_path, denoise=False, num_samples=4)
+    sections = sections_of(write_card(tmp_path, name="x", summary="A model."))
+    assert "There is no denoiser." in sections["Use"]
+    assert "without a denoiser" in sections["Intended use"]
+    assert "takes 4 noise draws, each a forward pass through the classifier: 4 forward passes." in sections["Cost"]
+    checkpoint(tmp_path, denoise=False)
+    sections = sections_of(write_card(tmp_path))
+    assert "1 noise draw, that is a forward pass through the classifier: 1 forward pass." in sections["Cost"]
+    assert not any("denoises" in text for text in sections.values())
+
+
 def test_a_card_speaks_of_measured_perturbations_only_if_some_were(tmp_path):
     checkpoint(tmp_path)
     sections = sections_of(write_card(tmp_path, name="x", summary="A model."))
@@ -606,7 +588,7 @@ def test_a_card_speaks_of_measured_perturbations_only_if_some_were(tmp_path):
     assert "listed under Evaluation" not in sections["Intended use"]
     # It may well have been trained.
     assert "Nothing is claimed: nothing was measured." in sections["Limits"]
-    save(tmp_path, "results.json", RESULTS)
+    save(tmp_path, "results.json", CERTIFIED)
     sections = sections_of(write_card(tmp_path, results=["results.json"]))
     assert "within the kinds and sizes of perturbations that are listed under Evaluation." in sections["Intended use"]
     assert "not been measured" not in sections["Intended use"]
@@ -629,7 +611,6 @@ def test_incomplete_results_are_named(tmp_path):
             TRAINED,
             ["dataset", "steps", "total_batch_size", "num_eval_images", "best", "arguments", "versions"],
         ),
-        "attacked": (RESULTS, [("rows", 0, key) for key in RESULTS["rows"][0]]),
         "certified": (
             CERTIFIED,
             [
@@ -682,6 +663,6 @@ def test_files_of_the_wrong_kind(tmp_path):
     save(tmp_path, "results.json", 3)
     with pytest.raises(ValueError, match=r"results\.json must hold a mapping of fields, but holds a int: 3"):
         write_card(tmp_path, name="x", summary="A model.", results=["results.json"])
-    save(tmp_path, "results.json", {**RESULTS, "rows": [3]})
+    save(tmp_path, "results.json", {**CERTIFIED, "curves": [3]})
     with pytest.raises(ValueError, match=r"results\.json cannot be read, a field is of the wrong kind"):
         card_files(tmp_path)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import accelerate
+import fake_reports
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
@@ -18,6 +19,7 @@ from huggingface_hub.utils import filter_repo_objects
 from transformers_nim import NIMForImageClassification, NIMForPreTraining, NIMImageProcessor, __version__
 from transformers_nim.data.loading import ImageData
 from transformers_nim.hub import training_results as publish
+from transformers_nim.robustness import render
 from transformers_nim.training.launch import Plan
 from transformers_nim.training.optimization import make_optimizer, make_schedule, parameter_groups
 from transformers_nim.training.run import RunOptions, TrainingRun
@@ -169,7 +171,7 @@ def test_what_a_run_leaves_behind(tmp_path, task, capsys):
     for name, value in FIGURES[task].items():
         assert (f"{100 * value:.1f}" if "accuracy" in name else f"{value:.4g}") in card.text
     printed = capsys.readouterr().out
-    assert "20 images could not be decoded and were replaced by others: rows 0, 1, 2, 3, 4" in printed
+    assert "20 images could not be decoded (replaced by others): rows 0, 1, 2, 3, 4" in printed
     assert "8, 9, ...\n" in printed
     assert str(output_dir) in printed
 
@@ -192,9 +194,8 @@ def test_streams_and_runs_without_validation(tmp_path, capsys):
     assert (results["epochs"], results["images_per_second"], results["num_eval_images"]) == (None, None, 0)
     assert (results["metrics"], results["best"]) == ({}, None)
     assert "Nothing was measured." in ModelCard.load(tmp_path / "README.md").text
-    assert (
-        "3 images could not be decoded and were replaced by others: rows 0.0.1.11 (c), 0.1.0.9, 0.1.0.10 (a/b.jpg)\n"
-        in (capsys.readouterr().out)
+    assert "3 images could not be decoded (replaced by others): rows 0.0.1.11 (c), 0.1.0.9, 0.1.0.10 (a/b.jpg)\n" in (
+        capsys.readouterr().out
     )
 
 
@@ -242,15 +243,14 @@ def test_what_must_not_be_published_is_not_pushed(tmp_path, hub):
 
 
 def test_results_that_a_card_names_stay(tmp_path):
-    rows = [{"model": "De^3", "sigma": 50, "attack": "PGD", "mean": 41.5, "low": 33.0, "high": 50.0, "settings": {}}]
-    attacks = {"dataset": "digits", "protocol": "Measured somehow.", "rows": rows}
-    (tmp_path / "attacks.json").write_text(json.dumps(attacks))
-    named = {"name": "a", "summary": "b", "results": ["gone.json", "attacks.json", "all_results.json"]}
+    report = fake_reports.simulated(sigma=None, sigmas=())
+    (tmp_path / "robustness.json").write_text(json.dumps(report.to_dict()))
+    named = {"name": "a", "summary": "b", "results": ["gone.json", "robustness.json", "all_results.json"]}
     (tmp_path / "card.json").write_text(json.dumps(named))
     run = trained(tmp_path, NIMForImageClassification, FIGURES["finetuning"])
     publish.finish(run, arguments(tmp_path), PLAN, image_data(), "finetuning", "A model.")
-    assert json.loads((tmp_path / "card.json").read_text())["results"] == ["attacks.json", "all_results.json"]
-    assert "41.5" in ModelCard.load(tmp_path / "README.md").text
+    assert json.loads((tmp_path / "card.json").read_text())["results"] == ["robustness.json", "all_results.json"]
+    assert render(report).split("\n\n")[0] in ModelCard.load(tmp_path / "README.md").text
 
 
 def test_what_is_pushed(tmp_path, hub, capsys):

@@ -155,7 +155,7 @@ for name in ("getaddrinfo", "gethostbyname", "create_connection"):
 
 import transformers_nim.metrics
 
-heavy = sorted({"torch", "transformers", "evaluate", "datasets"} & set(sys.modules))
+heavy = sorted({"evaluate", "datasets"} & set(sys.modules))
 
 import doctest
 import json

@@ -30,7 +30,7 @@ from transformers import (
 from transformers_nim import NIMConfig, NIMForImageClassification, NIMForPreTraining, NIMForRobustImageClassification
 from transformers_nim.attacks import PixelClassifier
 from transformers_nim.conversion import __main__ as conversion
-from transformers_nim.model import external_classifier_nim as classifiers_nim
+from transformers_nim.model import external_classifier_nim
 from transformers_nim.model.external_classifier_nim import (
     load_classifier,
     measure_image_processor,
@@ -624,14 +624,14 @@ def test_the_image_processor_is_that_of_the_classifiers_commit(denoiser, monkeyp
         asked.append((name, kwargs))
         return processor
 
-    monkeypatch.setattr(classifiers_nim.AutoImageProcessor, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(external_classifier_nim.AutoImageProcessor, "from_pretrained", from_pretrained)
     NIMForRobustImageClassification.from_denoiser(denoiser, classifier)
     assert asked == [("name/classifier", {"revision": "abc123", "trust_remote_code": False})]
 
 
 def test_another_way_of_resizing_is_told(denoiser, caplog, monkeypatch):
     # transformers' loggers do not reach the root by themselves.
-    monkeypatch.setattr(logging.getLogger(classifiers_nim.logger.name.split(".")[0]), "propagate", True)
+    monkeypatch.setattr(logging.getLogger(external_classifier_nim.logger.name.split(".")[0]), "propagate", True)
     processor = ViTImageProcessor(image_mean=MEAN, image_std=STD, size={"height": 32, "width": 32}, resample=0)
     given = measure_image_processor(processor, denoiser.config)
     assert given["resample"] == "bicubic"

@@ -18,8 +18,8 @@ matplotlib.use("Agg")
 def figures(monkeypatch):
     """Every figure that is saved."""
     kept = []
-    save = plots._save
-    monkeypatch.setattr(plots, "_save", lambda figure, path: (kept.append(figure), save(figure, path))[1])
+    save = plots.save_figure
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: (kept.append(figure), save(figure, path))[1])
     return kept
 
 

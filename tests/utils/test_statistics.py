@@ -1,11 +1,10 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
 import numpy as np
 import pytest
-import torch
 
-from transformers_nim.attacks import EOTPGD
-from transformers_nim.robustness import (
-    correct_draws,
+from transformers_nim.utils.statistics import (
+    Accuracy,
+    certified_accuracy,
     mean_accuracy,
     paired_difference,
     unpaired_difference,
@@ -46,53 +45,9 @@ def test_intervals_cover_the_truth():
     assert np.mean(widths) < 0.8 * (high - low)
 
 
-def test_evaluation_noise_is_not_the_attacks():
-    """With equal seeds, as the defaults are, an accuracy must not be measured on noise that the attack has seen."""
-    seen = []
-
-    def recorder(batch):
-        noise = torch.randn(len(batch), 3)
-        seen.append(noise)
-        return noise + 0 * batch.sum()
-
-    pixels, labels = torch.rand(8, 1, 2, 2), torch.zeros(8, dtype=torch.long)
-    EOTPGD(steps=2, num_draws=4)(recorder, pixels, labels, eps=0.1)
-    attacked = {tuple(row.tolist()) for row in torch.cat(seen)}
-    seen.clear()
-    correct_draws(recorder, pixels, labels, num_draws=8)
-    assert not attacked & {tuple(row.tolist()) for row in torch.cat(seen)}
-
-
 def test_no_images():
     with pytest.raises(ValueError, match="at least one image"):
         mean_accuracy(np.zeros((0, 3), dtype=bool))
-
-
-def test_draws_are_fresh_and_repeatable():
-    pixels, labels = torch.zeros(40, 1, 2, 2), torch.zeros(40, dtype=torch.long)
-
-    def coin(batch):
-        return torch.randn(len(batch), 2)
-
-    state = torch.get_rng_state()
-    correct = correct_draws(coin, pixels, labels, num_draws=6, batch_size=7, seed=3)
-    assert torch.equal(state, torch.get_rng_state())
-    assert correct.shape == (40, 6)
-    assert 0.3 < correct.mean() < 0.7
-    assert not np.array_equal(correct[:, 0], correct[:, 1])
-    np.testing.assert_array_equal(correct, correct_draws(coin, pixels, labels, num_draws=6, batch_size=7, seed=3))
-
-
-def test_right_answers_are_counted():
-    pixels = torch.rand(10, 1, 2, 2)
-    labels = torch.arange(10) % 2
-
-    def always_one(batch):
-        return torch.tensor([[0.0, 1.0]]).expand(len(batch), 2)
-
-    correct = correct_draws(always_one, pixels, labels, num_draws=2, batch_size=3)
-    np.testing.assert_array_equal(correct, (labels == 1).numpy()[:, None].repeat(2, axis=1))
-    assert str(mean_accuracy(correct)).startswith("50.0 [")
 
 
 def test_pairs_cancel_what_images_share():
@@ -157,3 +112,22 @@ def test_unpaired_intervals_combine_the_ends_that_face_each_other():
     assert difference.low == pytest.approx(1 - np.hypot(1 - low, high))
     opposite = unpaired_difference(np.zeros((30, 1), bool), np.ones((20, 2), bool))
     assert (opposite.low, opposite.high) == pytest.approx((-1, -difference.low))
+
+
+def test_an_accuracy_reads_as_in_tables():
+    assert str(Accuracy(0.5, 0.25, 1.0)) == "50.0 [25.0, 100.0]"
+
+
+def test_certified_accuracy():
+    """Right and far, right and near, right on the radius, wrong and far, abstained."""
+    labels, certified, true = (
+        np.array([4, 0, 2, 3, -1]),
+        np.array([1.5, 0.125, 0.5, 2.0, 0.0]),
+        np.array([4, 0, 2, 1, 0]),
+    )
+    figures = certified_accuracy(labels, certified, true, [0, 0.5, 3], confidence=0.6)
+    assert figures["certified_accuracy"] == [0.6, 0.4, 0.0]
+    low, high = wilson_interval(0.4, 5, 0.6)
+    assert (figures["certified_accuracy_low"][1], figures["certified_accuracy_high"][1]) == (low, high)
+    assert figures["average_certified_radius"] == pytest.approx((1.5 + 0.125 + 0.5) / 5)
+    assert (figures["radii"], figures["abstained"], figures["num_images"]) == ([0, 0.5, 3], 0.2, 5)

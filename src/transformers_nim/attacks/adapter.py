@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 
-from ..model.checks_nim import check_counts
+from ..model.checks_nim import check_counts, check_vote
 from ..model.noise import FROM_CONFIG, ConstantSigma, Sigma, parse_sigma, split_generator
 from ..model.outputs_nim import combine_draws
+from ..model.pixels_nim import normalize, to_pixels
 
 
 GRADIENTS = ("full", "bpda", "classifier")
@@ -107,8 +108,7 @@ class PixelClassifier(nn.Module):
         if gradient != "full" and not self._has_defense:
             raise ValueError(f"{type(model).__name__} has no defense to leave out of a gradient; take gradient='full'")
         check_counts(num_samples=num_samples)
-        if vote not in (None, "mean", "majority"):
-            raise ValueError(f'vote must be "mean" or "majority", got {vote!r}')
+        check_vote(vote)
         if autocast_dtype not in AUTOCAST_DTYPES:
             raise ValueError(
                 f"autocast_dtype must be one of {list(AUTOCAST_DTYPES)}, got {autocast_dtype!r}; leave it out to"
@@ -154,19 +154,11 @@ class PixelClassifier(nn.Module):
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Map pixels in [0, 1] to the model's input."""
-        mean, std = self._statistics(pixels)
-        return (pixels - mean) / std
+        return normalize(pixels, self.image_mean, self.image_std)
 
     def to_pixels(self, pixel_values: Tensor) -> Tensor:
         """Map the model's input to pixels; the inverse of [`~PixelClassifier.normalize`]."""
-        mean, std = self._statistics(pixel_values)
-        return pixel_values * std + mean
-
-    def _statistics(self, images: Tensor) -> list[Tensor]:
-        return [
-            torch.tensor(v, dtype=images.dtype, device=images.device)[:, None, None]
-            for v in (self.image_mean, self.image_std)
-        ]
+        return to_pixels(pixel_values, self.image_mean, self.image_std)
 
     def forward(self, pixels: Tensor, generators: Generators | None = None) -> Tensor:
         """Return the model's predictions, with noise draws combined as the model combines them.

@@ -16,7 +16,8 @@ import sys
 
 from huggingface_hub import ModelCard
 
-from ..hub.upload import Publication, prepare, stale_files, upload
+from ..hub.publication import Publication, prepare
+from ..hub.upload import stale_files, upload
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

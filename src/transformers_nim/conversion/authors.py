@@ -19,7 +19,7 @@ from ..model.configuration_nim import NIM_SIZES, NIMConfig
 from ..model.image_processing_nim import NIMImageProcessor
 from ..model.loading_nim import refuse_other_classifier, saved_architectures
 from ..model.modeling_nim import NIMForImageClassification, NIMForPreTraining, NIMForRobustImageClassification
-from .vit_mae import read_checkpoint_file
+from .vit_mae import read_checkpoint_file, split_leaf
 
 
 logger = logging.get_logger(__name__)
@@ -70,7 +70,7 @@ def convert_authors_state_dict(state_dict: Mapping[str, torch.Tensor]) -> dict[s
         key = str(key).removeprefix("module.")
         if key == "mask_token":
             continue
-        name, leaf = _split_leaf(key)
+        name, leaf = split_leaf(key)
         if name in _ELSEWHERE:
             converted[f"{_ELSEWHERE[name]}{leaf}"] = tensor
             continue
@@ -104,7 +104,7 @@ def to_authors_state_dict(state_dict: Mapping[str, torch.Tensor]) -> dict[str, t
     """
     converted: dict[str, torch.Tensor] = {}
     for key, tensor in state_dict.items():
-        name, leaf = _split_leaf(key)
+        name, leaf = split_leaf(key)
         if name in _THEIRS_ELSEWHERE:
             converted[f"{_THEIRS_ELSEWHERE[name]}{leaf}"] = tensor
             continue
@@ -128,12 +128,6 @@ def to_authors_state_dict(state_dict: Mapping[str, torch.Tensor]) -> dict[str, t
         embed = converted["decoder_embed.weight"]
         converted["mask_token"] = embed.new_zeros(1, 1, embed.shape[0])
     return converted
-
-
-def _split_leaf(key: str) -> tuple[str, str]:
-    """Split a tensor's name into that of its module and `.weight` or `.bias`; other tensors have no second part."""
-    name, dot, leaf = key.rpartition(".")
-    return (name, f"{dot}{leaf}") if leaf in ("weight", "bias") and dot else (key, "")
 
 
 def config_from_weights(

@@ -37,7 +37,7 @@ from ..model.modeling_nim import NIMForPreTraining
 
 _LAYER = re.compile(
     r"(?:(?P<encoder>(?:vit\.)?(?:layers|encoder\.layer))|decoder\.(?:decoder_layers|decoder_encoder\.layer))"
-    r"\.(?P<index>\d+)\.(?P<part>.+)\.(?P<leaf>weight|bias)"
+    r"\.(?P<index>\d+)\.(?P<part>.+)"
 )
 _IN_LAYER = {
     "attention.attention.query": "attention.q_proj",
@@ -51,55 +51,28 @@ _SAME_IN_LAYER = {*_IN_LAYER.values(), "layernorm_before", "layernorm_after"}
 _ELSEWHERE = {
     "embeddings.cls_token": "nim.embeddings.cls_token",
     "embeddings.position_embeddings": "nim.embeddings.position_embeddings",
-    "embeddings.patch_embeddings.projection.weight": "nim.embeddings.patch_embeddings.projection.weight",
-    "embeddings.patch_embeddings.projection.bias": "nim.embeddings.patch_embeddings.projection.bias",
-    "layernorm.weight": "nim.layernorm.weight",
-    "layernorm.bias": "nim.layernorm.bias",
+    "embeddings.patch_embeddings.projection": "nim.embeddings.patch_embeddings.projection",
+    "layernorm": "nim.layernorm",
     "decoder.decoder_pos_embed": "decoder.position_embeddings",
-    "decoder.decoder_embed.weight": "decoder.embed.weight",
-    "decoder.decoder_embed.bias": "decoder.embed.bias",
-    "decoder.decoder_norm.weight": "decoder.layernorm.weight",
-    "decoder.decoder_norm.bias": "decoder.layernorm.bias",
-    "decoder.decoder_pred.weight": "decoder.projection.weight",
-    "decoder.decoder_pred.bias": "decoder.projection.bias",
+    "decoder.decoder_embed": "decoder.embed",
+    "decoder.decoder_norm": "decoder.layernorm",
+    "decoder.decoder_pred": "decoder.projection",
 }
 _SAME_IN_CONFIG = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "hidden_act",
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-    "initializer_range",
-    "layer_norm_eps",
-    "image_size",
-    "patch_size",
-    "num_channels",
-    "qkv_bias",
-    "decoder_hidden_size",
-    "decoder_num_hidden_layers",
-    "decoder_num_attention_heads",
-    "decoder_intermediate_size",
-    "norm_pix_loss",
-)
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
+    "hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range", "layer_norm_eps", "image_size",
+    "patch_size", "num_channels", "qkv_bias", "decoder_hidden_size", "decoder_num_hidden_layers",
+    "decoder_num_attention_heads", "decoder_intermediate_size", "norm_pix_loss",
+)  # fmt: skip
 # The default of ViTMAEConfig, also in the configs of the published models. Their weights come from MAE's code, which
 # uses 1e-6, as NIM does.
 _VIT_MAE_DEFAULT_EPS = 1e-12
 _OVERRIDABLE = {field.name for field in fields(NIMConfig)} | {"num_labels"}
 # torch's unpickler executes any bytes as its own instructions, and fails in all these ways.
 _UNREADABLE = (
-    SafetensorError,
-    pickle.UnpicklingError,
-    struct.error,
-    EOFError,
-    RuntimeError,
-    LookupError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-)
+    SafetensorError, pickle.UnpicklingError, struct.error, EOFError, RuntimeError, LookupError, ValueError, TypeError,
+    AttributeError, AssertionError,
+)  # fmt: skip
 
 
 def convert_vit_mae_state_dict(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -118,23 +91,28 @@ def convert_vit_mae_state_dict(state_dict: Mapping[str, torch.Tensor]) -> dict[s
     for key, tensor in state_dict.items():
         if key == "decoder.mask_token":
             continue
-        layer = _LAYER.fullmatch(key)
-        if layer is None:
-            name = _ELSEWHERE.get(key.removeprefix("vit."))
-        else:
+        name, leaf = split_leaf(key)
+        layer = _LAYER.fullmatch(name)
+        ours = _ELSEWHERE.get(name.removeprefix("vit."))
+        if layer is not None and leaf:
             part = _IN_LAYER.get(layer["part"], layer["part"])
-            prefix = "nim" if layer["encoder"] else "decoder"
-            is_known = part in _SAME_IN_LAYER
-            name = f"{prefix}.layers.{layer['index']}.{part}.{layer['leaf']}" if is_known else None
-        if name is None:
+            stack = "nim" if layer["encoder"] else "decoder"
+            ours = f"{stack}.layers.{layer['index']}.{part}" if part in _SAME_IN_LAYER else None
+        if ours is None:
             raise ValueError(f"unexpected tensor {key!r}: not a checkpoint of transformers' ViTMAEForPreTraining")
-        converted[name] = tensor
+        converted[f"{ours}{leaf}"] = tensor
     if not any(name.startswith("decoder.") for name in converted):
         raise ValueError(
             "the checkpoint has no decoder; NIM needs a pretraining checkpoint with one (of ViTMAEForPreTraining, not"
             " of ViTMAEModel)"
         )
     return converted
+
+
+def split_leaf(key: str) -> tuple[str, str]:
+    """Split a tensor's name into that of its module and `.weight` or `.bias`, which other tensors do not have."""
+    name, dot, leaf = key.rpartition(".")
+    return (name, f"{dot}{leaf}") if leaf in ("weight", "bias") and dot else (key, "")
 
 
 def load_vit_mae(

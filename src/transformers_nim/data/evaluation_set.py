@@ -1,6 +1,7 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""What is measured: a classifier with one sigma or another, and images of a data set in a fixed order."""
+"""The images of an evaluation: a split of a data set in a fixed order, with the model's class numbers."""
 
+import argparse
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from ..attacks.adapter import PixelClassifier
 from .images import EvaluationImages
-from .loading import ImageData
+from .loading import ImageData, ImageSource
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,8 @@ class ImageRecord:
 
     Attributes:
         row: Its row in the data set.
-        image: A hash of its pixels as the model sees them.
-        label: Its true class, by the model's numbers.
+        image: A hash of the pixels that the model sees.
+        label: Its true class, as the model numbers it.
     """
 
     row: int
@@ -34,9 +35,9 @@ class EvaluationSet:
     """The images of an evaluation, read when they are needed.
 
     Attributes:
-        images: One record for each image, in the order in which they are taken.
-        read: From a row to its pixels in [0, 1], shape `(channels, height, width)`.
-        undecodable: Rows that would have come before the last image, but cannot be decoded.
+        images: One record per image, in the order of the evaluation.
+        read: Returns the pixels of a row in [0, 1], shape `(channels, height, width)`.
+        undecodable: Rows before the last image that cannot be decoded.
     """
 
     images: list[ImageRecord]
@@ -45,7 +46,7 @@ class EvaluationSet:
 
     @classmethod
     def from_tensors(cls, pixels: torch.Tensor, labels: torch.Tensor) -> "EvaluationSet":
-        """Images that are already in memory.
+        """Take images that are already in memory.
 
         Args:
             pixels: In [0, 1], shape `(images, channels, height, width)`.
@@ -63,16 +64,16 @@ class EvaluationSet:
         num_images: int,
         labels_by_index: bool = False,
     ) -> "EvaluationSet":
-        """The first so many images in an order that is shuffled once and for all.
+        """Take the first images of a shuffled data set.
 
-        Shuffled, because data sets are often sorted by class; in the same way for every model and seed, so that
-        evaluations can be compared image by image.
+        Data sets are often sorted by class, hence the shuffling. The order is the same for every model and seed, so
+        that evaluations can be compared image by image.
 
         Args:
-            data: Its training part is what is evaluated.
-            model: The model, whose classes the labels are mapped to.
+            data: The data set; its training part is evaluated.
+            model: The model, whose class numbers the labels become.
             image_processor: Its image processor.
-            num_images: How many images; fewer if there are not as many.
+            num_images: Number of images; all if there are fewer.
             labels_by_index: See [`class_numbers`].
 
         Raises:
@@ -91,7 +92,7 @@ class EvaluationSet:
                     f"{type(image_processor).__name__} makes pixels from {pixels.min():.3f} to {pixels.max():.3f}"
                     " where [0, 1] is expected; its normalization is not the one that it says"
                 )
-            # Rounding of the normalization and back; the adapter normalizes again.
+            # Normalizing and undoing it rounds; the adapter normalizes again.
             return pixels.clamp(0, 1)
 
         images: list[ImageRecord] = []
@@ -111,17 +112,17 @@ class EvaluationSet:
 
 
 def _hash(pixels: torch.Tensor) -> str:
-    # In 256 levels, so that pictures are recognized after another model's normalization, too.
+    # In 256 levels, so that a picture has the same hash after another model's normalization.
     levels = (pixels.cpu() * 255).round().to(torch.uint8)
     return hashlib.sha256(f"{tuple(levels.shape)}".encode() + levels.numpy().tobytes()).hexdigest()[:16]
 
 
 def class_numbers(data: ImageData, config: Any, by_index: bool = False) -> list[int]:
-    """For each class of the data its number in the model.
+    """Return the model's number of each class of the data.
 
     Args:
         data: A data set with named classes.
-        config: The model's.
+        config: The model's config.
         by_index: Whether the data's classes have the model's numbers, whatever their names are.
 
     Raises:
@@ -133,7 +134,7 @@ def class_numbers(data: ImageData, config: Any, by_index: bool = False) -> list[
     if not unknown and not by_index:
         return [known[name] for name in names]
     if by_index and names and all(name.isdigit() for name in names):
-        # A column of numbers: its classes are not those that happen to be there, in their order.
+        # A column of numbers names the classes itself: those that occur may leave gaps.
         numbers = [int(name) for name in names]
         if max(numbers) >= config.num_labels:
             raise ValueError(f"the data has a class {max(numbers)}, the model {config.num_labels} classes from 0")
@@ -147,3 +148,44 @@ def class_numbers(data: ImageData, config: Any, by_index: bool = False) -> list[
         f"the model does not know the classes {unknown[:5]} of the data; it has {list(known)[:5]} and so on. If their"
         " order is the same, pass --labels_by_index"
     )
+
+
+def add_split_arguments(group: Any) -> None:
+    """Add the arguments that [`load_split`] reads, and `--labels_by_index`, to a parser or a group of one."""
+    group.add_argument(
+        "--dataset_name",
+        help="a data set on the Hub, a folder (of parquet files, of images in one folder per class, or written by"
+        " save_to_disk) or a .parquet file",
+    )
+    group.add_argument("--dataset_config_name", help="configuration of a data set that has several")
+    group.add_argument("--split", default="test", help="split of the images")
+    group.add_argument("--image_column_name", help="column of images; if left out, found by its type or name")
+    group.add_argument("--label_column_name", help="column of labels; if left out, found by its type or name")
+    group.add_argument(
+        "--labels_by_index",
+        action="store_true",
+        help="the data set's classes have the model's numbers, whatever their names are",
+    )
+    group.add_argument("--cache_dir", help="folder for downloads")
+    group.add_argument("--token", help="token for private data sets and models")
+
+
+def load_split(args: argparse.Namespace) -> ImageData:
+    """Find the images of one split, as the training part of the data.
+
+    Args:
+        args: Parsed arguments of [`add_split_arguments`].
+
+    Raises:
+        ValueError: See [`ImageSource`] and its `load`.
+    """
+    return ImageSource(
+        args.dataset_name,
+        args.dataset_config_name,
+        train_split_name=args.split,
+        train_val_split=0,
+        image_column_name=args.image_column_name,
+        label_column_name=args.label_column_name,
+        cache_dir=args.cache_dir,
+        token=args.token,
+    ).load(with_labels=True)

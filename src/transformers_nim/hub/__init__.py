@@ -3,7 +3,7 @@
 
 from .card_results import Evaluation, Figure, read_evaluation
 from .model_card import card_differences, card_files, read_inputs, write_card
-from .tables import attack_table, certificate_table
+from .tables import attack_table
 
 
 __all__ = [
@@ -12,7 +12,6 @@ __all__ = [
     "attack_table",
     "card_differences",
     "card_files",
-    "certificate_table",
     "read_evaluation",
     "read_inputs",
     "write_card",

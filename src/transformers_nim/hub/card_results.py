@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ..robustness import Accuracy, RobustnessReport, render
+from ..robustness.certificates import certificate_table
 from ..robustness.protocol import CLEAN, DEFAULT_PRECISION, HEADLINE, AttackConfiguration
 from ..robustness.report import ATTACK_GROUPS, STRONGEST
 from ..utils.text_table import percent, render_table
-from .tables import attack_table, certificate_table
+from .tables import attack_table
 
 
 class Content(dict[str, Any]):

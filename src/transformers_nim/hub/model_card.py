@@ -193,7 +193,8 @@ def _facts(
     training = next(iter(trainings.values()), None)
     kind = _kind(config, training)
     style = _style(training) if kind == "undefended" else None
-    noise, sigma_argument = _noise(config)
+    model_config = NIMConfig.from_dict(dict(config))
+    noise, sigma_argument = _noise(model_config.defense_sigma)
     bases = inputs.get("base_model") or []
     # That a denoiser classifies nothing is no limit of the classifier which was made of it.
     unsaid = {NO_CLASSIFIER} if kind in ("defended", "undefended") else set()
@@ -208,9 +209,10 @@ def _facts(
         "attack": _attack(training) if training is not None and style == "adversarial" else None,
         "noise": noise,
         "sigma_argument": sigma_argument,
-        "num_samples": config.get("num_samples", 1),
+        "num_samples": model_config.num_samples,
         "classifier": (config.get("classifier_config") or {}).get("model_type"),
-        "is_leaking": config.get("norm_pix_loss") and config.get("patch_statistics") == "input",
+        "has_denoiser": model_config.denoise,
+        "is_leaking": model_config.leaks_patch_statistics,
         "is_attacked": any(evaluation.is_attack for evaluation in evaluations.values()),
         "evaluations": list(evaluations.values()),
         "trainings": [_trained(name, training) for name, training in trainings.items()],
@@ -242,9 +244,8 @@ def _attack(training: Mapping[str, Any]) -> str:
     return f"PGD of {steps}, Linf, eps {arguments['adversarial_eps']:g}/255{noisy}"
 
 
-def _noise(config: Mapping[str, Any]) -> tuple[str, str]:
+def _noise(sigma: Mapping[str, Any] | None) -> tuple[str, str]:
     """Return whether the defense is "off", adds "none" or "some" noise, and the pipeline's argument for its sigma."""
-    sigma = NIMConfig.from_dict(dict(config)).defense_sigma
     if sigma is None:
         return "off", ""
     # Without noise all draws would be equal, and the model makes but one.

@@ -4,27 +4,24 @@
 import argparse
 import glob
 import json
-import platform
 import re
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
 from huggingface_hub import HfApi
 
-from .. import __version__
 from ..data.loading import ImageData
 from ..training.arguments import public_arguments
 from ..training.launch import Plan
 from ..training.run import TrainingRun
-from ..utils.extras import require
+from ..utils.text_table import plural
+from ..utils.versions import package_versions
 from .model_card import write_card
-from .upload import LOCAL_FILES, prepare
+from .publication import LOCAL_FILES, prepare
 
 
 def create_repository(args: argparse.Namespace) -> str | None:
-    """Makes the repository before training, so that a wrong name or token shows at once.
+    """Make the repository before training, so that a wrong name or token shows at once.
 
     Returns:
         Its name, or None if nothing is to be pushed.
@@ -44,11 +41,11 @@ def finish(
     summary: str,
     repository: str | None = None,
 ) -> dict[str, Any]:
-    """Writes model, image processor, `all_results.json` and card, and pushes them; called by all processes.
+    """Write model, image processor, `all_results.json` and card, and push them; all processes call this.
 
     Args:
         run: The run, trained.
-        args: The script's arguments.
+        args: The command's arguments.
         plan: Its plan.
         data: Its data.
         task: `"pretraining"` or `"finetuning"`.
@@ -64,12 +61,36 @@ def finish(
     accelerator, output_dir = run.accelerator, Path(args.output_dir)
     run.export(output_dir)
     run.gather_undecodable()
+    results = _results(run, args, plan, data, task)
+    refused: list[str] = []
+    if accelerator.is_main_process:
+        (output_dir / "all_results.json").write_text(json.dumps(results, indent=2) + "\n")
+        name = repository or output_dir.resolve().name
+        files = _result_files(output_dir)
+        write_card(output_dir, name=name, summary=summary, results=files, **_license(output_dir))
+        _print_undecodable(run, results)
+        accelerator.print(f"model, image processor, card, all_results.json, log.jsonl: {output_dir}")
+        if repository is not None:
+            refused = _push(run, output_dir, repository, f"NIM {task}, {plural(run.step, 'step')}", args.hub_token)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    if refused:
+        # Only now, so that no process waits for this one; the run can be continued and the folder pushed by hand.
+        raise ValueError(
+            f"{output_dir} is saved but was not pushed. Put right what follows, and push it with"
+            f" examples/push_checkpoint.py {output_dir} --repo_id {repository} --push:\n- " + "\n- ".join(refused)
+        )
+    return results
+
+
+def _results(run: TrainingRun, args: argparse.Namespace, plan: Plan, data: ImageData, task: str) -> dict[str, Any]:
+    """Return what `all_results.json` holds."""
     images = run.step * plan.total_batch_size
     metrics = dict(run.metrics)
     num_validation = len(data.validation) if data.validation is not None else 0
     # Those that could be decoded.
     num_eval_images = metrics.pop("num_images", num_validation)
-    results: dict[str, Any] = {
+    return {
         "task": task,
         "dataset": data.name,
         "steps": run.step,
@@ -84,60 +105,45 @@ def finish(
         "undecodable_images": len(run.undecodable),
         "seconds": round(run.seconds, 1),
         "images_per_second": round(images / run.seconds, 2) if run.seconds else None,
-        "num_processes": accelerator.num_processes,
-        "device": accelerator.device.type,
-        "mixed_precision": accelerator.mixed_precision,
+        "num_processes": run.accelerator.num_processes,
+        "device": run.accelerator.device.type,
+        "mixed_precision": run.accelerator.mixed_precision,
         "arguments": public_arguments(args),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "accelerate": require("accelerate").__version__,
-            "transformers_nim": __version__,
-        },
+        "versions": package_versions("accelerate"),
     }
-    refused: list[str] = []
-    if accelerator.is_main_process:
-        (output_dir / "all_results.json").write_text(json.dumps(results, indent=2) + "\n")
-        name = repository or output_dir.resolve().name
-        license = _license(output_dir)
-        write_card(output_dir, name=name, summary=summary, results=_result_files(output_dir), **license)
-        if run.undecodable:
-            # By the numbers in their names.
-            rows = sorted(run.undecodable, key=lambda row: [int(number) for number in re.findall(r"\d+", row)])
-            shown = ", ".join(rows[:10]) + (", ..." if len(rows) > 10 else "")
-            accelerator.print(f"{len(rows)} images could not be decoded and were replaced by others: rows {shown}")
-        if num_eval_images < num_validation:
-            accelerator.print(
-                f"{num_validation - num_eval_images} validation images could not be decoded and are left out"
-            )
-        accelerator.print(f"model, image processor, card, all_results.json, log.jsonl: {output_dir}")
-        if repository is not None:
-            publication = prepare(output_dir, repository, token=args.hub_token)
-            refused = publication.problems
-        if repository is not None and not refused:
-            url = HfApi(token=args.hub_token).upload_folder(
-                repo_id=repository,
-                folder_path=output_dir,
-                commit_message=f"NIM {task}, {run.step} steps",
-                # What was looked at, and nothing else.
-                allow_patterns=[glob.escape(name) for name in publication.files],
-                ignore_patterns=LOCAL_FILES,
-            )
-            accelerator.print(f"pushed: {url}")
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
-    if refused:
-        # Only now, so that no process waits for this one; the run can be continued and the folder pushed by hand.
-        raise ValueError(
-            f"{output_dir} is saved but was not pushed. Put right what follows, and push it with"
-            f" examples/push_checkpoint.py {output_dir} --repo_id {repository} --push:\n- " + "\n- ".join(refused)
+
+
+def _print_undecodable(run: TrainingRun, results: dict[str, Any]) -> None:
+    if run.undecodable:
+        # By the numbers in their names.
+        rows = sorted(run.undecodable, key=lambda row: [int(number) for number in re.findall(r"\d+", row)])
+        shown = ", ".join(rows[:10]) + (", ..." if len(rows) > 10 else "")
+        run.accelerator.print(f"{plural(len(rows), 'image')} could not be decoded (replaced by others): rows {shown}")
+    if results["undecodable_eval_images"]:
+        left_out = plural(results["undecodable_eval_images"], "validation image")
+        run.accelerator.print(f"{left_out} could not be decoded (left out)")
+
+
+def _push(run: TrainingRun, output_dir: Path, repository: str, message: str, token: str | None) -> list[str]:
+    """Push a folder; return what must be put right before, if anything."""
+    publication = prepare(output_dir, repository, token=token)
+    for note in publication.notes:
+        run.accelerator.print(f"not checked: {note}")
+    if not publication.problems:
+        url = HfApi(token=token).upload_folder(
+            repo_id=repository,
+            folder_path=output_dir,
+            commit_message=message,
+            # What was looked at, and nothing else.
+            allow_patterns=[glob.escape(name) for name in publication.files],
+            ignore_patterns=LOCAL_FILES,
         )
-    return results
+        run.accelerator.print(f"pushed: {url}")
+    return publication.problems
 
 
 def _license(output_dir: Path) -> dict[str, str]:
-    """What a card must say of the license if somebody else made the classifier, until they have looked it up."""
+    """Return what a card says of the license of a classifier from elsewhere, until somebody has looked it up."""
     path = output_dir / "card.json"
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     config = json.loads((output_dir / "config.json").read_text(encoding="utf-8"))
@@ -145,7 +151,7 @@ def _license(output_dir: Path) -> dict[str, str]:
 
 
 def _result_files(output_dir: Path) -> list[str]:
-    """The result files that the card of a folder names already, such as evaluations, and this run's."""
+    """Return the result files that the card of a folder names already, such as evaluations, and this run's."""
     path = output_dir / "card.json"
     named = json.loads(path.read_text(encoding="utf-8")).get("results", []) if path.is_file() else []
     # A card cannot be made from files that are gone.

@@ -1,7 +1,7 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
 """Metrics for `evaluate`, shipped as the folders that `evaluate.load` expects.
 
-Each folder holds a module of the same name and is complete in itself: uploaded to the Hub, it is a metric Space.
+Each folder holds a module of the same name and is complete: uploaded to the Hub, it is a metric Space.
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ __all__ = ["load_metric", "metric_path"]
 
 
 def metric_path(name: str) -> str:
-    """The folder of a metric of this package, as `evaluate.load` takes it.
+    """Return the folder of a metric of this package, for `evaluate.load`.
 
     Args:
         name: `"robust_accuracy"` or `"certified_accuracy"`.
@@ -43,7 +43,7 @@ def metric_path(name: str) -> str:
 
 
 def load_metric(name: str, **options: Any) -> "evaluate.EvaluationModule":
-    """Loads a metric of this package from its own files, without any network.
+    """Load a metric of this package from its own files, without a network.
 
     `evaluate` copies the metric's module into the cache of Hugging Face (`HF_HOME`) and imports it from there.
 

@@ -1,16 +1,4 @@
-# Copyright 2026 the transformers-nim authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
 """NIM model configuration."""
 
 import functools
@@ -32,25 +20,21 @@ _IMAGENET_MEAN = [0.485, 0.456, 0.406]
 _IMAGENET_STD = [0.229, 0.224, 0.225]
 _SIGMA_FIELDS = ("pretraining_sigma", "finetuning_sigma", "defense_sigma")
 _POSITIVE_FIELDS = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "decoder_hidden_size",
-    "decoder_num_hidden_layers",
-    "decoder_num_attention_heads",
-    "decoder_intermediate_size",
-    "num_channels",
-    "num_samples",
-    "layer_norm_eps",
-)
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "decoder_hidden_size",
+    "decoder_num_hidden_layers", "decoder_num_attention_heads", "decoder_intermediate_size", "num_channels",
+    "num_samples", "layer_norm_eps",
+)  # fmt: skip
 _CLASSIFIER_INPUT = {"image_mean", "image_std", "size", "resample", "bgr"}
 # Fields of `config.json` that name Python files beside it.
 _CODE_FIELDS = ("auto_map", "custom_pipelines")
 _PROBABILITY_FIELDS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate")
 
-# Encoder width, depth, heads, patch size, image size; decoder width, depth, heads. The first five are the paper's
-# (base to huge are MAE's, arXiv 2111.06377). The last two are for 32-pixel images such as CIFAR-10.
+_SIZE_FIELDS = (
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size", "image_size", "decoder_hidden_size",
+    "decoder_num_hidden_layers", "decoder_num_attention_heads",
+)  # fmt: skip
+# Values of these fields. The first five sizes are the paper's (base to huge are MAE's, arXiv 2111.06377). The last two
+# are for 32-pixel images such as CIFAR-10.
 NIM_SIZES: dict[str, tuple[int, int, int, int, int, int, int, int]] = {
     "tiny": (192, 12, 3, 16, 224, 512, 8, 16),
     "small": (384, 12, 6, 16, 224, 512, 8, 16),
@@ -271,19 +255,9 @@ class NIMConfig(PreTrainedConfig):
         """
         if size not in NIM_SIZES:
             raise ValueError(f"unknown size {size!r}; known: {sorted(NIM_SIZES)}")
-        width, depth, heads, patch_size, image_size, decoder_width, decoder_depth, decoder_heads = NIM_SIZES[size]
-        fields = {
-            "hidden_size": width,
-            "num_hidden_layers": depth,
-            "num_attention_heads": heads,
-            "intermediate_size": 4 * width,
-            "patch_size": patch_size,
-            "image_size": image_size,
-            "decoder_hidden_size": decoder_width,
-            "decoder_num_hidden_layers": decoder_depth,
-            "decoder_num_attention_heads": decoder_heads,
-            "decoder_intermediate_size": 4 * decoder_width,
-        }
+        fields: dict[str, Any] = dict(zip(_SIZE_FIELDS, NIM_SIZES[size]))
+        for prefix in ("", "decoder_"):
+            fields[f"{prefix}intermediate_size"] = 4 * fields[f"{prefix}hidden_size"]
         return cls(**{**fields, **overrides})
 
     @property

@@ -13,16 +13,9 @@ from .configuration_nim import NIMConfig
 
 # Arguments of from_pretrained that choose the files to read.
 _HUB_ARGUMENTS = (
-    "cache_dir",
-    "force_download",
-    "local_files_only",
-    "proxies",
-    "revision",
-    "subfolder",
-    "token",
-    "use_safetensors",
+    "cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token", "use_safetensors",
     "variant",
-)
+)  # fmt: skip
 
 
 def source_arguments(kwargs: dict) -> dict:

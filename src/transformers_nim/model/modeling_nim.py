@@ -22,7 +22,7 @@ from transformers.utils import TransformersKwargs, auto_docstring, logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .checks_nim import check_counts
+from .checks_nim import check_counts, check_vote
 from .configuration_nim import NIMConfig
 from .external_classifier_nim import OtherClassifierMixin, describe_classifier, is_nim_checkpoint, load_classifier
 from .layers_nim import (
@@ -632,10 +632,8 @@ class NIMForRobustImageClassification(SmoothingMixin, OtherClassifierMixin, NIMF
         if num_samples is None:
             num_samples = 1 if self.training else self.config.num_samples
         check_counts(num_samples=num_samples, max_batch_size=max_batch_size)
-        vote = self.config.vote if vote is None else vote
-        if vote not in ("mean", "majority"):
-            raise ValueError(f'vote must be "mean" or "majority", got {vote!r}')
-        return resolved, num_samples, vote
+        check_vote(vote)
+        return resolved, num_samples, vote or self.config.vote
 
     def _classify_draws(
         self,

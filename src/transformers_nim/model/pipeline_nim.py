@@ -9,7 +9,7 @@ from PIL import Image
 from transformers.pipelines import ImageClassificationPipeline
 
 from .certification import Certificate
-from .checks_nim import check_counts
+from .checks_nim import check_counts, check_vote
 from .configuration_nim import NIMConfig
 from .image_processing_nim import check_image_processor, load_picture
 from .modeling_nim import NIMForRobustImageClassification
@@ -111,8 +111,7 @@ class NIMImageClassificationPipeline(ImageClassificationPipeline):
         if sigma is not _UNSET and sigma is not None and not (isinstance(sigma, str) and sigma == FROM_CONFIG):
             parse_sigma(sigma)  # type: ignore[arg-type]
         check_counts(num_samples=num_samples)
-        if vote not in (None, "mean", "majority"):
-            raise ValueError(f'vote must be "mean" or "majority", got {vote!r}')
+        check_vote(vote)
         if seed is not _UNSET and seed is not None and (type(seed) is not int or not 0 <= seed < 2**63):
             raise ValueError(f"seed must be an int of at least 0, got {seed!r}")
         for name, value in (("return_denoised", return_denoised), ("certify", certify)):

@@ -1,5 +1,5 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""Classify images several times, every time under fresh noise."""
+"""Classify images several times, each time under fresh noise."""
 
 from collections.abc import Callable
 
@@ -19,20 +19,17 @@ def correct_draws(
     batch_size: int = 256,
     seed: int = 0,
 ) -> np.ndarray:
-    """Whether each of several predictions of each image, every one under fresh noise, is right.
+    """Return correctness per image and noise draw, shape `(images, draws)`.
 
     Args:
         classifier: Maps pixels in [0, 1] of shape `(batch, channels, height, width)` to logits; see
             [`PixelClassifier`].
         pixels: The images.
         labels: True classes, shape `(images,)`.
-        num_draws: Predictions of each image.
-        batch_size: How many images pass through the classifier at once.
-        seed: Seed of the noise, which differs from that of an attack with the same number. The global random state is
-            left as it was.
-
-    Returns:
-        Booleans of shape `(images, num_draws)`.
+        num_draws: Predictions per image, each under fresh noise.
+        batch_size: Images per pass.
+        seed: Seed of the noise. An attack with the same seed draws other noise. The global random state is left as it
+            was.
     """
     columns = []
     seeds = image_seeds(derive_seed(seed, "evaluation"), len(pixels))

@@ -8,7 +8,7 @@ the contrary is significant at 99 %, so noise alone seldom fails one.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -45,20 +45,8 @@ _TOLERANCE, _AGREEING = 0.1, 0.9
 # Share of images on which the attack must raise the loss.
 _RISING = 0.95
 
-
-@dataclass(frozen=True)
-class Check:
-    """A sanity check.
-
-    Attributes:
-        name: What must hold.
-        passed: Whether it holds; `None` if it cannot be judged.
-        detail: The figures by which it was judged.
-    """
-
-    name: str
-    passed: bool | None
-    detail: str
+# A sanity check: the `name` says what must hold, `passed` is `None` if it cannot be judged, `detail` has the figures.
+Check = dict[str, Any]
 
 
 def make_report(
@@ -91,15 +79,12 @@ def make_report(
     return replace(report, checks=run_checks(report, [record for record in records if record["cell"] == PROBE]))
 
 
-def run_checks(report: RobustnessReport, probes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def run_checks(report: RobustnessReport, probes: Sequence[Mapping[str, Any]]) -> list[Check]:
     """Run all sanity checks of an evaluation.
 
     Args:
         report: The evaluation.
         probes: Records of gradients; see [`Runner.probe`].
-
-    Returns:
-        A mapping with `name`, `passed` and `detail` per check.
     """
     names = report.configurations.keys()
     sigma, eps, norm = report.settings["sigma"], report.settings["eps"], report.settings["norm"]
@@ -111,7 +96,7 @@ def run_checks(report: RobustnessReport, probes: Sequence[Mapping[str, Any]]) ->
         """Check that one attack leaves no more than another."""
         if not {stronger, weaker} <= names:
             missing = " and ".join(name for name in (stronger, weaker) if name not in names)
-            return Check(text, None, f"not run: {missing}")
+            return _check(text, None, f"not run: {missing}")
         left, right = report.correct(stronger, sigma), report.correct(weaker, sigma)
         num = min(len(left), len(right))
         left, right = left[:num], right[:num]
@@ -121,12 +106,11 @@ def run_checks(report: RobustnessReport, probes: Sequence[Mapping[str, Any]]) ->
             f" (difference {100 * difference.mean:+.1f}, 99 % interval {100 * difference.low:+.1f} to"
             f" {100 * difference.high:+.1f})"
         )
-        return Check(text, not difference.low > 0, detail)
+        return _check(text, not difference.low > 0, detail)
 
-    large = large_eps_name(eps, norm)
-    checks = [_falls_to_zero(mean, [large, UNBOUNDED])]
-    by_eps = [CLEAN, *(name for _, name in sorted(_radii(report))), large, UNBOUNDED]
-    by_eps = [name for name in by_eps if name in names]
+    checks = [_falls_to_zero(mean, [large_eps_name(eps, norm), UNBOUNDED])]
+    curve = report.eps_curve(sigma)
+    by_eps = [name for name in (CLEAN, *(row.configuration for row in curve), UNBOUNDED) if name in names]
     for smaller, larger in pairwise(by_eps):
         checks.append(not_higher("a larger eps leaves no more", larger, smaller))
     checks.append(not_higher("more steps leave no more", HEADLINE, FEW_STEPS))
@@ -142,14 +126,18 @@ def run_checks(report: RobustnessReport, probes: Sequence[Mapping[str, Any]]) ->
     checks.append(_undefended(mean, sigma))
     checks += _gradients(probes)
     checks.append(_loss_rises(report))
-    return [asdict(check) for check in checks]
+    return checks
+
+
+def _check(name: str, passed: bool | None, detail: str) -> Check:
+    return {"name": name, "passed": passed, "detail": detail}
 
 
 def _known_noise(report: RobustnessReport) -> Check:
     """Compare what the two attackers take from the clean accuracy: one draw of the noise may be kinder than others."""
     text = "an attacker who knows the noise does no worse"
     if not {NOISE_KNOWN, CLEAN_NOISE_KNOWN, HEADLINE} <= report.configurations.keys():
-        return Check(text, None, "not run")
+        return _check(text, None, "not run")
     known, clean_known, fresh, clean = (
         report.correct(name, report.settings["sigma"]) for name in (NOISE_KNOWN, CLEAN_NOISE_KNOWN, HEADLINE, CLEAN)
     )
@@ -160,55 +148,41 @@ def _known_noise(report: RobustnessReport) -> Check:
         f"of {100 * clean_known.mean():.1f} % it leaves {100 * known.mean():.1f} %; without knowing it,"
         f" {100 * fresh.mean():.1f} % of {100 * clean.mean():.1f} %"
     )
-    return Check(text, not difference.low > max(kinder, 0), detail)
-
-
-def _radii(report: RobustnessReport) -> list[tuple[float, str]]:
-    """Return radii and names of the headline attack at the main sigma."""
-    return [
-        (one.eps, one.name)
-        for one in report.configurations.values()
-        if one.attack == "eot_pgd"
-        and one.group in ("white-box", "grid")
-        and one.norm == report.settings["norm"]
-        and one.gradient == "full"
-        and not one.fixed_noise
-        and one.attack_sigma == report.settings["sigma"]
-    ]
+    return _check(text, not difference.low > max(kinder, 0), detail)
 
 
 def _falls_to_zero(mean: Callable[[str], float | None], names: Sequence[str]) -> Check:
     text = "accuracy falls to about 0 at a large eps, or without bound"
     found = {name: value for name in names if (value := mean(name)) is not None}
     if not found:
-        return Check(text, None, "not run")
+        return _check(text, None, "not run")
     detail = ", ".join(f"{name}: {100 * value:.1f} %" for name, value in found.items())
-    return Check(text, min(found.values()) <= ABOUT_ZERO, detail)
+    return _check(text, min(found.values()) <= ABOUT_ZERO, detail)
 
 
 def _undefended(mean: Callable[..., float | None], sigma: float | None) -> Check:
     text = "with the defense off, accuracy falls to about 0"
     if sigma is None:
-        return Check(text, None, "the figures are of no defense")
+        return _check(text, None, "the figures are of no defense")
     left, far = mean(headline_at(None), None), mean(OFF_LARGE, None)
     if left is None or far is None:
-        return Check(text, None, "not run")
+        return _check(text, None, "not run")
     detail = f"{100 * left:.1f} % left, and {100 * far:.1f} % at the large eps"
     if left > ABOUT_ZERO and far <= ABOUT_ZERO:
         detail += ": the classifier resists by itself"
-    return Check(text, min(left, far) <= ABOUT_ZERO, detail)
+    return _check(text, min(left, far) <= ABOUT_ZERO, detail)
 
 
 def _gradients(probes: Sequence[Mapping[str, Any]]) -> list[Check]:
     nonzero, agree = "gradients are there and not zero", "gradients agree with finite differences, at fixed noise"
     if not probes:
-        return [Check(nonzero, None, "not probed"), Check(agree, None, "not probed")]
+        return [_check(nonzero, None, "not probed"), _check(agree, None, "not probed")]
     if not any(probe["has_gradient"] for probe in probes):
         detail = "no gradient flows from logits to pixels: attacks by gradients were left out"
-        return [Check(nonzero, False, detail), Check(agree, None, "there are none")]
+        return [_check(nonzero, False, detail), _check(agree, None, "there are none")]
     norms = np.array([probe["norm"] for probe in probes])
     zero = float((norms == 0).mean())
-    checks = [Check(nonzero, zero <= 1 - _AGREEING, f"zero on {100 * zero:.0f} % of {len(probes)} images")]
+    checks = [_check(nonzero, zero <= 1 - _AGREEING, f"zero on {100 * zero:.0f} % of {len(probes)} images")]
     errors = [
         min(abs(difference / probe["norm"] - 1) for difference in probe["differences"])
         for probe in probes
@@ -217,15 +191,15 @@ def _gradients(probes: Sequence[Mapping[str, Any]]) -> list[Check]:
     errors += [math.inf] * int((norms == 0).sum())
     share = float((np.array(errors) <= _TOLERANCE).mean())
     detail = f"on {100 * share:.0f} % of {len(probes)} images, median error {100 * float(np.median(errors)):.2g} %"
-    return [*checks, Check(agree, share >= _AGREEING, detail)]
+    return [*checks, _check(agree, share >= _AGREEING, detail)]
 
 
 def _loss_rises(report: RobustnessReport) -> Check:
     text = "the attack raises the loss"
     own = [r for r in report.records if r["cell"] == HEADLINE and not r["skipped"] and r["loss"] is not None]
     if not own:
-        return Check(text, None, "no image was attacked")
+        return _check(text, None, "no image was attacked")
     before, after = (np.array([record["loss"][index] for record in own]) for index in (0, 1))
     share = float((after > before).mean())
     detail = f"on {100 * share:.0f} % of {len(own)} attacked images, mean {before.mean():.2f} to {after.mean():.2f}"
-    return Check(text, share >= _RISING, detail)
+    return _check(text, share >= _RISING, detail)

@@ -1,5 +1,5 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""Load a classifier and hand it to attacks with one sigma or another."""
+"""Load a classifier and hand it to attacks at any sigma."""
 
 import hashlib
 import json
@@ -16,15 +16,15 @@ from ..model.configuration_nim import NIMConfig
 from ..model.image_processing_nim import NIMImageProcessor
 
 
-# From sigma (None: defense off), gradient mode and whether the noise is fixed to what an attack is given.
+# Arguments: sigma in units of 0..255 pixels (None: defense off), gradient mode, and whether the noise is fixed.
 MakeClassifier = Callable[[float | None, str, bool], Classifier]
 
 
-def load_classifier(name_or_path: str, device: torch.device, **source: Any) -> tuple[PreTrainedModel, Any]:
-    """Any image classifier of transformers in eval mode and float32, and its image processor.
+def load_with_processor(name_or_path: str, device: torch.device, **source: Any) -> tuple[PreTrainedModel, Any]:
+    """Load any image classifier of transformers, in eval mode and float32, and its image processor.
 
     Args:
-        name_or_path: A folder or a repository of the Hub.
+        name_or_path: A folder or a repository on the Hub.
         device: Where the model goes.
         source: `cache_dir`, `token` and `revision`.
     """
@@ -35,14 +35,14 @@ def load_classifier(name_or_path: str, device: torch.device, **source: Any) -> t
 
 
 def has_defense(model: PreTrainedModel) -> bool:
-    """Whether a model adds noise and denoises before it decides."""
+    """Return whether a model adds noise and denoises before it classifies."""
     return hasattr(model.config, "defense_sigma") and hasattr(model, "denoiser")
 
 
 def classifier_maker(
     model: PreTrainedModel, image_processor: Any, seed: int, autocast_dtype: torch.dtype | None = None
-) -> MakeClassifier:
-    """What attacks are given of a model, for every sigma.
+) -> Callable[[float | None, str, bool], PixelClassifier]:
+    """Return a function that makes a [`PixelClassifier`] of a model for a sigma.
 
     Args:
         model: An image classifier of transformers in eval mode.
@@ -52,7 +52,7 @@ def classifier_maker(
     """
     common = {"image_processor": image_processor, "seed": seed, "autocast_dtype": autocast_dtype}
 
-    def make(sigma: float | None, gradient: str = "full", fixed_noise: bool = False) -> Classifier:
+    def make(sigma: float | None, gradient: str = "full", fixed_noise: bool = False) -> PixelClassifier:
         if not has_defense(model):
             if sigma is not None:
                 raise ValueError(f"{type(model).__name__} has no defense, so sigma must be None, got {sigma!r}")
@@ -63,9 +63,8 @@ def classifier_maker(
 
 
 def model_hash(model: PreTrainedModel) -> str:
-    """A hash of weights and settings, by which a run knows its model again."""
-    # Without what is left at its default: a new version of transformers may have more of it, and its hash must be the
-    # same.
+    """Return a hash of weights and config, which tells whether a run continues with the same model."""
+    # Fields at their defaults are left out: a new version of transformers may add some, and the hash must not change.
     config = model.config.to_diff_dict()
     # Written when a model is saved, or when its code is put beside it.
     for name in ("_name_or_path", "transformers_version", "architectures", "dtype", "auto_map", "custom_pipelines"):

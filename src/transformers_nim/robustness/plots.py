@@ -62,7 +62,7 @@ def plot_tradeoff(report: RobustnessReport, path: str | Path) -> Path:
     axes.grid(alpha=0.3)
     axes.margins(0.18, 0.12)
     _label_points(figure, axes, list(zip(clean, robust)), names, colors)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_eps_curve(report: RobustnessReport, path: str | Path) -> Path:
@@ -117,7 +117,7 @@ def plot_eps_curve(report: RobustnessReport, path: str | Path) -> Path:
     )
     axes.grid(alpha=0.3)
     axes.legend()
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_examples(
@@ -166,7 +166,7 @@ def plot_examples(
                 _show(axes, np.clip(np.asarray(image, dtype=float), 0, 1))
     for title, axes in zip(titles, grid[0]):
         axes.set_title(title, fontsize=10)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _show(axes: Any, image: np.ndarray) -> None:
@@ -253,7 +253,8 @@ def _title(report: RobustnessReport) -> str:
     return f"{model}: {number} images of {Path(str(settings['dataset'])).name} ({settings['split']})"
 
 
-def _save(figure: Any, path: str | Path) -> Path:
+def save_figure(figure: Any, path: str | Path) -> Path:
+    """Write a figure of matplotlib and close it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=_DPI)

@@ -152,7 +152,7 @@ class Runner:
                 keys = [sigma_key(sigma) for sigma in one.defense_sigmas]
                 kept = {name: {key: record[name][key] for key in keys} for name in ("predictions", "scores")}
                 loss = record["loss"] if self._has_clean_loss(one) else None
-                self._append(self._record(one, position, kept, loss, 0.0, 0.0, skipped=True))
+                self._record(one, position, skipped=True, distance=0.0, **kept, loss=loss, seconds=0.0)
             self.on_cost(cost * len(part))
         lost_set = set(lost)
         for part in self._share([n for n in pending if n not in lost_set]):
@@ -209,22 +209,13 @@ class Runner:
             answers, loss = self.classify(adversarial[index], position, one.defense_sigmas, one.fixed_noise)
             before = loss if one.name == CLEAN else clean[self._row(position)]["loss"][0]
             losses = [before, loss] if self._has_clean_loss(one) else None
-            seconds = attack_seconds + time.perf_counter() - started
-            self._append(self._record(one, position, answers, losses, distances[index], seconds))
+            seconds = round(attack_seconds + time.perf_counter() - started, 3)
+            distance = distances[index]
+            self._record(one, position, skipped=False, distance=distance, **answers, loss=losses, seconds=seconds)
         self.on_cost(cost * len(positions) * (1 - min(steps_so_far, expected) / (expected + 1)))
 
-    def _record(
-        self,
-        one: AttackConfiguration,
-        position: int,
-        answers: Mapping[str, Any],
-        loss: Any,
-        distance: float,
-        seconds: float,
-        skipped: bool = False,
-    ) -> dict[str, Any]:
-        fixed = {"cell": one.name, "row": self._row(position), "skipped": skipped, "distance": distance}
-        return {**fixed, **answers, "loss": loss, "seconds": round(seconds, 3)}
+    def _record(self, one: AttackConfiguration, position: int, **result: Any) -> None:
+        self._append({"cell": one.name, "row": self._row(position), **result})
 
     def _keep(self, one: AttackConfiguration, position: int, adversarial: torch.Tensor) -> None:
         path = kept_path(self.folder, one.name, self._row(position))

@@ -67,8 +67,8 @@ class TrainingAttack:
     def __post_init__(self) -> None:
         if not 0 < self.eps <= 1 or self.steps < 1 or (self.step_size is not None and not self.step_size > 0):
             raise ValueError(
-                "adversarial training needs eps > 0 and <= 1 (8/255, say), at least 1 step and a step size > 0, got"
-                f" {self.eps}, {self.steps} and {self.step_size}"
+                "adversarial training needs 0 < eps <= 1, at least 1 step and a step size > 0 (pixels of [0, 1]; on"
+                f" the command line in x/255), got {self.eps}, {self.steps} and {self.step_size}"
             )
 
     def __str__(self) -> str:

@@ -2,6 +2,7 @@
 """Command lines that show defaults and report errors in one line."""
 
 import argparse
+from collections.abc import Sequence
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -25,3 +26,22 @@ def make_parser(description: str | None, required: str = "--output_dir OUTPUT_DI
         formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
+
+
+def check_arguments(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, required: Sequence[str], counts: Sequence[str]
+) -> None:
+    """Exit with an error if an argument is missing or a count is below 1.
+
+    Args:
+        parser: Shows the error.
+        args: What it parsed.
+        required: Arguments that must be given.
+        counts: Arguments that must be at least 1, if given.
+    """
+    for name in required:
+        if getattr(args, name) is None:
+            parser.error(f"--{name} is missing")
+    for name in counts:
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")

@@ -2,11 +2,13 @@
 """Start processes that work together through Accelerate."""
 
 import os
+from datetime import timedelta
 from typing import Any
 
 import torch
 
 from .extras import require
+from .memory import keep_freed_memory
 from .text_table import plural
 
 
@@ -33,3 +35,19 @@ def check_processes(accelerator: Any) -> None:
             f"{plural(launched, 'process')} started, but Accelerate sees {accelerator.num_processes}; set"
             " ACCELERATE_USE_CPU=true to use CPUs, or check the launch file"
         )
+
+
+def measuring_accelerator() -> Any:
+    """Return an `Accelerator` for measurements, whose processes wait for each other as long as it takes.
+
+    Raises:
+        ImportError: Accelerate is not installed.
+        ValueError: Processes do not find each other.
+    """
+    accelerate = require("accelerate")
+    patience = accelerate.InitProcessGroupKwargs(timeout=timedelta(weeks=4))
+    accelerator = accelerate.Accelerator(cpu=train_on_cpu(), kwargs_handlers=[patience])
+    check_processes(accelerator)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
+    return accelerator

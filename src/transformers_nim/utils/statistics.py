@@ -1,8 +1,9 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""Accuracy of classifiers whose predictions are random, with its uncertainty."""
+"""Accuracies of classifiers whose predictions are random, and of certified ones, with their intervals."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ import torch
 from .text_table import percent
 
 
-# Resampled images that are held at once.
+# Resampled images in memory at once.
 _MAX_RESAMPLED = 4_000_000
 
 
@@ -34,7 +35,7 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Difference:
-    """Accuracy of one thing minus that of another, all numbers in [-1, 1].
+    """A difference of two accuracies, all numbers in [-1, 1].
 
     Attributes:
         mean: The difference.
@@ -48,7 +49,7 @@ class Difference:
 
     @property
     def includes_zero(self) -> bool:
-        """Whether the two cannot be told apart."""
+        """Whether the two accuracies cannot be told apart."""
         return self.low <= 0 <= self.high
 
     def __str__(self) -> str:
@@ -56,15 +57,15 @@ class Difference:
 
 
 def mean_accuracy(correct: np.ndarray, confidence: float = 0.95, num_resamples: int = 2000, seed: int = 0) -> Accuracy:
-    """Mean accuracy with a bootstrap interval over images and draws.
+    """Return the mean accuracy with a bootstrap interval over images and draws.
 
-    Images are resampled, and within each the draws. Where every answer is right, or every one wrong, resampling sees
-    no variation, and the interval is Wilson's for as many images. It says nothing of how training would vary.
+    Images are resampled, and within each image its draws. If all answers are right, or all wrong, resampling sees no
+    variation, and the interval is Wilson's for as many images. The variation of training is not part of it.
 
     Args:
-        correct: Booleans of shape `(images, draws)`, from [`correct_draws`].
-        confidence: Probability that the interval is meant to cover.
-        num_resamples: Bootstrap samples.
+        correct: Correctness per image and noise draw, shape `(images, draws)`; see [`correct_draws`].
+        confidence: Coverage of the interval, in (0, 1).
+        num_resamples: Number of bootstrap samples.
         seed: Seed of the bootstrap.
 
     Raises:
@@ -85,18 +86,18 @@ def mean_accuracy(correct: np.ndarray, confidence: float = 0.95, num_resamples: 
 def paired_difference(
     a: np.ndarray, b: np.ndarray, confidence: float = 0.95, num_resamples: int = 2000, seed: int = 0
 ) -> Difference:
-    """Mean accuracy of `a` minus that of `b`, with a bootstrap interval over the images that both share.
+    """Return the mean accuracy of `a` minus that of `b` on the same images, with a bootstrap interval.
 
     Images are resampled for both at once, so that easy and hard ones cancel, and within each image the draws of
-    either. Where resampling sees no variation, which with few images says little, the interval allows for as many
-    differing images as Wilson's interval of none does.
+    either. Where resampling sees no variation, which says little with few images, the interval allows for as many
+    differing images as Wilson's interval of none.
 
     Args:
-        a: Booleans of shape `(images, draws)`, from [`correct_draws`].
+        a: Correctness per image and noise draw, shape `(images, draws)`; see [`correct_draws`].
         b: The same of another classifier or attack, for the same images in the same order. The number of draws may
             differ.
-        confidence: Probability that the interval is meant to cover.
-        num_resamples: Bootstrap samples.
+        confidence: Coverage of the interval, in (0, 1).
+        num_resamples: Number of bootstrap samples.
         seed: Seed of the bootstrap.
 
     Returns:
@@ -120,14 +121,14 @@ def paired_difference(
 
 
 def unpaired_difference(a: np.ndarray, b: np.ndarray, confidence: float = 0.95) -> Difference:
-    """Mean accuracy of `a` minus that of `b`, measured on different images.
+    """Return the mean accuracy of `a` minus that of `b`, measured on different images.
 
     The interval combines those of the two accuracies (Newcombe 1998, method 10; Zou and Donner 2008).
 
     Args:
-        a: Booleans of shape `(images, draws)`, from [`correct_draws`].
+        a: Correctness per image and noise draw, shape `(images, draws)`; see [`correct_draws`].
         b: The same of another classifier or attack, for other images.
-        confidence: Probability that the interval is meant to cover.
+        confidence: Coverage of the interval, in (0, 1).
 
     Returns:
         The difference, above 0 where `a` is right more often.
@@ -143,7 +144,7 @@ def unpaired_difference(a: np.ndarray, b: np.ndarray, confidence: float = 0.95) 
 
 
 def _resampled_means(parts: Sequence[np.ndarray], num_resamples: int, seed: int) -> list[np.ndarray]:
-    """Bootstrap samples of the mean accuracy of each part, all parts with the same images."""
+    """Return bootstrap samples of the mean accuracy of each part; all parts have the same images."""
     num_images = len(parts[0])
     rng = np.random.default_rng(seed)
     means: list[list[np.ndarray]] = [[] for _ in parts]
@@ -165,8 +166,50 @@ def _middle_quantiles(values: np.ndarray, confidence: float) -> tuple[float, flo
 
 
 def wilson_interval(share: float, num_images: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a share of independent images."""
+    """Return Wilson's score interval.
+
+    Args:
+        share: A share of independent images, in [0, 1].
+        num_images: How many there are.
+        confidence: Coverage of the interval, in (0, 1).
+    """
     z = float(torch.special.ndtri(torch.tensor((1 + confidence) / 2, dtype=torch.float64)))
     center = (share + z**2 / (2 * num_images)) / (1 + z**2 / num_images)
     half = z / (1 + z**2 / num_images) * np.sqrt(share * (1 - share) / num_images + z**2 / (4 * num_images**2))
     return max(0.0, float(center - half)), min(1.0, float(center + half))
+
+
+def certified_accuracy(
+    predictions: np.ndarray,
+    certified_radii: np.ndarray,
+    references: np.ndarray,
+    radii: Sequence[float] | np.ndarray,
+    confidence: float = 0.95,
+) -> dict[str, Any]:
+    """Return the share of images whose class is right and certified at least up to a radius, with Wilson's interval.
+
+    Args:
+        predictions: The certified class per image, -1 where the classifier abstains; shape `(images,)`.
+        certified_radii: The certified radius per image, shape `(images,)`.
+        references: True classes, shape `(images,)`.
+        radii: Radii at which to tell the accuracy, in the unit of `certified_radii`.
+        confidence: Coverage of the intervals, in (0, 1).
+
+    Returns:
+        `radii`; for each of them `certified_accuracy`, `certified_accuracy_low` and `certified_accuracy_high`; the
+        mean radius over images, 0 for wrong classes (`average_certified_radius`); the share without an answer
+        (`abstained`); and `num_images`.
+    """
+    asked = np.asarray(radii, dtype=np.float64).reshape(-1)
+    correct = predictions == references
+    shares = [float((correct & (certified_radii >= radius)).mean()) for radius in asked]
+    intervals = [wilson_interval(share, len(correct), confidence) for share in shares]
+    return {
+        "radii": asked.tolist(),
+        "certified_accuracy": shares,
+        "certified_accuracy_low": [low for low, _ in intervals],
+        "certified_accuracy_high": [high for _, high in intervals],
+        "average_certified_radius": float(np.where(correct, certified_radii, 0).mean()),
+        "abstained": float((predictions == -1).mean()),
+        "num_images": len(correct),
+    }

@@ -1,5 +1,5 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""Accuracy that is proven against every perturbation up to given L2 radii.
+"""The metric of accuracy that is certified against every perturbation up to a radius.
 
 `evaluate` copies this file out of its folder, so it imports nothing beside it.
 """
@@ -8,10 +8,10 @@ import datasets
 import evaluate
 import numpy as np
 
-from transformers_nim.utils.statistics import wilson_interval
+from transformers_nim.utils.statistics import certified_accuracy
 
 
-# The class that losses of PyTorch ignore, and with which padded labels are filled.
+# The label that losses of PyTorch ignore.
 LEFT_OUT = -100
 
 _DESCRIPTION = """
@@ -26,12 +26,12 @@ Args:
     references (`list` of `int`): True classes. Images whose reference is -100 are left out.
     radii (`list` of `float`): Radii at which to tell the accuracy, in the unit of `certified_radii`. Defaults to
         0, 0.25, 0.5, 0.75, 1.
-    confidence (`float`): Probability, between 0 and 1, that the intervals are meant to cover. Defaults to 0.95.
+    confidence (`float`): Coverage of the intervals, between 0 and 1. Defaults to 0.95.
 
 Returns:
     radii (`list` of `float`): As given.
     certified_accuracy (`list` of `float`): For each radius the share of images, in [0, 1], that are right and whose
-        certified radius is at least that.
+        certified radius is at least as large.
     certified_accuracy_low (`list` of `float`): Lower ends of their intervals (Wilson).
     certified_accuracy_high (`list` of `float`): Upper ends.
     average_certified_radius (`float`): Mean over images of the radius, 0 for wrong classes (ACR).
@@ -88,16 +88,4 @@ class CertifiedAccuracy(evaluate.Metric):
             broken = values[~(np.isfinite(values) & (values >= 0))]
             if len(broken):
                 raise ValueError(f"{name} must be finite and at least 0, not {broken[0]}")
-
-        correct = chosen == true_classes
-        shares = [float((correct & (proven >= radius)).mean()) for radius in asked]
-        intervals = [wilson_interval(share, len(correct), confidence) for share in shares]
-        return {
-            "radii": asked.tolist(),
-            "certified_accuracy": shares,
-            "certified_accuracy_low": [low for low, _ in intervals],
-            "certified_accuracy_high": [high for _, high in intervals],
-            "average_certified_radius": float(np.where(correct, proven, 0).mean()),
-            "abstained": float((chosen == -1).mean()),
-            "num_images": len(correct),
-        }
+        return certified_accuracy(chosen, proven, true_classes, asked, confidence)

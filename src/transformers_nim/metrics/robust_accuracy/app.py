@@ -1,5 +1,5 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""The page of the metric's Space. (evaluate's own widget needs Gradio 3.)"""
+"""Show the metric's Space. (evaluate's own widget needs Gradio 3.)"""
 
 import json
 from pathlib import Path

@@ -1,5 +1,5 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""Accuracy of classifiers that draw fresh noise for every prediction.
+"""The metric of accuracy of classifiers that draw fresh noise for every prediction.
 
 `evaluate` copies this file out of its folder, so it imports nothing beside it.
 """
@@ -11,13 +11,13 @@ import numpy as np
 from transformers_nim.utils.statistics import mean_accuracy
 
 
-# The class that losses of PyTorch ignore, and with which padded labels are filled.
+# The label that losses of PyTorch ignore.
 LEFT_OUT = -100
 
 _DESCRIPTION = """
-Accuracy of an image classifier whose predictions are random, from several predictions of each image under independent
+Accuracy of an image classifier whose predictions are random, from several predictions per image under independent
 noise: the mean with its interval, the share of images that are right in every draw, and that of a majority vote. It is
-a robust accuracy if the images are adversarial, and a clean one if they are not.
+the robust accuracy for adversarial images, and the clean accuracy for others.
 """
 
 _INPUTS_DESCRIPTION = """
@@ -26,7 +26,7 @@ Args:
         noise draws, as many for every image; or one class for each image, which is one draw.
     references (`list` of `int`): True classes. Images whose reference is -100 are left out, whatever their
         predictions are.
-    confidence (`float`): Probability, between 0 and 1, that the interval is meant to cover. Defaults to 0.95.
+    confidence (`float`): Coverage of the interval, between 0 and 1. Defaults to 0.95.
     seed (`int`): Seed of the bootstrap that gives the interval. Defaults to 0.
 
 Returns:

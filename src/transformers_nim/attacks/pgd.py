@@ -65,12 +65,14 @@ class EOTPGD(GradientAttack):
 class PGD(EOTPGD):
     """Plain PGD (arXiv 1706.06083) on the cross entropy: one noise draw per step, one run, the last iterate.
 
-    At eps = 8/255 the default is the attack of the NIM paper (arXiv 2302.01056): 10 steps of 2/255. It is weak against
-    a random defense; use it only to compare with published figures.
+    Up to eps = 8/255 the default is the attack of the NIM paper (arXiv 2302.01056): 10 steps of 2/255. Beyond, steps of
+    that length would not reach the border of the ball. It is weak against a random defense; use it only to compare with
+    published figures.
 
     Attributes:
         steps: Gradient steps.
-        step_size: Length of a step in pixels of [0, 1]; by default `eps / 4` for Linf and `2.5 * eps / steps` for L2.
+        step_size: Length of a step in pixels of [0, 1]; by default the larger of 2/255 and `eps / 4` for
+            Linf, and `2.5 * eps / steps` for L2.
         batch_size: Images that pass to the classifier at once.
     """
 
@@ -81,7 +83,9 @@ class PGD(EOTPGD):
     keep_best: bool = field(default=False, init=False)
 
     def _step_size(self, ball: Ball) -> float:
-        return ball.eps / 4 if self.step_size is None and ball.norm == "Linf" else super()._step_size(ball)
+        if self.step_size is None and ball.norm == "Linf":
+            return max(2 / 255, ball.eps / 4)
+        return super()._step_size(ball)
 
 
 @register_attack("vote")

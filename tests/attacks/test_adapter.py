@@ -100,7 +100,7 @@ class TestSideEffects:
         assert not model.training
         assert model.dtype == torch.float32
         assert any(parameter.requires_grad for parameter in model.parameters())
-        # Where other libraries look for the device, there is nothing that could be changed.
+        # Other libraries read the device off a parameter, which is empty.
         assert sum(parameter.numel() for parameter in classifier.parameters()) == 0
         assert next(classifier.parameters()).device == model.device
 
@@ -119,7 +119,7 @@ class TestSideEffects:
     def test_no_graph_of_parameters_is_built(self, pixels):
         model = tiny_model()
         assert not PixelClassifier(model)(pixels).requires_grad
-        # An error inside of the model does not leave parameters frozen.
+        # An error in the model does not leave parameters frozen.
         flags = [parameter.requires_grad for parameter in model.parameters()]
         with pytest.raises(ValueError, match=r"16|size|shape"):
             PixelClassifier(model)(pixels[..., :16])
@@ -134,7 +134,7 @@ class TestNoise:
         draws = classifier.draw_logits(pixels, 4, image_generators(seeds, "test"))
         assert draws.shape == (3, 4, 5)
         assert draws.std(dim=1).min() > 0
-        # The same numbers as from the model itself.
+        # The model itself gives the same numbers.
         expected = robust_model(
             classifier.normalize(pixels),
             sigma=30,
@@ -196,7 +196,7 @@ class TestGradients:
         """Along random directions: the whole defense is differentiated, statistics of patches included."""
         model = tiny_model(**overrides)
         classifier = PixelClassifier(model, sigma=20, fixed_noise=True)
-        pixels = 0.25 + pixels / 2  # denoised pixels at the border of the range have no gradient
+        pixels = 0.25 + pixels / 2  # denoised pixels that are clamped have no gradient
         gradient = self.gradient(classifier, pixels)
         generator = torch.Generator().manual_seed(3)
         for smooth in (4, 32):
@@ -243,7 +243,7 @@ class TestGradients:
 
 
 class TestAutocast:
-    """The approximation in which adversarial images may be searched for."""
+    """Half precision, an approximation for the search of adversarial images."""
 
     @staticmethod
     def logits_and_gradient(classifier, pixels):
@@ -263,7 +263,7 @@ class TestAutocast:
         )
         assert half[0].dtype == half[1].dtype == torch.float32
         assert not torch.equal(half[0], exact[0])
-        # The logits differ by a few roundings to 8 bits of the largest of them.
+        # Logits differ by a few roundings of the largest to 8 bits.
         assert (half[0] - exact[0]).abs().max() < 8 * 2**-8 * exact[0].abs().max()
         cosine = torch.nn.functional.cosine_similarity(half[1].flatten(1), exact[1].flatten(1))
         assert cosine.min() > 0.95
@@ -277,7 +277,7 @@ class TestAutocast:
             for chosen in (None, torch.bfloat16)
         )
         assert half.dtype == torch.float32
-        # Other noise would move them much further.
+        # Other noise would change them much more.
         assert (half - exact).abs().mean() < 0.1 * exact.std(dim=1).mean()
 
     def test_left_out_it_changes_nothing(self, robust_model, pixels):

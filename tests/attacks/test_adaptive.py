@@ -19,7 +19,7 @@ def families(norm):
 def test_families_are_linear_and_fill_the_ball(norm):
     clean, made = families(norm)
     for family in made:
-        a, b = torch.randn(2, 3, *family.shape(), generator=torch.Generator().manual_seed(1))
+        a, b = torch.randn(2, 3, *family.shape, generator=torch.Generator().manual_seed(1))
         both = family.perturbation(2 * a - b)
         torch.testing.assert_close(both, 2 * family.perturbation(a) - family.perturbation(b), atol=1e-4, rtol=1e-4)
         assert both.shape == clean.shape
@@ -48,7 +48,7 @@ def test_only_brightness_and_contrast_of_patches_change():
 
 
 def test_patch_statistics_find_the_best_brightness():
-    """Where the logits are a patch's brightness, as much of it as the ball holds is the optimum."""
+    """The logits are the brightness of patches, so the optimum changes it by eps."""
 
     class Bright:
         is_deterministic, patch_shape = True, (2, 2)
@@ -68,7 +68,7 @@ def test_low_frequency_finds_the_best_smooth_perturbation():
         is_deterministic = True
 
         def __call__(self, pixels):
-            # A checkerboard that no smooth perturbation follows, and a slope that it can.
+            # A checkerboard, which no smooth perturbation can follow, and a slope, which one can.
             slope = torch.linspace(-1, 1, 8)
             checkers = 20 * (-1.0) ** torch.arange(8)
             total = (pixels.mean(dim=(1, 2)) * (slope + checkers)).sum(dim=-1)
@@ -85,7 +85,7 @@ def test_low_frequency_finds_the_best_smooth_perturbation():
 
 
 def test_statistics_of_patches_bypass_the_noise():
-    """Noise so strong that nothing else of an image is left does not stop the attack on them."""
+    """Attacking them works even under noise that hides all else."""
     pixels = 0.3 + 0.4 * torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     falls = {}
     for statistics in ("input", "noisy"):
@@ -102,12 +102,12 @@ def test_statistics_of_patches_bypass_the_noise():
 
 
 def test_the_vote_attack_turns_votes():
-    """Half of the draws are out of reach and never change; the vote is turned by the others."""
+    """The mean loss is spent on draws that are wrong already; the others decide the vote."""
 
     class Split:
         def draw_logits(self, pixels, num_draws, generators):
             first, second = pixels[:, 0, 0, 0], pixels[:, 0, 0, 1]
-            # A few draws are wrong by far and could be made worse; those that are just right decide the vote.
+            # 45 % of the draws are wrong by far and can be made worse; the others are just right.
             far = torch.stack([-20 - 40 * (first - 0.5), 20 + 40 * (first - 0.5)], dim=1)
             near = torch.stack([2 - 30 * (second - 0.5), -2 + 30 * (second - 0.5)], dim=1)
             both = near + 30 * (first - 0.5)[:, None] * torch.tensor([1.0, -1.0])

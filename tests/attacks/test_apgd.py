@@ -1,5 +1,5 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""Auto-PGD. That it finds known optima is tested beside PGD, in test_pgd.py."""
+"""Auto-PGD. Known optima are tested together with PGD, in test_pgd.py."""
 
 import contextlib
 import io
@@ -28,14 +28,14 @@ from transformers_nim.robustness import wilson_interval
 
 
 def test_checkpoints():
-    """Those of 100 steps are in the paper's code; its periods are 22, 19, 16, 13, 10, 7, 6, 6."""
+    """For 100 steps as in the paper's code, with periods of 22, 19, 16, 13, 10, 7, 6 and 6."""
     assert checkpoints(100) == [22, 41, 57, 70, 80, 87, 93, 99]
     assert checkpoints(1) == [1]
     assert checkpoints(20)[:3] == [5, 9, 12]
 
 
 def algorithm_one(loss, slope, start, low, high, eps, steps):
-    """The points that algorithm 1 of the paper visits on a function of one number, written down once more."""
+    """Return the points that algorithm 1 of the paper visits on a function of one number; a second implementation."""
     ends, eta, visited = checkpoints(steps), 2 * eps, [start]
     x, g, f = start, slope(start), loss(start)
     best = (f, x, g)
@@ -63,7 +63,7 @@ def algorithm_one(loss, slope, start, low, high, eps, steps):
 
 
 def test_visits_the_points_of_the_papers_algorithm():
-    """Momentum, halved steps and the return to the best point, on a curve with its top inside of the ball."""
+    """Momentum, halved steps and the return to the best point, on a curve whose top lies in the ball."""
     visited, eps, steps = [], 0.2, 40
 
     class Curve:
@@ -87,7 +87,7 @@ def test_visits_the_points_of_the_papers_algorithm():
 
 @pytest.fixture(scope="module")
 def problem():
-    """A defense with its noise fixed, images, and labels that it gives them."""
+    """Return a defense with fixed noise, images and their predicted labels."""
     classifier = PixelClassifier(tiny_model(), sigma=10, fixed_noise=True)
     pixels = torch.rand(32, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     pixels = torch.nn.functional.interpolate(pixels, (32, 32), mode="bilinear")
@@ -97,7 +97,7 @@ def problem():
 
 @pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.6 / 255), ("L2", 0.06)])
 def test_agrees_with_the_official_attack(norm, eps, problem):
-    """Of the images that a deterministic model has left under one, the other leaves as many, within the interval."""
+    """On a deterministic model both leave the same accuracy, within the interval."""
     classifier, pixels, labels = problem
     pytest.importorskip("pyautoattack")
     attacks = EOTAPGD(steps=12, restarts=1, losses=("ce", "dlr")), AutoAttack(steps=12, parts=("apgd-ce", "apgd-dlr"))
@@ -122,7 +122,7 @@ def test_agrees_with_torchattacks(problem):
 
 
 def test_step_sizes_beat_constant_steps_of_the_same_start(problem):
-    """Far from the boundary of a model it makes more of the same number of steps than one long step repeated."""
+    """Adapted step sizes raise the margin further than as many steps of the first size."""
     classifier, pixels, labels = problem
     eps, options = 0.6 / 255, {"losses": ("margin",), "steps": 12, "restarts": 1}
     halved = EOTAPGD(**options)(classifier, pixels, labels, eps=eps)
@@ -138,7 +138,7 @@ def test_step_sizes_beat_constant_steps_of_the_same_start(problem):
 
 
 class OneDrawDecides(Objective):
-    """Averages gradients, but judges a point by its last draw alone, as other implementations of APGD do."""
+    """Averages gradients, but judges a point by its last draw, as other implementations of APGD do."""
 
     def gradient(self, images, labels, generators):
         _, logits, gradient = super().gradient(images, labels, generators)
@@ -149,7 +149,7 @@ class OneDrawDecides(Objective):
 
 
 class Peak:
-    """Most often wrong at a certain brightness, less so below and above it; noise hides by how much."""
+    """Wrong most often at one brightness; noise hides how often."""
 
     def draw_logits(self, pixels, num_draws, generators):
         noise = torch.stack([torch.randn(num_draws, generator=generator) for generator in generators])
@@ -159,7 +159,7 @@ class Peak:
 
 
 def test_averaged_acceptance_beats_a_single_draws():
-    """On draws that neither has seen: what a single draw likes best may be any point of the way."""
+    """Measured on draws that neither has seen: by a single draw any point may look best."""
     classifier, pixels, labels = Peak(), torch.full((64, 1, 2, 2), 0.5), torch.zeros(64, dtype=torch.long)
     right = {}
     for cls in (Objective, OneDrawDecides):

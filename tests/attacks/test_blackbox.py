@@ -43,7 +43,7 @@ def test_square_needs_no_gradient(linear, labels):
 
 
 def test_square_averages_over_noise(linear, labels):
-    """Noise that hides what a square changes, unless proposals are compared on several draws of it."""
+    """The noise hides the effect of a square, unless proposals are compared on several draws."""
     classifier = Noisy(linear, 0.2)
     pixels = boundary_points(linear, 12, 0.6)
     right = share_right(classifier, pixels, labels)
@@ -84,7 +84,7 @@ def test_queries_of_a_deterministic_classifier():
 
 
 def test_sides_of_squares():
-    """The first covers 80 % of the image; with 10 000 proposals shares are halved where the paper halves them."""
+    """The first covers 80 % of the image; with 10,000 proposals shares are halved where the paper halves them."""
     assert square_side(0, 10_000, 0.8, (224, 224)) == round((0.8 * 224 * 224) ** 0.5)
     sides = [square_side(proposal, 10_000, 0.8, (1000, 1000)) for proposal in (10, 11, 51, 501, 9999)]
     shares = [(side / 1000) ** 2 / 0.8 for side in sides]

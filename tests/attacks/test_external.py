@@ -1,5 +1,5 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""Other libraries' attacks: the same images as from the library itself, and nothing else changes."""
+"""Attacks of other libraries find the same images as the library itself, and change nothing else."""
 
 import contextlib
 import io
@@ -102,7 +102,7 @@ class TestAutoAttack:
             AutoAttack(parts=("pgd",))
         with pytest.raises(ValueError, match=r"\['apgd-t'\] need more than the classifier's 3 classes"):
             AutoAttack()(Linear(3), pixels, labels, eps=0.1)
-        # Fewer classes than the 10 that its default targets are for, and images that reach every part.
+        # Fewer classes than the 10 of its default targets, and images that reach every part.
         classifier = Linear(4)
         right = classifier(pixels).argmax(dim=-1)
         found = AutoAttack(steps=3, num_queries=3)(classifier, pixels, right, eps=1e-3)

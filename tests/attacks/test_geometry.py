@@ -22,12 +22,12 @@ def test_projection_is_the_nearest_point(norm, eps, shape):
     ball.check(clean, nearest)
     distance = perturbation_norm(outside - nearest, "L2")
     for _ in range(200):
-        # Any other point of the set, many of them close to the nearest one, is further away.
+        # All other points of the ball are further away. Many of those tried are close to the nearest.
         other = nearest + 10 ** -(4 * torch.rand(1, generator=generator)) * torch.randn(shape, generator=generator)
         other = clean + (other - clean) * (eps / perturbation_norm(other - clean, norm).clamp(min=eps, max=None) if eps
                                            else torch.zeros(len(clean)))[:, None, None, None]  # fmt: skip
         assert (perturbation_norm(outside - other.clamp(0, 1), "L2") >= distance - 1e-5).all()
-    # Points of the set stay where they are.
+    # Points of the ball stay where they are.
     torch.testing.assert_close(ball.project(clean, nearest), nearest, atol=1e-6, rtol=0)
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""The adapter as the model of foolbox and of the Adversarial Robustness Toolbox."""
+"""PixelClassifier as the model of Foolbox and of the Adversarial Robustness Toolbox."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def images(classifier):
 
 
 def margin_gain(classifier, before, after, labels):
-    """By how much the loss rises, on equal noise."""
+    """Return by how much the loss rises under the same noise."""
 
     def loss(pixels):
         generators = [torch.Generator().manual_seed(row) for row in range(len(pixels))]

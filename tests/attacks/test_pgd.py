@@ -10,7 +10,7 @@ from transformers_nim.attacks import EOTAPGD, EOTPGD, FGSM, PGD, Ball, PixelClas
 from transformers_nim.attacks.geometry import perturbation_norm
 
 
-# Each with the options that make it a single short run.
+# With options for a single short run.
 ITERATIVE = {
     "pgd": partial(EOTPGD, steps=40, losses=("ce",), restarts=1),
     "apgd": partial(EOTAPGD, steps=40, restarts=1),
@@ -23,7 +23,7 @@ def make(request):
 
 
 def linear_optimum(gap, pixels, norm, eps):
-    """Where a linear function is largest in the ball and in [0, 1], by bisection on Lagrange's multiplier."""
+    """Return the maximum of a linear function in the ball and in [0, 1], by bisection on Lagrange's multiplier."""
     gap, pixels = gap.double(), pixels.double()
     if norm == "Linf":
         return (pixels + eps * gap.sign()).clamp(0, 1)
@@ -37,13 +37,13 @@ def linear_optimum(gap, pixels, norm, eps):
 
 @pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.1), ("Linf", 0.6), ("L2", 0.3), ("L2", 2.0)])
 def test_finds_the_optimum_of_a_linear_classifier(make, norm, eps):
-    """The borders of the pixel range cut into all of these balls."""
+    """The pixel range cuts all of these balls."""
     classifier = Linear()
     pixels, labels = torch.rand(8, 3, 4, 4, generator=torch.Generator().manual_seed(1)), torch.arange(8) % 2
     gap = classifier.gap(labels)
     best = linear_optimum(gap, pixels, norm, eps)
     assert ((best == 0) | (best == 1)).any()
-    # Where many pixels are cut, steps along the gradient make little headway, so PGD's are long here.
+    # Where many pixels are cut, steps along the gradient gain little, so PGD takes long ones here.
     options = {"step_size": eps} if make is ITERATIVE["pgd"] else {}
     adversarial = make(**options)(classifier, pixels, labels, norm=norm, eps=eps)
     Ball(norm, eps).check(pixels, adversarial)
@@ -69,7 +69,7 @@ def test_succeeds_exactly_beyond_the_known_radius(make, norm):
 
 
 def test_averages_gradients_over_noise():
-    """The noise of each draw turns the gradient's sign half of the time; its mean does not."""
+    """A single draw often flips the sign of the gradient; the mean over draws keeps it."""
     linear = Linear()
 
     def noisy(pixels):
@@ -136,7 +136,7 @@ def test_seeds_come_from_the_seed_and_the_position(robust_model):
 
 
 def test_probabilities_as_labels(robust_model):
-    """As mixup makes them. They mean something: those of one class are that class."""
+    """As from mixup; certain probabilities are the class."""
     pixels, labels = torch.rand(3, 3, 32, 32), torch.tensor([0, 1, 2])
     classifier, certain = PixelClassifier(robust_model, sigma=30), torch.nn.functional.one_hot(labels, 5).float()
     options = {"steps": 3, "num_draws": 2, "restarts": 2, "losses": ("ce",)}
@@ -188,6 +188,7 @@ def test_wrong_options():
     """Refused when the attack is made."""
     for wrong, message in (
         ({"steps": 0}, "steps must be an int of at least 1, got 0"),
+        ({"steps": None}, "steps must be an int of at least 1, got None"),
         ({"steps": 1.5}, "steps must be"),
         ({"num_draws": 0}, "num_draws must be"),
         ({"restarts": 0}, "restarts must be"),
@@ -216,7 +217,7 @@ def test_wrong_arguments(robust_model):
 
 
 def test_more_draws_make_a_stronger_attack():
-    """On noise of the generators' own, as that of a defense."""
+    """With noise from the generators, as in a defense."""
     linear = Linear(shape=(1, 4, 4))
     classifier = Noisy(lambda x: torch.tanh(3 * linear(x)) * 4, 0.5)
     pixels, labels = boundary_points(linear, 24, 0.5), torch.zeros(24, dtype=torch.long)

@@ -30,7 +30,7 @@ LINF_ONLY = {"torchattacks_eotpgd", "torchattacks_fgsm", "torchattacks_pgd"}
 
 
 def quick(name):
-    """An attack with a budget of next to nothing."""
+    """Return an attack with a tiny budget."""
     small = {"steps": 2, "restarts": 1, "num_draws": 2, "num_queries": 9, "resolution": 3, "batch_size": 4}
     options = {key: value for key, value in small.items() if key in attack_options(name)}
     if name == "transfer":
@@ -47,7 +47,7 @@ def test_names():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_perturbations_stay_in_their_bounds(name, robust_model):
-    """Random shapes, radii and labels; checked here, not by the attack's own check alone."""
+    """Several norms, radii, labels and numbers of images, checked here too."""
     attack = quick(name)
     generator = torch.Generator().manual_seed(0)
     for trial in range(6):
@@ -74,7 +74,7 @@ def test_perturbations_stay_in_their_bounds(name, robust_model):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_else_changes(name, capsys):
-    """The model, the global random state, what is on the screen."""
+    """Neither the model nor the global random state changes, and nothing is printed."""
     model, attack = tiny_model(), quick(name)
     pixels, labels = torch.rand(2, 3, 32, 32), torch.tensor([0, 1])
     classifier = PixelClassifier(model, sigma=30, fixed_noise=name == "autoattack")
@@ -109,7 +109,7 @@ def test_wrong_names_and_options():
 
 @pytest.fixture
 def registered(monkeypatch):
-    """Attacks that are registered here are gone afterwards."""
+    """Forget attacks that a test registers."""
     monkeypatch.setattr(registry, "_ATTACKS", dict(registry._ATTACKS))
 
 
@@ -120,6 +120,7 @@ def test_own_attacks(registered):
         by: float = 1.0
 
         def _perturb(self, classifier, pixels, labels, ball, seeds, on_step):
+            torch.rand(1)  # from the global random state, which the caller finds unchanged
             on_step()
             return pixels + self.by * ball.eps
 
@@ -127,9 +128,10 @@ def test_own_attacks(registered):
     assert attack_options("brighter") == {"by": 1.0}
     assert "brighter" in available_attacks()
     assert make_attack("brighter")(Linear(), pixels, labels, norm="Linf", eps=0.1, seeds=[0, 1]).max() == 0.6
-    steps = []
+    steps, state = [], torch.get_rng_state()
     assert Brighter(by=0.5)(Linear(), pixels, labels, eps=0.1, on_step=lambda: steps.append(1)).max() == 0.55
     assert steps == [1]
+    assert torch.equal(torch.get_rng_state(), state)
     assert Brighter()(Linear(), pixels[:0], labels[:0], eps=0.1).shape == (0, 3, 4, 4)
     # An attack that does not keep to its ball does not pass.
     with pytest.raises(ValueError, match="left its bounds"):

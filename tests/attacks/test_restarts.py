@@ -21,7 +21,7 @@ SMALL = {
 
 @pytest.mark.parametrize("name", SMALL)
 def test_an_image_depends_on_its_seed_alone(name, robust_model):
-    """Bit for bit: not on its neighbors, their order, or how many there are."""
+    """Bit for bit, whatever the other images, their order and their number."""
     num_images = 5
     pixels = torch.rand(num_images, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(num_images) % 5
@@ -44,12 +44,12 @@ def test_an_image_depends_on_its_seed_alone(name, robust_model):
 
 
 def shift(by):
-    """A run that makes images brighter."""
+    """Return a run that makes images brighter."""
     return lambda clean, labels, generators: [(clean + by).clamp(0, 1)]
 
 
 def test_the_best_candidate_of_each_image_is_chosen():
-    """Brightness is class 1 from 0.5 on, and 0 below: what helps one image harms the other."""
+    """Images are class 1 from a brightness of 0.5 on, so what helps with one image harms with the other."""
 
     def classifier(pixels):
         mean = pixels.mean(dim=(1, 2, 3))
@@ -58,7 +58,7 @@ def test_the_best_candidate_of_each_image_is_chosen():
     pixels, labels = torch.tensor([0.4, 0.6, 0.1, 0.9])[:, None, None, None].expand(4, 1, 2, 2), torch.arange(4) % 2
     runs = {"a": shift(0.2), "b": shift(-0.2), "c": shift(0.3), "d": shift(-0.3)}
     found = run_restarts(classifier, pixels, labels, range(4), runs, 1, batch_size=3)
-    # The first two are lost after the first run that turns them; the others keep the highest margin.
+    # The first two images are lost after the first run that turns them; the others keep the highest margin.
     torch.testing.assert_close(found[:, 0, 0, 0], torch.tensor([0.6, 0.4, 0.4, 0.6]))
 
 
@@ -82,7 +82,7 @@ def test_lost_images_are_not_attacked_again():
 
 
 def test_an_image_with_one_right_draw_is_attacked_again():
-    """A defense that is wrong in most draws has not lost yet."""
+    """An image that is wrong in most draws is not lost yet."""
     calls = []
 
     class Rarely:

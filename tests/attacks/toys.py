@@ -1,5 +1,5 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""Classifiers of which the best attack is known."""
+"""Classifiers whose best attack is known."""
 
 import torch
 
@@ -19,12 +19,12 @@ class Linear:
         return pixels.flatten(1) @ self.weight.flatten(1).T
 
     def gap(self, labels):
-        """Of two classes: along what the margin rises, for each image."""
+        """Return the gradient of each image's margin, for two classes."""
         return self.weight[1 - labels] - self.weight[labels]
 
 
 class NormBall:
-    """Says 0 within a radius of gray and 1 beyond it."""
+    """Answers 0 within a radius of gray and 1 beyond it."""
 
     is_deterministic = True
 
@@ -37,7 +37,7 @@ class NormBall:
 
 
 class Noisy:
-    """A classifier whose pixels get noise from the generators of the images, as those of a defense do."""
+    """Adds noise from the generators to the pixels, as a defense does."""
 
     def __init__(self, classifier, scale):
         self.classifier, self.scale, self.queries = classifier, scale, 0
@@ -51,7 +51,7 @@ class Noisy:
 
 
 class Masked:
-    """Rounds pixels to a few levels first: the same answers almost everywhere, and gradients of zero."""
+    """Rounds pixels to a few levels first: almost the same answers, and gradients of zero."""
 
     is_deterministic = True
 
@@ -63,7 +63,7 @@ class Masked:
 
 
 def boundary_points(linear, num_images, distance, seed=1):
-    """Images near gray that a linear classifier of two classes takes for class 0, at a margin of `distance`."""
+    """Return images near gray that a linear classifier of two classes assigns to class 0 by `distance`."""
     gap = linear.weight[1] - linear.weight[0]
     shape = (num_images, *gap.shape)
     pixels = 0.5 + 0.05 * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
@@ -72,7 +72,7 @@ def boundary_points(linear, num_images, distance, seed=1):
 
 
 def share_right(classifier, pixels, labels, num_draws=400):
-    """Accuracy over draws that no attack has seen."""
+    """Return the accuracy over draws that no attack has seen."""
     generators = image_generators(range(len(pixels)), "test")
     with torch.no_grad():
         logits = draw_logits(classifier, pixels, num_draws, generators)

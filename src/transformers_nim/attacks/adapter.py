@@ -15,11 +15,11 @@ from ..model.checks_nim import check_counts, check_vote
 from ..model.noise import FROM_CONFIG, ConstantSigma, Sigma, parse_sigma, split_generator
 from ..model.outputs_nim import combine_draws
 from ..model.pixels_nim import normalize, to_pixels
+from .randomness import Generators
 
 
 GRADIENTS = ("full", "bpda", "classifier")
 AUTOCAST_DTYPES = (None, torch.bfloat16, torch.float16)
-Generators = Sequence[torch.Generator]
 
 
 class PixelClassifier(nn.Module):
@@ -192,13 +192,12 @@ class PixelClassifier(nn.Module):
 
     def _logits(self, pixels: Tensor, num_draws: int, generators: Generators | None, **kwargs: Any) -> Tensor:
         _check_mode(self._model[0])
-        with _frozen(self._model[0]), self._autocast(pixels.device):
+        half = self.autocast_dtype
+        context: AbstractContextManager = nullcontext() if half is None else torch.autocast(pixels.device.type, half)
+        with _frozen(self._model[0]), context:
             logits = self._draws(self.normalize(pixels), num_draws, generators, **kwargs)
         # In half precision, sums over classes and draws would be rounded once more.
-        return logits if self.autocast_dtype is None else logits.to(torch.float32)
-
-    def _autocast(self, device: torch.device) -> AbstractContextManager:
-        return nullcontext() if self.autocast_dtype is None else torch.autocast(device.type, self.autocast_dtype)
+        return logits if half is None else logits.to(torch.float32)
 
     def _draws(self, pixel_values: Tensor, num_draws: int, generators: Generators | None, **kwargs: Any) -> Tensor:
         model = self._model[0]

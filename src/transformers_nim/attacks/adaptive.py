@@ -24,13 +24,14 @@ class Family(ABC):
     """Perturbations of a group of clean images, linear in their parameters and of norm at most 1.
 
     The attack scales them by eps.
+
+    Attributes:
+        norm: `"Linf"` or `"L2"`.
+        shape: Shape of the parameters of one image.
     """
 
     norm: str
-
-    @abstractmethod
-    def shape(self) -> tuple[int, ...]:
-        """Return the shape of the parameters of one image."""
+    shape: tuple[int, ...]
 
     @abstractmethod
     def perturbation(self, parameters: Tensor) -> Tensor:
@@ -54,7 +55,7 @@ class PatchFamily(Family):
 
     def __init__(self, clean: Tensor, norm: str, patch_shape: tuple[int, int]) -> None:
         height, width = patch_shape
-        self.norm, self.patch_shape = norm, patch_shape
+        self.norm = norm
         # (batch, channels, rows, height, columns, width)
         patches = clean.unflatten(3, (-1, width)).unflatten(2, (-1, height))
         contrast = patches - patches.mean(dim=(1, 3, 5), keepdim=True)
@@ -65,9 +66,7 @@ class PatchFamily(Family):
             self.brightness = (clean.shape[1] * height * width) ** -0.5
         # A patch of one color has no contrast to change; its deviations are rounding.
         self.contrast = contrast / torch.where(size > 1e-6, size, torch.inf)
-
-    def shape(self) -> tuple[int, ...]:
-        return (2, self.contrast.shape[2], self.contrast.shape[4])
+        self.shape = (2, contrast.shape[2], contrast.shape[4])
 
     def perturbation(self, parameters: Tensor) -> Tensor:
         contrast, brightness = (part[:, None, :, None, :, None] for part in parameters.unbind(dim=1))
@@ -96,10 +95,7 @@ class LowFrequencyFamily(Family):
 
     def __init__(self, clean: Tensor, norm: str, resolution: int) -> None:
         self.norm, self.size = norm, clean.shape[-2:]
-        self.low_shape = (clean.shape[1], resolution, resolution)
-
-    def shape(self) -> tuple[int, ...]:
-        return self.low_shape
+        self.shape = (clean.shape[1], resolution, resolution)
 
     def perturbation(self, parameters: Tensor) -> Tensor:
         return torch.nn.functional.interpolate(parameters, size=self.size, mode="bilinear", align_corners=False)
@@ -133,7 +129,7 @@ class FamilyAttack(GradientAttack):
         def images(parameters: Tensor) -> Tensor:
             return ball.project(clean, clean + ball.eps * family.perturbation(parameters))
 
-        draws = [torch.rand(family.shape(), device=clean.device, generator=generator) for generator in generators]
+        draws = [torch.rand(family.shape, device=clean.device, generator=generator) for generator in generators]
         parameters = family.project(2 * torch.stack(draws).to(clean.dtype) - 1)
         best = BestIterates(objective, labels)
         for _ in range(self.steps):
@@ -195,10 +191,6 @@ class LowFrequency(FamilyAttack):
     """
 
     resolution: int = 8
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_counts(resolution=self.resolution)
 
     def _family(self, clean: Tensor, norm: str, classifier: Classifier) -> Family:
         if self.resolution > min(clean.shape[-2:]):

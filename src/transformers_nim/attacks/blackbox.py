@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..model.checks_nim import check_counts
 from ..utils.seeding import image_generators
 from .geometry import Ball, per_image, perturbation_norm
 from .losses import Objective
@@ -64,6 +63,7 @@ class Transfer(Attack):
     options: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._made()
 
     def _made(self) -> Attack:
@@ -105,8 +105,7 @@ class Square(Attack):
     batch_size: int = BATCH_SIZE
 
     def __post_init__(self) -> None:
-        check_counts(num_queries=self.num_queries, restarts=self.restarts)
-        check_counts(num_draws=self.num_draws, batch_size=self.batch_size)
+        super().__post_init__()
         if not 0 < self.initial_share <= 1:
             raise ValueError(f"initial_share must be greater than 0 and at most 1, got {self.initial_share!r}")
 

@@ -17,11 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..model.checks_nim import check_counts
 from ..utils.extras import require
 from ..utils.seeding import derive_seed, forked_rng
 from .geometry import Ball
-from .pgd import check_step_size
 from .randomness import Classifier, Generators, draw_logits, is_deterministic
 from .registry import Attack, OnStep, register_attack
 from .restarts import BATCH_SIZE, run_restarts
@@ -42,23 +40,19 @@ class TorchattacksFGSM(Attack):
 
     norms: ClassVar[tuple[str, ...]] = ("Linf",)
     batch_size: int = BATCH_SIZE
-    # Name in torchattacks.
+    # Name in torchattacks, and its names of options.
     _theirs: ClassVar[str] = "FGSM"
-
-    def __post_init__(self) -> None:
-        check_counts(batch_size=self.batch_size)
-
-    def _options(self) -> dict[str, Any]:
-        return {}
+    _options: ClassVar[dict[str, str]] = {}
 
     def _perturb(
         self, classifier: Classifier, pixels: Tensor, labels: Tensor, ball: Ball, seeds: Sequence[int], on_step: OnStep
     ) -> Tensor:
         make: Callable[..., Any] = getattr(require("torchattacks"), self._theirs)
+        options = {theirs: getattr(self, ours) for theirs, ours in self._options.items()}
 
         def run(clean: Tensor, labels: Tensor, generators: Generators) -> list[Tensor]:
             with contextlib.redirect_stdout(io.StringIO()), torch.enable_grad():
-                made = make(_Logits(classifier, generators), eps=ball.eps, **self._options())
+                made = make(_Logits(classifier, generators), eps=ball.eps, **options)
                 made.set_device(clean.device)
                 return [ball.project(clean, made(clean, labels))]
 
@@ -82,14 +76,7 @@ class TorchattacksPGD(TorchattacksFGSM):
     steps: int = 10
     step_size: float = 2 / 255
     _theirs: ClassVar[str] = "PGD"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_counts(steps=self.steps)
-        check_step_size(self.step_size)
-
-    def _options(self) -> dict[str, Any]:
-        return {"steps": self.steps, "alpha": self.step_size}
+    _options: ClassVar[dict[str, str]] = {"steps": "steps", "alpha": "step_size"}
 
 
 @register_attack("torchattacks_eotpgd")
@@ -105,13 +92,7 @@ class TorchattacksEOTPGD(TorchattacksPGD):
 
     num_draws: int = 20
     _theirs: ClassVar[str] = "EOTPGD"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_counts(num_draws=self.num_draws)
-
-    def _options(self) -> dict[str, Any]:
-        return {**super()._options(), "eot_iter": self.num_draws}
+    _options: ClassVar[dict[str, str]] = {"steps": "steps", "alpha": "step_size", "eot_iter": "num_draws"}
 
 
 @register_attack("autoattack")
@@ -137,7 +118,7 @@ class AutoAttack(Attack):
     batch_size: int = BATCH_SIZE
 
     def __post_init__(self) -> None:
-        check_counts(steps=self.steps, num_queries=self.num_queries, batch_size=self.batch_size)
+        super().__post_init__()
         if not self.parts or not set(self.parts) <= set(_CLASSES):
             raise ValueError(f"parts must be one or more of {sorted(_CLASSES)}, got {list(self.parts)}")
 

@@ -1,7 +1,7 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
 """Losses of a random classifier, averaged over noise draws, for attacks to maximize."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..model.outputs_nim import combine_draws
 from .geometry import per_image
-from .randomness import Classifier, draw_logits
+from .randomness import Classifier, Generators, draw_logits
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -44,12 +44,7 @@ def _of_label(values: Tensor, labels: Tensor) -> Tensor:
     return values.gather(-1, index).squeeze(-1)
 
 
-_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "ce": _cross_entropy,
-    "margin": _margin,
-    "dlr": _dlr,
-    "vote": _vote,
-}
+_LOSSES = {"ce": _cross_entropy, "margin": _margin, "dlr": _dlr, "vote": _vote}
 LOSSES = tuple(_LOSSES)
 
 
@@ -108,7 +103,7 @@ class Objective:
     loss: str
     num_draws: int
 
-    def draws(self, images: Tensor, labels: Tensor, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
+    def draws(self, images: Tensor, labels: Tensor, generators: Generators) -> tuple[Tensor, Tensor]:
         """Return the losses, shape `(batch,)`, and their logits, shape `(batch, draws, classes)`.
 
         Raises:
@@ -123,9 +118,7 @@ class Objective:
             )
         return loss, logits
 
-    def gradient(
-        self, images: Tensor, labels: Tensor, generators: Sequence[torch.Generator]
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def gradient(self, images: Tensor, labels: Tensor, generators: Generators) -> tuple[Tensor, Tensor, Tensor]:
         """Return losses and logits as `draws` does, and the gradients of the losses, of the images' shape.
 
         Raises:

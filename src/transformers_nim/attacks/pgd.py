@@ -34,10 +34,6 @@ class EOTPGD(GradientAttack):
     keep_best: bool = True
     _run_name: ClassVar[str] = "pgd/{}/{}"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_step_size(self.step_size)
-
     def _step_size(self, ball: Ball) -> float:
         return 2.5 * ball.eps / self.steps if self.step_size is None else self.step_size
 
@@ -65,14 +61,14 @@ class EOTPGD(GradientAttack):
 class PGD(EOTPGD):
     """Plain PGD (arXiv 1706.06083) on the cross entropy: one noise draw per step, one run, the last iterate.
 
-    Up to eps = 8/255 the default is the attack of the NIM paper (arXiv 2302.01056): 10 steps of 2/255. Beyond, steps of
-    that length would not reach the border of the ball. It is weak against a random defense; use it only to compare with
+    Up to eps = 8/255 the default is the attack of the NIM paper (arXiv 2302.01056): 10 steps of 2/255. Beyond, such
+    steps would not reach the border of the ball. Against a random defense it is weak; use it only to compare with
     published figures.
 
     Attributes:
         steps: Gradient steps.
-        step_size: Length of a step in pixels of [0, 1]; by default the larger of 2/255 and `eps / 4` for
-            Linf, and `2.5 * eps / steps` for L2.
+        step_size: Length of a step in pixels of [0, 1]; by default the larger of 2/255 and `eps / 4` for Linf, and
+            `2.5 * eps / steps` for L2.
         batch_size: Images that pass to the classifier at once.
     """
 
@@ -124,13 +120,3 @@ class FGSM(GradientAttack):
         _, _, gradient = objective.gradient(clean, labels, generators)
         on_step()
         return [ball.project(clean, clean + ball.eps * ball.steepest(gradient))]
-
-
-def check_step_size(step_size: float | None) -> None:
-    """Check the length of a step.
-
-    Raises:
-        ValueError: It is not positive.
-    """
-    if step_size is not None and not step_size > 0:
-        raise ValueError(f"step_size must be positive (in pixels of [0, 1]), got {step_size!r}")

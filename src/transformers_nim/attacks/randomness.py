@@ -10,7 +10,7 @@ from torch import Tensor
 # Pixels of shape (batch, channels, height, width) in [0, 1] to logits of shape (batch, classes).
 Classifier = Callable[[Tensor], Tensor]
 # One source of random numbers per image.
-Generators = list[torch.Generator]
+Generators = Sequence[torch.Generator]
 
 
 def is_deterministic(classifier: Classifier) -> bool:
@@ -18,9 +18,7 @@ def is_deterministic(classifier: Classifier) -> bool:
     return bool(getattr(classifier, "is_deterministic", False))
 
 
-def draw_logits(
-    classifier: Classifier, pixels: Tensor, num_draws: int, generators: Sequence[torch.Generator]
-) -> Tensor:
+def draw_logits(classifier: Classifier, pixels: Tensor, num_draws: int, generators: Generators) -> Tensor:
     """Return a classifier's logits for several noise draws, in one pass.
 
     Args:

@@ -9,7 +9,8 @@ from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor
 
-from ..utils.seeding import image_seeds
+from ..model.checks_nim import check_counts
+from ..utils.seeding import forked_rng, image_seeds
 from .geometry import NORMS, Ball, check_images
 from .randomness import Classifier
 
@@ -17,6 +18,8 @@ from .randomness import Classifier
 AttackT = TypeVar("AttackT", bound="type[Attack]")
 OnStep = Callable[[], object]
 
+# Options that are ints of at least 1 in every attack that has them.
+_COUNTS = ("steps", "restarts", "num_draws", "num_queries", "batch_size", "resolution")
 _ATTACKS: dict[str, type["Attack"]] = {}
 
 
@@ -24,14 +27,24 @@ _ATTACKS: dict[str, type["Attack"]] = {}
 class Attack(ABC):
     """An attack with its options, called as `attack(classifier, pixels, labels, eps=8 / 255)`.
 
-    Subclasses are frozen dataclasses. Their fields are the options of the attack, and wrong options are refused when
-    the attack is made. See [`register_attack`] for an attack of your own.
+    Subclasses are frozen dataclasses, whose fields are the options. A wrong option is refused when the attack is made:
+    here where many attacks have it, such as `steps`. See [`register_attack`] for an attack of your own.
 
     Attributes:
         norms: The norms that the attack knows.
     """
 
     norms: ClassVar[tuple[str, ...]] = NORMS
+
+    def __post_init__(self) -> None:
+        for name in _COUNTS:
+            value = getattr(self, name, 1)
+            if value is None:
+                raise ValueError(f"{name} must be an int of at least 1, got None")
+            check_counts(**{name: value})
+        step_size = getattr(self, "step_size", None)
+        if step_size is not None and not step_size > 0:
+            raise ValueError(f"step_size must be positive (in pixels of [0, 1]), got {step_size!r}")
 
     def __call__(
         self,
@@ -74,7 +87,8 @@ class Attack(ABC):
         check_images(pixels, labels, seeds)
         if not len(pixels):
             return pixels.detach().clone()
-        adversarial = self._perturb(classifier, pixels, labels, ball, seeds, on_step or _ignore)
+        with forked_rng(pixels.device):
+            adversarial = self._perturb(classifier, pixels, labels, ball, seeds, on_step or _ignore)
         ball.check(pixels, adversarial)
         return adversarial
 

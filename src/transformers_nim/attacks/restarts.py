@@ -14,9 +14,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..model.checks_nim import check_counts
 from ..model.outputs_nim import combine_draws
-from ..utils.seeding import derive_seed, forked_rng, image_generators
+from ..utils.seeding import derive_seed, image_generators
 from .geometry import Ball
 from .losses import Objective, adversarial_loss, check_losses
 from .randomness import Classifier, Generators, draw_logits, is_deterministic
@@ -49,7 +48,7 @@ def run_restarts(
 
     All candidates of an image are compared on the same `num_draws` draws, which no run has seen. More wrong answers
     win; of equally many, the higher mean margin. An image that is wrong in all of these draws is not attacked again.
-    A single candidate is returned without a comparison.
+    A single candidate is returned without a comparison. The global random state changes.
 
     Args:
         classifier: The classifier to attack.
@@ -89,21 +88,20 @@ def run_restarts(
             best_score[part] = torch.where(better, score, best_score[part])
             is_lost[part] |= all_wrong
 
-    with forked_rng(pixels.device):
-        for name, run in runs.items():
-            active = (~is_lost).nonzero().flatten()
-            if not len(active):
-                break
-            found: list[Tensor] = []
-            for part, index, generators in groups(active, name):
-                for number, candidate in enumerate(run(pixels[index], labels[index], generators)):
-                    if number == len(found):
-                        found.append(pixels.detach().clone())
-                    found[number][part] = candidate[: len(part)].detach()
-            if len(runs) == len(found) == 1:
-                return found[0]
-            for candidates in found:
-                choose(active, candidates)
+    for name, run in runs.items():
+        active = (~is_lost).nonzero().flatten()
+        if not len(active):
+            break
+        found: list[Tensor] = []
+        for part, index, generators in groups(active, name):
+            for number, candidate in enumerate(run(pixels[index], labels[index], generators)):
+                if number == len(found):
+                    found.append(pixels.detach().clone())
+                found[number][part] = candidate[: len(part)].detach()
+        if len(runs) == len(found) == 1:
+            return found[0]
+        for candidates in found:
+            choose(active, candidates)
     return best
 
 
@@ -148,21 +146,18 @@ class GradientAttack(Attack):
     _run_name: ClassVar[str]
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "losses", check_losses(self.losses))
-        check_counts(steps=self.steps, restarts=self.restarts)
-        check_counts(num_draws=self.num_draws, batch_size=self.batch_size)
 
     def _perturb(
         self, classifier: Classifier, pixels: Tensor, labels: Tensor, ball: Ball, seeds: Sequence[int], on_step: OnStep
     ) -> Tensor:
         num_draws = effective_draws(classifier, self.num_draws)
-        runs = {
-            self._run_name.format(loss, restart): partial(
-                self._run, Objective(classifier, loss, num_draws), ball, on_step
-            )
-            for restart in range(self.restarts)
-            for loss in self.losses
-        }
+        runs: dict[str, Run] = {}
+        for restart in range(self.restarts):
+            for loss in self.losses:
+                objective = Objective(classifier, loss, num_draws)
+                runs[self._run_name.format(loss, restart)] = partial(self._run, objective, ball, on_step)
         vote = self.losses == ("vote",)
         return run_restarts(classifier, pixels, labels, seeds, runs, num_draws, self.batch_size, vote)
 

@@ -24,6 +24,7 @@ from training_runs import (
 from transformers import ViTImageProcessor, pipeline
 
 from transformers_nim import NIMForImageClassification, NIMForPreTraining, NIMForRobustImageClassification
+from transformers_nim.training.objectives import TRAIN_ON
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ RANDOM = ["--drop_path_rate", "0.2", "--ema_decay", "0.9", "--adversarial_steps"
 def test_it_leaves_everything_it_promises(uninterrupted, denoiser):
     done, output_dir = uninterrupted
     for line in ("Fine-tuning", "denoised images of 10 classes", "'low': 0.0, 'high': 30.0}, mean 15",
-                 "PGD-1, Linf 8/255, through the defense", "layer_0 0.00027"):  # fmt: skip
+                 "PGD-1, Linf 8/255, through the defense, shared noise", "layer_0 0.00027"):  # fmt: skip
         assert line in done.stdout
     model = NIMForRobustImageClassification.from_pretrained(output_dir)
     assert model.config.id2label[3] == "digit 3"
@@ -91,7 +92,7 @@ def test_resumed_is_the_same_run(uninterrupted, arguments, tmp_path):
     assert all(torch.equal(one, other) for one, other in zip(*(average.values() for average in averages)))
 
 
-@pytest.mark.parametrize("train_on", ["denoised", "noisy", "clean"])
+@pytest.mark.parametrize("train_on", TRAIN_ON)
 def test_64_images_are_learned_by_heart(train_on, denoiser, tmp_path):
     parts = datasets.DatasetDict({"train": digits_dataset(64), "validation": digits_dataset(64)})
     parts.save_to_disk(tmp_path / "data")
@@ -107,8 +108,16 @@ def test_64_images_are_learned_by_heart(train_on, denoiser, tmp_path):
         assert results["metrics"]["accuracy_sigma_10"] > 0.9
     else:
         assert results["metrics"]["accuracy_off"] > 0.95
-    expected = NIMForRobustImageClassification if train_on == "denoised" else NIMForImageClassification
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == [expected.__name__]
+    has_defense = train_on in ("denoised", "smoothed")
+    expected = NIMForRobustImageClassification if has_defense else NIMForImageClassification
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["architectures"] == [expected.__name__]
+    assert config.get("denoise", True) == (train_on != "smoothed")
+    if train_on == "smoothed":
+        assert results["metrics"]["accuracy_sigma_10"] > 0.9
+        weights = load_file(tmp_path / "out" / "model.safetensors")
+        assert not [name for name in weights if name.startswith("denoiser.")]
+        assert "There is no denoiser." in (tmp_path / "out" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -120,6 +129,9 @@ def test_64_images_are_learned_by_heart(train_on, denoiser, tmp_path):
         ["--train_on", "clean", "--adversarial_steps", 2, "--adversarial_eps", 4, "--mixed_precision", "bf16"],
         ["--train_on", "denoised", "--gradient_accumulation_steps", 2, "--gradient_checkpointing", "--mixed_precision",
          "bf16", "--best_metric", "accuracy_off"],
+        ["--train_on", "smoothed", "--adversarial_steps", 1, "--adversarial_norm", "L2", "--adversarial_eps", 128],
+        ["--train_on", "denoised", "--adversarial_steps", 1, "--adversarial_noise", "independent",
+         "--adversarial_warmup_ratio", 0.5],
         ["--train_on", "clean", "--label_smoothing", 0.1, "--mixup", 0, "--cutmix", 0, "--eval_steps", "epoch"],
     ],
     ids=lambda options: " ".join(map(str, options)),
@@ -143,6 +155,37 @@ def test_adversarial_training_is_harder(arguments, tmp_path):
              "--model_name_or_path", trained_classifier(tmp_path))  # fmt: skip
         first[steps] = losses(tmp_path / f"{steps}")[0][1]
     assert first[5] > first[0] + 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("train_on", ["denoised", "smoothed"])
+def test_two_processes_attack_as_one_does(train_on, arguments, tmp_path):
+    """Without dropout and mixup, whose draws belong to no single image."""
+    options = [*arguments, "--train_on", train_on, "--drop_path_rate", "0", "--mixup", "0", "--cutmix", "0",
+               "--adversarial_steps", "2", "--max_train_steps", "3"]  # fmt: skip
+    main("finetune", *options, "--output_dir", tmp_path / "one")
+    launch("finetune", *options, "--per_device_train_batch_size", "8", "--output_dir", tmp_path / "two",
+           num_processes=2)  # fmt: skip
+    one, two = (np.array([loss for _, loss in losses(tmp_path / name)]) for name in ("one", "two"))
+    assert np.allclose(one, two, rtol=1e-4)
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert all(torch.allclose(first[name], second[name], atol=1e-3) for name in first)
+
+
+def test_a_smoothed_model_needs_no_denoiser_and_gives_none(data, tmp_path):
+    config = save_tiny_config(tmp_path / "config")
+    common = ["--dataset_name", data, "--max_train_steps", 1, "--report_to", "none", "--num_workers", 0]
+    main("finetune", *common, "--config_name", config, "--train_on", "smoothed", "--output_dir", tmp_path / "out")
+    again = ["--model_name_or_path", tmp_path / "out", "--output_dir", tmp_path / "again"]
+    with pytest.raises(ValueError, match="has no denoiser: it was made with denoise=False"):
+        main("finetune", *common, *again)
+    main("finetune", *common, *again, "--train_on", "smoothed")
+
+
+@pytest.mark.parametrize("value", ["-0.1", "1.5"])
+def test_a_warm_up_that_cannot_be(value, arguments, tmp_path):
+    with pytest.raises(ValueError, match=f"adversarial_warmup_ratio must be from 0 to 1, got {value}"):
+        main("finetune", *arguments, "--adversarial_warmup_ratio", value, "--output_dir", tmp_path)
 
 
 def trained_classifier(folder) -> str:

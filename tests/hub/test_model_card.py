@@ -215,6 +215,26 @@ def test_training_on_attacked_images_is_said(tmp_path):
     assert "12,500 updates of 1024 attacked images (PGD of 1 step, Linf, eps 8/255) by `examples/finetune.py`" in text
 
 
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({}, "PGD of 1 step, Linf, eps 8/255, under the noise that is trained on"),
+        ({"adversarial_noise": "independent"}, "PGD of 1 step, Linf, eps 8/255, under noise of its own"),
+        ({"adversarial_norm": "L2"}, "PGD of 1 step, L2, eps 8/255, under the noise that is trained on"),
+        ({"adversarial_through": "classifier"}, "PGD of 1 step, Linf, eps 8/255)"),
+    ],
+)
+def test_what_the_attack_of_training_saw(tmp_path, changed, expected):
+    arguments = {
+        "train_on": "denoised", "adversarial_steps": 1, "adversarial_eps": 8.0, "adversarial_norm": "Linf",
+        "adversarial_noise": "shared", "adversarial_through": "defense",
+    }  # fmt: skip
+    checkpoint(tmp_path)
+    save(tmp_path, "all_results.json", {**TRAINED, "arguments": {**arguments, **changed}})
+    text = write_card(tmp_path, name="nim", summary="A model.", results=["all_results.json"]).read_text()
+    assert f"attacked images ({expected}" in " ".join(text.split())
+
+
 def test_training_card_holds_the_accuracies(tmp_path):
     card = ModelCard.load(write_training_card(tmp_path, "me/nim-blocks", TRAINED, "A model."))
     found = {

@@ -1,6 +1,7 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
 """Objectives: what is learned from a batch; and attacks on training images: what they may do and what they see."""
 
+import functools
 import random
 
 import accelerate
@@ -10,18 +11,18 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from conftest import random_picture, tiny_model
 
-from transformers_nim import NIMForImageClassification, NIMImageProcessor
+from transformers_nim import NIMForImageClassification, NIMForRobustImageClassification, NIMImageProcessor
 from transformers_nim.data.augmentation import LabelMixer
-from transformers_nim.model.noise import UniformSigma
-from transformers_nim.training.mae import MaskedAutoencoder
+from transformers_nim.data.draws import NoiseDraw
+from transformers_nim.model.noise import UniformSigma, parse_sigma
+from transformers_nim.training.attack import TrainingAttack
+from transformers_nim.training.mae import MaskedAutoencoder, draw_mask
 from transformers_nim.training.objectives import (
     TRAIN_ON,
     ClassificationObjective,
-    TrainingAttack,
     denoising_loss,
     masking_loss,
 )
-from transformers_nim.utils.seeding import derive_seed_32
 
 
 EPS = 8.0
@@ -56,10 +57,33 @@ def pixels_of(model, pixel_values) -> torch.Tensor:
     return pixel_values * std + mean
 
 
-def adversarial_images(model, pixel_values, labels, eps, steps, step_size=None, **kwargs) -> torch.Tensor:
-    """With eps and step size in x/255."""
-    attack = TrainingAttack(eps / 255, steps, None if step_size is None else step_size / 255)
-    return attack(model, pixel_values, labels, **kwargs)
+def batch_of(pixel_values, labels, draw=None, seed: int = 0) -> dict:
+    """A batch as the DataLoader makes it, in update 3."""
+    batch = {"pixel_values": pixel_values, "labels": labels, "step": 3}
+    if draw is not None:
+        drawn = [
+            draw(image.shape, torch.Generator().manual_seed(seed + row)) for row, image in enumerate(pixel_values)
+        ]
+        batch |= {name: torch.stack([each[name] for each in drawn]) for name in drawn[0]}
+    return batch
+
+
+def objective_of(model, train_on: str, attack=None, mix=None, **options) -> ClassificationObjective:
+    return ClassificationObjective(model, model, train_on, mix or LabelMixer(5, 0, 0, 0), attack, **options)
+
+
+def adversarial_images(
+    model, pixel_values, labels, eps, steps, step_size=None, sigma=None, seed=0, num_draws=1, norm="Linf"
+) -> torch.Tensor:
+    """With eps and step size in x/255; sigma None for an attack on the classifier alone."""
+    through_defense = sigma is not None
+    attack = TrainingAttack(
+        eps / 255, steps, None if step_size is None else step_size / 255, norm, through_defense=through_defense
+    )
+    train_on = "denoised" if isinstance(model, NIMForRobustImageClassification) else "clean"
+    draw = NoiseDraw(parse_sigma(sigma) if through_defense else None, num_draws, norm)
+    batch = batch_of(pixel_values, labels, draw, seed)
+    return objective_of(model, train_on, attack).attacked(attack, batch, pixel_values, labels)
 
 
 def mean_loss(model, pixel_values, labels, sigma, draws: int = 16) -> float:
@@ -149,16 +173,13 @@ def test_leaves_everything_else_alone(model, pixel_values, labels):
 
 
 def test_mode_is_restored_after_an_error(model, pixel_values, labels):
-    with pytest.raises(ValueError, match="forward cannot be given"):
-        adversarial_images(model, pixel_values, labels, EPS, 1, sigmas=50)
-    assert model.training
     with pytest.raises(ValueError, match=r"got \(?8"):
         adversarial_images(model, pixel_values[:, :, :8], labels, EPS, 1, sigma=50)
     assert model.training
     assert not model.denoiser.training
 
 
-def test_is_a_function_of_its_seed(model, pixel_values, labels):
+def test_is_a_function_of_its_draws(model, pixel_values, labels):
     def attack(seed, sigma):
         return adversarial_images(model, pixel_values, labels, EPS, 2, seed=seed, sigma=sigma)
 
@@ -167,23 +188,86 @@ def test_is_a_function_of_its_seed(model, pixel_values, labels):
         assert not torch.equal(attack(1, sigma), attack(2, sigma))
 
 
-def test_every_step_sees_noise_of_its_own(model, pixel_values, labels, monkeypatch):
-    seen = []
-    restore = model.denoiser.restore
+@pytest.mark.parametrize("train_on", ["denoised", "smoothed", "noisy"])
+@pytest.mark.parametrize(("shared", "num_draws"), [(True, 1), (True, 3), (False, 2)])
+def test_every_pass_of_a_step_sees_the_same_noise_or_the_attack_its_own(
+    shared, num_draws, train_on, pixel_values, labels
+):
+    """What the encoder is given: in the attack's steps, and then in the training pass."""
+    model, seen = classifier_for(train_on).train(), []
+    model.nim.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
+    # Far below the noise.
+    attack = TrainingAttack(1e-5, 2, shared_noise=shared)
+    draw = NoiseDraw(UniformSigma(20, 60), num_draws, "Linf", for_attack=not shared)
+    batch = batch_of(pixel_values.clamp(-1, 1), labels, draw)
+    objective_of(model, train_on, attack)(batch)
+    first, second, trained = seen
+    assert len(first) == 8 * num_draws
+    torch.testing.assert_close(first, second, atol=2e-2, rtol=0)
+    if shared:
+        torch.testing.assert_close(first, trained, atol=2e-2, rtol=0)
+    else:
+        assert ((first - trained).flatten(1).std(dim=1) > 0.03).all()
+    if train_on != "denoised":
+        std = torch.tensor(model.config.image_std)[:, None, None]
+        sigma, noise = (
+            batch[name] for name in (("sigma", "pixel_noise") if shared else ("attack_sigma", "attack_noise"))
+        )
+        expected = batch["pixel_values"][:, None] + noise * sigma[:, None, None, None, None] / 255 / std
+        torch.testing.assert_close(first, expected.flatten(0, 1), atol=1e-3, rtol=0)
 
-    def watched(noisy, sigma, *args, **kwargs):
-        seen.append((noisy.detach(), sigma))
-        return restore(noisy, sigma, *args, **kwargs)
 
-    monkeypatch.setattr(model.denoiser, "restore", watched)
-    adversarial_images(model, pixel_values, labels, 1e-3, 3, sigma=UniformSigma(20, 60))
-    assert len(seen) == 3
-    sigmas = torch.stack([sigma for _, sigma in seen])
-    assert sigmas.min() >= 20
-    assert sigmas.max() <= 60
-    assert len(sigmas.unique()) == sigmas.numel()
-    # The perturbation itself is far below the noise.
-    assert (seen[0][0] - seen[1][0]).std() > 0.1
+@pytest.mark.parametrize("train_on", TRAIN_ON)
+@pytest.mark.parametrize("num_draws", [1, 2])
+def test_the_loss_that_is_attacked_is_the_loss_that_is_trained_on(train_on, num_draws, pixel_values, labels):
+    """On the same perturbed images and without dropout, to rounding: the noise is shared."""
+    if train_on == "clean" and num_draws > 1:
+        return
+    model, attacked = classifier_for(train_on).train(), {}
+
+    class Watched(TrainingAttack):
+        def __call__(self, losses_of, pixels, start, update):
+            adversarial = super().__call__(losses_of, pixels, start, update)
+            with torch.no_grad():
+                attacked["loss"] = losses_of(adversarial).item() / len(pixels)
+                attacked["clean"] = losses_of(pixels).item() / len(pixels)
+            return adversarial
+
+    sigma = None if train_on == "clean" else UniformSigma(20, 60)
+    mixer = LabelMixer(5, 0, 0, 0.2)
+    batch = batch_of(pixel_values, labels, NoiseDraw(sigma, num_draws, "Linf"))
+    trained = objective_of(model, train_on, Watched(EPS / 255, 3), mixer)(batch).item()
+    assert trained == pytest.approx(attacked["loss"], rel=1e-5)
+    assert trained > attacked["clean"] + 0.05
+    # Other noise is another loss, on which the attack does less.
+    if train_on != "clean":
+        for name in ("sigma", "pixel_noise"):
+            batch[f"attack_{name.removeprefix('pixel_')}"] = batch[name].flip(0)
+        independent = objective_of(model, train_on, Watched(EPS / 255, 3, shared_noise=False), mixer)(batch).item()
+        assert abs(independent - attacked["loss"]) > 1e-3
+        assert independent < trained
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_an_image_s_perturbation_does_not_depend_on_its_batch(norm, model, pixel_values, labels):
+    eps = EPS if norm == "Linf" else 255
+    options = {"sigma": 50, "num_draws": 2, "norm": norm}
+    together = adversarial_images(model, pixel_values, labels, eps, 3, **options)
+    for row in (0, 5):
+        image, label = pixel_values[row : row + 1], labels[row : row + 1]
+        alone = adversarial_images(model, image, label, eps, 3, seed=row, **options)
+        if norm == "L2":
+            torch.testing.assert_close(alone[0], together[row], atol=1e-4, rtol=0)
+        else:
+            # A gradient that rounding makes change its sign.
+            assert ((alone[0] - together[row]).abs() > 1e-5).float().mean() < 2e-3
+
+
+def test_a_perturbation_in_l2(model, pixel_values, labels):
+    attacked = adversarial_images(model, pixel_values, labels, 128, 3, sigma=50, norm="L2")
+    distance = (pixels_of(model, attacked) - pixels_of(model, pixel_values)).flatten(1).norm(dim=1)
+    assert (distance <= 128 / 255 + 1e-4).all()
+    assert (distance > 0.9 * 128 / 255).all()
 
 
 def test_through_the_defense_or_the_classifier_alone(model, pixel_values, labels):
@@ -207,15 +291,17 @@ def test_a_classifier_without_a_defense(model, pixel_values, labels):
 def test_labels_as_probabilities(model, pixel_values, labels):
     """Certain ones are classes; uniform ones are another goal, whose loss rises."""
     certain = torch.nn.functional.one_hot(labels, 5).float()
-    attacked = adversarial_images(model, pixel_values, labels, EPS, 3, sigma=None)
-    torch.testing.assert_close(adversarial_images(model, pixel_values, certain, EPS, 3, sigma=None), attacked)
-    # Half a class is not the class.
-    other_labels = (labels + 1) % 5
-    mixed = 0.5 * (certain + torch.nn.functional.one_hot(other_labels, 5))
-    between = adversarial_images(model, pixel_values, mixed, EPS, 3, sigma=None)
-    assert not torch.allclose(between, attacked)
-    assert not torch.allclose(between, adversarial_images(model, pixel_values, other_labels, EPS, 3, sigma=None))
-    assert mean_loss(model, between, mixed, None, 1) > mean_loss(model, attacked, mixed, None, 1)
+    attacked = adversarial_images(model, pixel_values, labels, EPS, 10, sigma=None)
+    torch.testing.assert_close(adversarial_images(model, pixel_values, certain, EPS, 10, sigma=None), attacked)
+    # Half of two classes is neither of them. The radius is one where gradients tell which loss rises most.
+    classes = [(labels + shift) % 5 for shift in (1, 2)]
+    mixed = 0.5 * sum(torch.nn.functional.one_hot(each, 5) for each in classes)
+    between, *others = (
+        adversarial_images(model, pixel_values, targets, 1.0, 10, sigma=None) for targets in (mixed, *classes)
+    )
+    for images in others:
+        assert not torch.allclose(between, images)
+        assert mean_loss(model, between, mixed, None, 1) > mean_loss(model, images, mixed, None, 1) + 0.01
     uniform = torch.full((8, 5), 0.2)
     other = adversarial_images(model, pixel_values, uniform, EPS, 10, sigma=None)
     assert not torch.allclose(other, attacked)
@@ -245,34 +331,9 @@ def test_model_prepared_for_half_precision(pixel_values, labels):
         difference = (pixels_of(inner, attacked) - pixels_of(inner, pixel_values)).abs().max() * 255
         assert 0.9 * EPS < difference <= EPS + 255 * ROUNDING
         assert mean_loss(inner, attacked, labels, None, 1) > mean_loss(inner, pixel_values, labels, None, 1) + 0.1
-        with pytest.raises(ValueError, match=r"forward cannot be given \['sigmas'\]"):
-            adversarial_images(inner, pixel_values, labels, EPS, 1, sigmas=0)
     finally:
         AcceleratorState._reset_state(True)
         GradientState._reset_state()
-
-
-@pytest.mark.parametrize(
-    ("eps", "steps", "step_size"),
-    [(0, 1, None), (-1, 1, None), (8, 1, None), (0.1, 0, None), (0.1, 1, 0), (0.1, 1, -2.0), (float("nan"), 1, None)],
-)
-def test_numbers_out_of_range(eps, steps, step_size):
-    with pytest.raises(ValueError, match=rf"in x/255\), got {eps}, {steps} and {step_size}"):
-        TrainingAttack(eps, steps, step_size)
-
-
-def test_an_attack_in_words():
-    assert str(TrainingAttack(8 / 255, 2)) == "PGD-2, Linf 8/255, through the defense"
-    assert str(TrainingAttack(0.5 / 255, 1, through_defense=False)) == "PGD-1, Linf 0.5/255, through the classifier"
-
-
-def batch_of(pixel_values, labels, seed: int = 0, step: int = 3) -> dict:
-    return {
-        "pixel_values": pixel_values,
-        "labels": labels,
-        "noise_seed": torch.arange(seed, seed + len(pixel_values)),
-        "step": step,
-    }
 
 
 def noise_of(seed: int, sigma, shape) -> tuple[torch.Tensor, torch.Tensor]:
@@ -282,7 +343,7 @@ def noise_of(seed: int, sigma, shape) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_denoising_is_the_model_s_loss_under_each_image_s_own_noise(model, pixel_values, labels):
     denoiser, sigma = model.denoiser, UniformSigma(20, 60)
-    loss = denoising_loss(denoiser, batch_of(pixel_values, labels, seed=5), sigma)
+    loss = denoising_loss(denoiser, batch_of(pixel_values, labels, NoiseDraw(sigma), seed=5))
     losses = []
     for row, image in enumerate(pixel_values):
         drawn, noise = noise_of(5 + row, sigma, image.shape)
@@ -293,17 +354,18 @@ def test_denoising_is_the_model_s_loss_under_each_image_s_own_noise(model, pixel
 
 def test_masking_hides_patches_by_each_image_s_own_numbers(model, pixel_values, labels):
     masked = MaskedAutoencoder(model.denoiser)
-    loss = masking_loss(masked, batch_of(pixel_values, labels, seed=5), masked.config)
+    draw = functools.partial(draw_mask, config=masked.config)
+    loss = masking_loss(masked, batch_of(pixel_values, labels, draw, seed=5))
     scores = torch.stack([torch.rand(16, generator=torch.Generator().manual_seed(5 + row)) for row in range(8)])
     assert torch.equal(loss, masked(pixel_values, mask_scores=scores).loss)
 
 
 @pytest.mark.parametrize("train_on", TRAIN_ON)
 def test_classification_sees_what_it_is_to_be_trained_on(train_on, model, pixel_values, labels):
-    model.eval()
-    sigma, batch = UniformSigma(20, 60), batch_of(pixel_values, labels)
-    classifier = model if train_on == "denoised" else bare_classifier(model).eval()
-    loss = ClassificationObjective(classifier, classifier, train_on, sigma, LabelMixer(5, 0, 0, 0))(batch)
+    sigma = UniformSigma(20, 60)
+    classifier = classifier_for(train_on)
+    batch = batch_of(pixel_values, labels, None if train_on == "clean" else NoiseDraw(sigma))
+    loss = objective_of(classifier, train_on)(batch)
     losses = []
     std = torch.tensor(model.config.image_std)[:, None, None]
     for row, image in enumerate(pixel_values.unsqueeze(1)):
@@ -311,10 +373,16 @@ def test_classification_sees_what_it_is_to_be_trained_on(train_on, model, pixel_
         if train_on != "clean":
             image = image + noise * drawn / 255 / std
         if train_on == "denoised":
-            image = model.denoiser.denoise(image, sigma=0)
-        losses.append(model(image, sigma=None, labels=labels[row : row + 1]).loss.item())
-    model.train()
+            image = classifier.denoiser.denoise(image, sigma=0)
+        bare = bare_classifier(classifier).eval()
+        losses.append(bare(image, labels=labels[row : row + 1]).loss.item())
     assert loss.item() == pytest.approx(np.mean(losses), rel=1e-4)
+
+
+def classifier_for(train_on: str):
+    """A classifier without dropout."""
+    model = tiny_model(denoise=train_on != "smoothed")
+    return model if train_on in ("denoised", "smoothed") else bare_classifier(model).eval()
 
 
 def bare_classifier(model) -> NIMForImageClassification:
@@ -323,38 +391,39 @@ def bare_classifier(model) -> NIMForImageClassification:
     return bare
 
 
-@pytest.mark.parametrize(("through_defense", "expected"), [(True, UniformSigma(20, 60)), (False, None)])
-def test_the_attack_comes_between_mixing_and_noise(
-    through_defense, expected, model, pixel_values, labels, monkeypatch
-):
+@pytest.mark.parametrize("through_defense", [True, False])
+def test_the_attack_comes_between_mixing_and_noise(through_defense, model, pixel_values, labels, monkeypatch):
     attack, seen = TrainingAttack(EPS / 255, 1, through_defense=through_defense), []
 
-    def attacked(self, target, images, targets, seed, **kwargs):
-        seen.append((target, images, targets, seed, kwargs))
-        return images + 1
+    def attacked(self, losses_of, pixels, start, update):
+        seen.append((pixels, start, update, losses_of(pixels).item()))
+        return pixels + 0.1
 
     monkeypatch.setattr(TrainingAttack, "__call__", attacked)
     mixed = pixel_values * 0.5, torch.full((8, 5), 0.2)
-    sigma = UniformSigma(20, 60)
-    objective = ClassificationObjective(model.eval(), model, "denoised", sigma, lambda *_: mixed, attack, seed=4)
-    loss = objective(batch_of(pixel_values, labels, seed=9))
-    ((target, images, targets, seed, kwargs),) = seen
-    assert target is model
-    assert images is mixed[0]
-    assert targets is mixed[1]
-    assert kwargs == {"sigma": expected}
-    # Of the run, the step and the batch's first image.
-    assert seed == derive_seed_32(4, "attack", 3, 9)
-    plain = ClassificationObjective(model, model, "denoised", sigma, lambda *_: (mixed[0] + 1, mixed[1]), seed=4)
-    assert torch.equal(loss, plain(batch_of(pixel_values, labels, seed=9)))
+    batch = batch_of(pixel_values, labels, NoiseDraw(UniformSigma(20, 60), attack_norm="Linf"), seed=9)
+    loss = objective_of(model.eval(), "denoised", attack, lambda *_: mixed)(batch)
+    ((pixels, start, update, summed),) = seen
+    torch.testing.assert_close(pixels, pixels_of(model, mixed[0]).clamp(0, 1))
+    assert start is batch["attack_start"]
+    assert update == 3
+    # The sum of the images' losses, with noise or without.
+    std = torch.tensor(model.config.image_std)[:, None, None]
+    clamped = model.denoiser.clamp_pixels(mixed[0])
+    clean = objective_of(model, "denoised", mix=lambda *_: (clamped, mixed[1]))
+    bare = objective_of(bare_classifier(model).eval(), "clean", mix=lambda *_: (clamped, mixed[1]))
+    expected = (clean if through_defense else bare)(batch if through_defense else batch_of(pixel_values, labels))
+    assert summed == pytest.approx(8 * expected.item(), rel=1e-5)
+    plain = objective_of(model, "denoised", mix=lambda *_: (clamped + 0.1 / std, mixed[1]))
+    assert loss.item() == pytest.approx(plain(batch).item(), rel=1e-5)
     model.train()
 
 
 def test_gradients_reach_the_classifier_and_not_the_denoiser(model, pixel_values, labels):
     attack = TrainingAttack(EPS / 255, 1)
-    objective = ClassificationObjective(model, model, "denoised", UniformSigma(0, 30), LabelMixer(5), attack)
+    objective = objective_of(model, "denoised", attack, LabelMixer(5))
     np.random.seed(0)
-    objective(batch_of(pixel_values, labels)).backward()
+    objective(batch_of(pixel_values, labels, NoiseDraw(UniformSigma(0, 30), attack_norm="Linf"))).backward()
     trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert trained == {name for name, _ in model.named_parameters() if not name.startswith("denoiser.")}
     model.zero_grad(set_to_none=True)

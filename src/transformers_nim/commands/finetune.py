@@ -3,8 +3,9 @@
 
     accelerate launch examples/finetune.py --model_name_or_path outputs/nim --dataset_name DATA --output_dir outputs/d
 
-`--train_on denoised` trains a classifier with the defense, `noisy` and `clean` train one without. Each can be trained
-adversarially. Runs wherever examples/pretrain.py does, and resumes as exactly.
+`--train_on denoised` trains a classifier with the defense, `smoothed` one that adds noise and does not denoise,
+`noisy` and `clean` one without a defense. Each can be trained adversarially. Runs wherever examples/pretrain.py does,
+and resumes as exactly.
 """
 
 import argparse
@@ -15,10 +16,12 @@ import torch
 
 from .. import NIMForImageClassification, NIMForRobustImageClassification
 from ..data.augmentation import LabelMixer, finetuning_transform
+from ..data.draws import NoiseDraw
 from ..hub import training_results as publish
 from ..training import arguments, launch
+from ..training.attack import TrainingAttack
 from ..training.evaluation import evaluate_classifier, figure_name
-from ..training.objectives import TRAIN_ON, ClassificationObjective, TrainingAttack
+from ..training.objectives import TRAIN_ON, ClassificationObjective
 from ..training.optimization import parameter_groups
 from ..training.plots import plot_reconstructions
 from ..utils.cli import make_parser
@@ -29,6 +32,8 @@ from ..utils.text_table import plural
 SUMMARIES = {
     "denoised": "An image classifier with the De^3 defense: it adds noise to an image, denoises it and classifies the"
     " result. Fine-tuned on denoised images",
+    "smoothed": "An image classifier with randomized smoothing and no denoiser: it adds noise to an image and"
+    " classifies the noisy image. Fine-tuned on noisy images",
     "noisy": "An image classifier without a defense, fine-tuned on noisy images",
     "clean": "An image classifier without a defense, fine-tuned on clean images",
 }
@@ -49,20 +54,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--train_on",
         choices=TRAIN_ON,
         default="denoised",
-        help="images that the classifier sees: noisy and denoised (De^3), noisy, or clean",
+        help="images that the classifier sees: denoised (De^3); noisy with noise in predictions too (smoothed, the"
+        " baseline of De^3 without a denoiser: randomized smoothing, arXiv 1902.02918); noisy in training only; clean",
     )
     arguments.add_sigma_arguments(task, "uniform", "uniform from 0 to 30")
     add("--defense_sigma", type=float, default=70.0, help="sigma of the finished model, in units of 0..255 pixels")
     add("--drop_path_rate", type=float, default=0.1, help="rate of stochastic depth (huge models: 0.2)")
-    add("--adversarial_steps", type=int, default=0, help="steps of PGD on training images; 0 for no attack")
-    add("--adversarial_eps", type=float, default=8.0, help="radius of the attack (Linf), in x/255")
-    add("--adversarial_step_size", type=float, help="step of the attack, in x/255; 2.5 x eps / steps by default")
-    add(
-        "--adversarial_through",
-        choices=("defense", "classifier"),
-        default="defense",
-        help="attack noise, denoiser and classifier, or the classifier alone",
-    )
+    arguments.add_attack_arguments(parser)
     arguments.add_config_arguments(parser)
     arguments.add_data_arguments(parser)
     add = arguments.add_augmentation_arguments(parser, crop_scale=(0.08, 1.0)).add_argument
@@ -89,13 +87,15 @@ def make_model(args: argparse.Namespace, label_names: list[str]) -> NIMForImageC
     Raises:
         ValueError: The defense lacks a checkpoint for its denoiser.
     """
-    cls = NIMForRobustImageClassification if args.train_on == "denoised" else NIMForImageClassification
-    fields = {
+    has_defense = args.train_on in ("denoised", "smoothed")
+    cls = NIMForRobustImageClassification if has_defense else NIMForImageClassification
+    fields: dict[str, Any] = {
         "id2label": dict(enumerate(label_names)),
         "label2id": {name: index for index, name in enumerate(label_names)},
         "drop_path_rate": args.drop_path_rate,
         "finetuning_sigma": arguments.sigma_from_arguments(args).to_dict(),
         "defense_sigma": args.defense_sigma,
+        "denoise": args.train_on != "smoothed",
     }
     if args.model_name_or_path is None:
         if args.train_on == "denoised":
@@ -113,17 +113,41 @@ def make_model(args: argparse.Namespace, label_names: list[str]) -> NIMForImageC
     )
 
 
-def make_attack(args: argparse.Namespace) -> TrainingAttack | None:
+def make_attack(args: argparse.Namespace, total_steps: int) -> TrainingAttack | None:
     """Return the attack on training images, or None.
+
+    Args:
+        args: Arguments of the command.
+        total_steps: Number of updates.
 
     Raises:
         ValueError: An argument is out of range.
     """
+    if not 0 <= args.adversarial_warmup_ratio <= 1:
+        raise ValueError(f"adversarial_warmup_ratio must be from 0 to 1, got {args.adversarial_warmup_ratio}")
     if not args.adversarial_steps:
         return None
-    step_size = None if args.adversarial_step_size is None else args.adversarial_step_size / 255
-    through_defense = args.train_on == "denoised" and args.adversarial_through == "defense"
-    return TrainingAttack(args.adversarial_eps / 255, args.adversarial_steps, step_size, through_defense)
+    return TrainingAttack(
+        eps=args.adversarial_eps / 255,
+        steps=args.adversarial_steps,
+        step_size=None if args.adversarial_step_size is None else args.adversarial_step_size / 255,
+        norm=args.adversarial_norm,
+        # Without noise there is nothing else.
+        through_defense=args.train_on != "clean" and args.adversarial_through == "defense",
+        shared_noise=args.adversarial_noise == "shared",
+        warmup_steps=round(args.adversarial_warmup_ratio * total_steps),
+    )
+
+
+def make_noise(args: argparse.Namespace, attack: TrainingAttack | None) -> NoiseDraw | None:
+    """Return what is drawn for each training image, or None for nothing."""
+    if args.train_on == "clean" and attack is None:
+        return None
+    return NoiseDraw(
+        sigma=None if args.train_on == "clean" else arguments.sigma_from_arguments(args),
+        attack_norm=attack.norm if attack is not None else None,
+        for_attack=attack is not None and attack.through_defense and not attack.shared_noise,
+    )
 
 
 def choose_best_metric(args: argparse.Namespace) -> str:
@@ -151,7 +175,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     data, num_labels = job.data, len(job.data.label_names)
     if args.per_device_train_batch_size % 2 and (args.mixup or args.cutmix):
         raise ValueError("mixup and CutMix pair images: make --per_device_train_batch_size even, or switch both off")
-    best_metric, attack = choose_best_metric(args), make_attack(args)
+    best_metric, attack = choose_best_metric(args), make_attack(args, job.plan.total_steps)
+    noise = make_noise(args, attack)
 
     seed_step(args.seed, 0, 0)
     model = make_model(args, data.label_names)
@@ -160,15 +185,12 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     run = job.start(
         model, groups, (0.9, 0.999), best_metric, ema_decay=args.ema_decay, min_learning_rate=args.min_learning_rate
     )
-    sigma = arguments.sigma_from_arguments(args)
     mix_labels = LabelMixer(num_labels, args.mixup, args.cutmix, args.label_smoothing)
-    objective = ClassificationObjective(
-        run.model, run.inner_model, args.train_on, sigma, mix_labels, attack, args.seed
-    )
+    objective = ClassificationObjective(run.model, run.inner_model, args.train_on, mix_labels, attack)
 
     rows = {"trained on": f"{args.train_on} images of {plural(num_labels, 'class')}"}
     if args.train_on != "clean":
-        rows["noise"] = arguments.describe_sigma(sigma)
+        rows["noise"] = arguments.describe_sigma(arguments.sigma_from_arguments(args))
     if attack is not None:
         rows["attack"] = str(attack)
     rows["layers"] = ", ".join(f"{group['name']} {group['lr']:.2g}" for group in groups if group["weight_decay"])
@@ -184,6 +206,6 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
     policy = None if args.auto_augment == "none" else args.auto_augment
     transform = finetuning_transform(config, args.crop_scale, args.horizontal_flip, policy, args.random_erasing)
-    job.fit(run, transform, objective, evaluate, draw if args.train_on == "denoised" else None)
+    job.fit(run, transform, noise, objective, evaluate, draw if args.train_on == "denoised" else None)
     attacked = f", adversarially ({attack})" if attack is not None else ""
     return publish.finish(run, args, job.plan, data, job.task, f"{SUMMARIES[args.train_on]}{attacked}.", repository)

@@ -18,10 +18,11 @@ from transformers import AutoConfig
 from .. import NIMForPreTraining
 from ..conversion.vit_mae import load_vit_mae
 from ..data.augmentation import pretraining_transform
+from ..data.draws import Draw, NoiseDraw
 from ..hub import training_results as publish
 from ..training import arguments, launch
 from ..training.evaluation import evaluate_denoiser, evaluate_masked
-from ..training.mae import MaskedAutoencoder
+from ..training.mae import MaskedAutoencoder, draw_mask
 from ..training.objectives import denoising_loss, masking_loss
 from ..training.optimization import parameter_groups
 from ..training.plots import plot_reconstructions
@@ -93,11 +94,12 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     run = job.start(model, groups, (0.9, 0.95), best_metric="loss", greater_is_better=False)
 
     sigma = arguments.sigma_from_arguments(args)
+    noise: Draw
     if args.pretext == "mae":
-        objective = partial(masking_loss, run.model, config=config)
+        objective, noise = partial(masking_loss, run.model), partial(draw_mask, config=config)
         rows = {"mask": f"{args.mask_ratio:.0%} of the patches"}
     else:
-        objective = partial(denoising_loss, run.model, sigma=sigma)
+        objective, noise = partial(denoising_loss, run.model), NoiseDraw(sigma)
         rows = {"noise": arguments.describe_sigma(sigma)}
     job.announce(f"{args.pretext.upper()} pretraining", run, rows)
 
@@ -112,5 +114,5 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
     transform = pretraining_transform(config, args.crop_scale, args.horizontal_flip)
     image_steps = launch.steps_of("image_steps", args.image_steps, job.plan)
-    job.fit(run, transform, objective, evaluate, draw, image_steps)
+    job.fit(run, transform, noise, objective, evaluate, draw, image_steps)
     return publish.finish(run, args, job.plan, job.data, job.task, SUMMARIES[args.pretext], repository)

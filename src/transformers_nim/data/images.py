@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_
 from ..utils.extras import require
 from ..utils.seeding import derive_seed_32
 from .augmentation import Transform
+from .draws import Draw
 from .loading import ImageData, RowReader
 
 
@@ -37,12 +38,14 @@ class TrainingImages(Dataset):
         read: Reader of the rows.
         transform: Function from a picture and a seed to normalized pixels.
         seed: The run's seed.
+        draw: Function from an image's shape and generator to further random numbers by name; None for none.
     """
 
     rows: Sequence[Mapping[str, Any]]
     read: RowReader
     transform: Transform
     seed: int
+    draw: Draw | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -51,7 +54,7 @@ class TrainingImages(Dataset):
         epoch, row = key
         candidates = ((row + step) % len(self.rows) for step in itertools.count())
         picture, label, undecodable = _first_decodable(((str(i), self.rows[i]) for i in candidates), self.read)
-        return _sample(picture, label, undecodable, self.transform, (self.seed, epoch, row))
+        return _sample(picture, label, undecodable, self.transform, (self.seed, epoch, row), self.draw)
 
 
 class EndlessBatches(Sampler[list[tuple[int, int]]]):
@@ -107,6 +110,7 @@ class StreamedImages(IterableDataset):
         stream_index: Index of the process, which gives it other draws than the others.
         batch_size: Images per batch.
         first_batch: Number of batches already seen, a multiple of the number of DataLoader workers.
+        draw: As for [`TrainingImages`].
     """
 
     stream: Any
@@ -116,6 +120,7 @@ class StreamedImages(IterableDataset):
     stream_index: int
     batch_size: int
     first_batch: int = 0
+    draw: Draw | None = None
 
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
@@ -127,7 +132,7 @@ class StreamedImages(IterableDataset):
             picture, label, undecodable = _first_decodable(_peek(ahead, rows), self.read)
             ahead.popleft()
             key = (self.seed, self.stream_index, worker_id, number)
-            yield _sample(picture, label, undecodable, self.transform, key)
+            yield _sample(picture, label, undecodable, self.transform, key, self.draw)
 
     def _rows(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
         worker = get_worker_info()
@@ -172,19 +177,25 @@ def _first_decodable(
     )
 
 
-def _sample(picture: Image.Image, label: int, undecodable: list[str], transform: Transform, key: tuple) -> Batch:
+def _sample(
+    picture: Image.Image, label: int, undecodable: list[str], transform: Transform, key: tuple, draw: Draw | None
+) -> Batch:
     pixel_values = transform(picture, derive_seed_32("augmentation", *key))
     noise_seed = derive_seed_32("noise", *key)
-    return {"pixel_values": pixel_values, "labels": label, "noise_seed": noise_seed, "undecodable": undecodable}
+    sample = {
+        "pixel_values": pixel_values,
+        "labels": torch.tensor(label),
+        "noise_seed": torch.tensor(noise_seed),
+        "undecodable": undecodable,
+    }
+    if draw is not None:
+        sample |= draw(pixel_values.shape, torch.Generator().manual_seed(noise_seed))
+    return sample
 
 
 def _collate(samples: list[Batch]) -> Batch:
-    return {
-        "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
-        "labels": torch.tensor([sample["labels"] for sample in samples]),
-        "noise_seed": torch.tensor([sample["noise_seed"] for sample in samples]),
-        "undecodable": [row for sample in samples for row in sample["undecodable"]],
-    }
+    batch: Batch = {"undecodable": [row for sample in samples for row in sample.pop("undecodable")]}
+    return batch | {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
 
 
 def training_batches(
@@ -198,6 +209,7 @@ def training_batches(
     first_batch: int = 0,
     num_workers: int = 0,
     pin_memory: bool = False,
+    draw: Draw | None = None,
 ) -> Iterator[Batch]:
     """Return the endless batches of one process.
 
@@ -215,17 +227,19 @@ def training_batches(
         first_batch: Number of batches that each process has already seen.
         num_workers: Number of workers that decode and augment, per process; for a stream at most its number of shards.
         pin_memory: Whether to pin memory for the copy to a GPU.
+        draw: Function from an image's shape and generator to further random numbers by name, such as a [`NoiseDraw`];
+            None for none.
 
     Returns:
         Batches with `pixel_values` of shape `(batch, channels, height, width)`, `labels` and `noise_seed` of shape
-        `(batch,)`, and `undecodable`, a list of the rows that were replaced.
+        `(batch,)`, what `draw` drew, and `undecodable`, a list of the rows that were replaced.
     """
     arguments = (data.reader(data.train, num_channels), transform, seed)
     # A loader without its own generator would draw from the global one.
     options: dict[str, Any] = {"collate_fn": _collate, "pin_memory": pin_memory, "generator": torch.Generator()}
     if not data.is_streamed:
         sampler = EndlessBatches(len(data.train), batch_size, seed, num_processes, process_index, first_batch)
-        images = TrainingImages(data.train, *arguments)
+        images = TrainingImages(data.train, *arguments, draw)
         return iter(DataLoader(images, batch_sampler=sampler, num_workers=num_workers, **options))
     stream = data.train
     if num_processes > 1:
@@ -233,7 +247,7 @@ def training_batches(
     num_workers = min(num_workers, stream.num_shards)
     # Workers give batches in turn, the first one first.
     to_drop = first_batch % max(num_workers, 1)
-    streamed = StreamedImages(stream, *arguments, process_index, batch_size, first_batch - to_drop)
+    streamed = StreamedImages(stream, *arguments, process_index, batch_size, first_batch - to_drop, draw)
     loader = DataLoader(streamed, batch_size=batch_size, num_workers=num_workers, **options)
     return itertools.islice(loader, to_drop, None)
 

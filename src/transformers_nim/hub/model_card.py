@@ -239,9 +239,15 @@ def _style(training: Mapping[str, Any] | None) -> str:
 def _attack(training: Mapping[str, Any]) -> str:
     """Describe the attack of adversarial training."""
     arguments = training["arguments"]
-    noisy = ", on images with noise" if arguments.get("train_on") == "noisy" else ""
-    steps = plural(arguments["adversarial_steps"], "step")
-    return f"PGD of {steps}, Linf, eps {arguments['adversarial_eps']:g}/255{noisy}"
+    steps, norm = plural(arguments["adversarial_steps"], "step"), arguments.get("adversarial_norm", "Linf")
+    # Results of earlier versions have no such argument.
+    noise = arguments.get("adversarial_noise")
+    under = ""
+    if noise is not None and arguments["train_on"] != "clean" and arguments["adversarial_through"] == "defense":
+        under = ", under the noise that is trained on" if noise == "shared" else ", under noise of its own"
+    elif arguments.get("train_on") == "noisy":
+        under = ", on images with noise"
+    return f"PGD of {steps}, {norm}, eps {arguments['adversarial_eps']:g}/255{under}"
 
 
 def _noise(sigma: Mapping[str, Any] | None) -> tuple[str, str]:

@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ..attacks.geometry import NORMS
 from ..model.configuration_nim import NIM_SIZES, NIMConfig
 from ..model.noise import GammaSigma, SigmaDistribution, UniformSigma, parse_sigma
 from .optimization import SCHEDULES
@@ -13,6 +14,12 @@ from .optimization import SCHEDULES
 
 # Not written to logs, results or trackers.
 _SECRETS = ("token", "hub_token")
+# Fields of the config that arguments of their own decide.
+_TRAINED_FIELDS = {
+    "pretraining_sigma": "--sigma_distribution",
+    "finetuning_sigma": "--sigma_distribution",
+    "denoise": "--train_on",
+}
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -170,6 +177,40 @@ def add_sigma_arguments(group: Any, kind: str, paper: str) -> None:
     add("--sigma_value", type=float, default=70.0, help=f"constant: sigma, {unit}")
 
 
+def add_attack_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of adversarial training."""
+    add = parser.add_argument_group("adversarial training").add_argument
+    add("--adversarial_steps", type=int, default=0, help="steps of PGD on training images; 0 for no attack")
+    add("--adversarial_eps", type=float, default=8.0, help="radius of the attack, in x/255")
+    add(
+        "--adversarial_norm",
+        choices=NORMS,
+        default="Linf",
+        help="norm of the attack; L2 is what certificates are about (SmoothAdv, arXiv 1906.04584)",
+    )
+    add("--adversarial_step_size", type=float, help="step of the attack, in x/255; 2.5 x eps / steps by default")
+    add(
+        "--adversarial_warmup_ratio",
+        type=float,
+        default=0.0,
+        help="share of updates over which eps and step rise from 0, so that a new head learns the classes first; 0 for"
+        " none",
+    )
+    add(
+        "--adversarial_through",
+        choices=("defense", "classifier"),
+        default="defense",
+        help="attack noise, denoiser and classifier, or the classifier alone",
+    )
+    add(
+        "--adversarial_noise",
+        choices=("shared", "independent"),
+        default="shared",
+        help="attack under the noise that is then trained on, or under other noise, which makes a weaker attack"
+        " (docs/experiments.md)",
+    )
+
+
 def sigma_from_arguments(args: argparse.Namespace) -> SigmaDistribution:
     """Return the distribution that the arguments of [`add_sigma_arguments`] describe.
 
@@ -200,8 +241,8 @@ def parse_overrides(text: str | None) -> dict[str, Any]:
         name, separator, value = (piece.strip() for piece in part.partition("="))
         if not separator or name not in known:
             raise ValueError(f"config_overrides: {part!r} is not FIELD=VALUE with a field of NIMConfig")
-        if name in ("pretraining_sigma", "finetuning_sigma"):
-            raise ValueError(f"config_overrides: {name} is what is trained on; use --sigma_distribution")
+        if name in _TRAINED_FIELDS:
+            raise ValueError(f"config_overrides: {name} is what is trained on; use {_TRAINED_FIELDS[name]}")
         overrides[name] = _parse_value(value)
     return overrides
 

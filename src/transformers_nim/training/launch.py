@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ..data.augmentation import Transform
+from ..data.draws import Draw
 from ..data.images import Batch, evaluation_loader, first_images, training_batches
 from ..data.loading import ImageData, ImageSource
 from ..model.checks_nim import check_counts
@@ -339,6 +340,7 @@ class TrainingJob:
         self,
         run: TrainingRun,
         transform: Transform,
+        noise: Draw | None,
         objective: Callable[[Batch], torch.Tensor],
         evaluate: Callable[..., dict[str, float]],
         draw: Callable[..., object] | None = None,
@@ -349,6 +351,7 @@ class TrainingJob:
         Args:
             run: Run from [`~TrainingJob.start`].
             transform: Augmentation.
+            noise: Draws random numbers of each image by name, which the objective reads; None for none.
             objective: Function from a batch to its mean loss, see [`objectives`](objectives.py).
             evaluate: Function from a model and `loader`, the validation images, to figures by name.
             draw: Function of a model, a step and `images`, the first validation images, that plots them; or None.
@@ -367,6 +370,7 @@ class TrainingJob:
             accelerator.process_index,
             num_workers=args.num_workers,
             pin_memory=accelerator.device.type == "cuda",
+            draw=noise,
         )
         if data.validation is None:
             run.fit(batches, objective)

@@ -172,4 +172,9 @@ def draw_mask_scores(config: NIMConfig, generators: Sequence[torch.Generator]) -
     return torch.stack([torch.rand(rows * columns, generator=each, device=each.device) for each in generators])
 
 
-__all__ = ["MaskedAutoencoder", "MaskedAutoencoderOutput", "draw_mask_scores"]
+def draw_mask(shape: torch.Size, generator: torch.Generator, config: NIMConfig) -> dict[str, torch.Tensor]:
+    """Draw the `mask_scores` of one training image, as [`training_batches`] takes it once `config` is bound."""
+    return {"mask_scores": draw_mask_scores(config, [generator])[0]}
+
+
+__all__ = ["MaskedAutoencoder", "MaskedAutoencoderOutput", "draw_mask", "draw_mask_scores"]

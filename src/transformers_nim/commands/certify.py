@@ -27,12 +27,7 @@ from .. import NIMForRobustImageClassification, NIMImageProcessor
 from ..data.evaluation_set import add_split_arguments, class_numbers, load_split
 from ..data.images import EvaluationImages
 from ..model.smoothing_nim import certifiable_sigma
-from ..robustness.certificates import (
-    certificate_table,
-    certified_curves,
-    describe_certificates,
-    plot_certified_accuracy,
-)
+from ..robustness.certificates import certificate_table, certified_curves, describe_certificates, plot_certificates
 from ..robustness.classifiers import model_hash
 from ..utils.cli import check_arguments, make_parser
 from ..utils.extras import require
@@ -80,12 +75,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
                      help="radii of the table, L2 norms of pixels in [0, 1]")  # fmt: skip
     args = parser.parse_args(argv)
     args.radii = sorted(args.radii)
-    check_arguments(
-        parser,
-        args,
-        required=("model_name_or_path", "dataset_name", "output_dir"),
-        counts=("every_k", "max_eval_samples", "per_device_eval_batch_size"),
-    )
+    required = ("model_name_or_path", "dataset_name", "output_dir")
+    check_arguments(parser, args, required, ("every_k", "max_eval_samples", "per_device_eval_batch_size"))
     if len(set(args.sigmas)) < len(args.sigmas):
         parser.error(f"--sigmas has a value twice: {args.sigmas}")
     return args
@@ -107,17 +98,9 @@ def certify_image(
     started = time.perf_counter()
     generator = torch.Generator(model.device).manual_seed(derive_seed_32(args.seed, "certify", row, sigma))
     (certificate,) = model.certify(
-        pixel_values.unsqueeze(0),
-        sigma,
-        args.n0,
-        args.n,
-        args.alpha,
-        args.sequential,
-        args.radius_tolerance,
-        args.target_radius,
-        [generator],
-        max_batch_size=args.per_device_eval_batch_size,
-    )
+        pixel_values.unsqueeze(0), sigma, args.n0, args.n, args.alpha, args.sequential, args.radius_tolerance,
+        args.target_radius, [generator], max_batch_size=args.per_device_eval_batch_size,
+    )  # fmt: skip
     return record | {
         "label": certificate.label,
         "radius": certificate.radius,
@@ -207,7 +190,7 @@ def write_results(
         "records": records,
     }
     title = f"{settings['dataset']}, {args.split}"
-    plot_certified_accuracy(records, args.sigmas, title, output_dir / "certified_accuracy.png")
+    plot_certificates(records, args.sigmas, title, output_dir / "certified_accuracy.png")
     replace_file(output_dir / "results.json", json.dumps(results, indent=2) + "\n")
     print(f"\n{textwrap.fill(results['protocol'], 100)}\n\n{certificate_table(curves)}\n")
     if undecodable:

@@ -219,6 +219,7 @@ def load_subject(args: argparse.Namespace, device: torch.device) -> Subject:
     """
     source = {"cache_dir": args.cache_dir, "token": args.token}
     model, processor = load_with_processor(args.model_name_or_path, device, **source)
+    sigma = main_sigma(args, model)
     surrogates, hashes = {}, {}
     for name, path in (pair.split("=", 1) for pair in args.surrogates):
         other, other_processor = load_with_processor(path, device, **source)
@@ -231,16 +232,9 @@ def load_subject(args: argparse.Namespace, device: torch.device) -> Subject:
             )
         hashes[name] = model_hash(other)
         surrogates[name] = classifier_maker(other, other_processor, args.seed)(None, "full", False)
-    return Subject(
-        model,
-        processor,
-        main_sigma(args, model),
-        # The defense switched off belongs to every grid: a check needs it.
-        list(dict.fromkeys([*args.sigmas, None])) if has_defense(model) else [],
-        classifier_maker(model, processor, args.seed),
-        surrogates,
-        hashes,
-    )
+    # The defense switched off belongs to every grid: a check needs it.
+    sigmas = list(dict.fromkeys([*args.sigmas, None])) if has_defense(model) else []
+    return Subject(model, processor, sigma, sigmas, classifier_maker(model, processor, args.seed), surrogates, hashes)
 
 
 def chosen_budget(args: argparse.Namespace) -> AttackBudget:
@@ -264,26 +258,13 @@ def make_suite(args: argparse.Namespace, subject: Subject, images: EvaluationSet
             surrogate(first[None])
         except ValueError as error:
             raise ValueError(f"the surrogate {name} does not take the model's images: {error}") from error
-    facts = ModelFacts(
-        subject.sigma,
-        subject.sigmas,
-        num_labels=len(subject.classes),
-        has_patches=subject.classifier.patch_shape is not None,
-        image_shape=tuple(first.shape),
-    )
+    has_patches = subject.classifier.patch_shape is not None
+    facts = ModelFacts(subject.sigma, subject.sigmas, len(subject.classes), has_patches, tuple(first.shape))
     has_autoattack = not args.no_autoattack and importlib.util.find_spec("pyautoattack") is not None
     suite = Suite(
-        args.suite,
-        replace(budget, num_images=len(images.images)),
-        facts,
-        args.eps,
-        args.eps_grid,
-        args.norm,
-        list(subject.surrogates),
-        args.rows_per_pass,
-        with_autoattack=has_autoattack and args.suite == "full",
-        further_attacks=args.attacks,
-    )
+        args.suite, replace(budget, num_images=len(images.images)), facts, args.eps, args.eps_grid, args.norm,
+        list(subject.surrogates), args.rows_per_pass, has_autoattack and args.suite == "full", args.attacks,
+    )  # fmt: skip
     if args.attack_precision != DEFAULT_PRECISION and all(one.is_deterministic for one in suite.configurations()):
         advice = ", or pass a --sigma above 0" if has_defense(subject.model) else ""
         raise ValueError(
@@ -311,9 +292,8 @@ def fit_time(
     if accelerator.is_main_process and not (args.resume and path.exists()):
         accelerator.print("timing the model, to see what fits into the time")
         first = images.read(images.images[0].row).to(accelerator.device)
-        seconds = seconds_per_pass(
-            subject.make_classifier, first, subject.sigma, suite.budget.num_draws, args.rows_per_pass
-        )
+        num_draws = suite.budget.num_draws
+        seconds = seconds_per_pass(subject.make_classifier, first, subject.sigma, num_draws, args.rows_per_pass)
         budget, cut = fit(suite, seconds, accelerator.num_processes, args.budget_minutes)
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, json.dumps({"asked": asked, "strength": asdict(budget), "cut": cut}, indent=2) + "\n")
@@ -480,16 +460,10 @@ def main(argv: list[str] | None = None) -> RobustnessReport | str | None:
     report = None
     if accelerator.is_main_process:
         report = make_report(
-            args.output_dir,
-            settings,
-            run,
-            images,
+            args.output_dir, settings, run, images, left_out=left_out(args, run, planned, images), cut=cut,
             versions=package_versions() | {"threads": str(torch.get_num_threads())},
-            wall_time=time.perf_counter() - started,
-            left_out=left_out(args, run, planned, images),
-            cut=cut,
-            classes=subject.classes,
-        )
+            wall_time=time.perf_counter() - started, classes=subject.classes,
+        )  # fmt: skip
         write_report(report, images, subject, args)
     accelerator.wait_for_everyone()
     accelerator.end_training()

@@ -81,7 +81,7 @@ def describe_certificates(settings: Mapping[str, Any], num_images: int) -> str:
     )
 
 
-def plot_certified_accuracy(
+def plot_certificates(
     records: Sequence[Mapping[str, Any]], sigmas: Sequence[float], title: str, path: str | Path
 ) -> Path:
     """Plot certified accuracy over the radius, a curve with its 95 % band per sigma.

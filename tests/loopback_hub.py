@@ -10,6 +10,8 @@ The client takes the address from its environment when it is imported, so it run
     with LoopbackHub() as hub:
         subprocess.run([sys.executable, "push.py"], env=hub.environment(tmp_path), check=True)
         assert "config.json" in hub.files("nim/nim-vit-tiny")
+
+`huggingface_hub` alone can also be led to it in this process, by `hub.lead_here(monkeypatch, tmp_path)`.
 """
 
 import base64
@@ -25,6 +27,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from huggingface_hub import constants
 
 
 USER = "nim"
@@ -398,6 +402,23 @@ class LoopbackHub:
         with self.lock:
             file = self.storage.repo(f"{repo_type}s", repo_id).head.files[path]
             self.storage.contents[file.etag] = self.storage.contents[file.etag][: file.size // 2]
+
+    def lead_here(self, monkeypatch: Any, home: Path, endpoint: str = "", token: str | None = None) -> None:
+        """Makes `huggingface_hub` use this hub (or that at another address) until the end of a test."""
+        for name in ("HF_OIDC_RESOURCE", "HUGGING_FACE_HUB_TOKEN"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("HF_TOKEN", self.token if token is None else token)
+        endpoint = endpoint or self.endpoint
+        settings = {
+            "ENDPOINT": endpoint,
+            "HUGGINGFACE_CO_URL_TEMPLATE": endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_CACHE": str(home / "hub"),
+            "HF_TOKEN_PATH": str(home / "token"),
+        }
+        for name, value in settings.items():
+            monkeypatch.setattr(constants, name, value)
 
     def environment(self, home: Path) -> dict[str, str]:
         """The environment of a process that uses this hub: caches below `home`, and no settings of the user."""

@@ -2,7 +2,6 @@
 """Publishing over HTTP, as a user does, and what is refused."""
 
 import hashlib
-import importlib
 import json
 import shutil
 import subprocess
@@ -15,6 +14,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 from transformers_nim import NIMForRobustImageClassification
+from transformers_nim.commands.push import main
 from transformers_nim.hub import publication as publications, upload as publishing, write_card
 from transformers_nim.hub.publication import prepare
 from transformers_nim.hub.remote_code import write_remote_code
@@ -68,24 +68,26 @@ def folder(robust_path, results, tmp_path) -> Path:
     return folder
 
 
-def push(hub, tmp_path, *arguments, **environment):
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), *map(str, arguments)],
-        env={**hub.environment(tmp_path), "OMP_NUM_THREADS": "1", **environment},
-        cwd=tmp_path,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+@pytest.fixture
+def push(loopback_hub, monkeypatch, tmp_path, capsys):
+    """Run the command line in this process, and return its exit status and what it printed."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments, **hub) -> subprocess.CompletedProcess:
+        loopback_hub.lead_here(monkeypatch, tmp_path, **hub)
+        capsys.readouterr()
+        status = main([str(argument) for argument in arguments])
+        return subprocess.CompletedProcess(arguments, status, *capsys.readouterr())
+
+    return run
 
 
 def published(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
-def test_without_push_nothing_is_sent(loopback_hub, folder, tmp_path):
-    done = push(loopback_hub, tmp_path, "outputs/tiny", "--repo_id", REPO, "--private")
+def test_without_push_nothing_is_sent(loopback_hub, push, folder):
+    done = push("outputs/tiny", "--repo_id", REPO, "--private")
     assert done.returncode == 0, done.stderr
     assert {method for method, _, _ in loopback_hub.requests} == {"GET"}
     assert ("models", REPO) not in loopback_hub.storage.repos
@@ -102,7 +104,16 @@ def test_without_push_nothing_is_sent(loopback_hub, folder, tmp_path):
 
 
 def test_push_and_compare(loopback_hub, folder, tmp_path):
-    done = push(loopback_hub, tmp_path, folder, "--repo_id", REPO, "--push")
+    """As users start it."""
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), str(folder), "--repo_id", REPO, "--push"],
+        env={**loopback_hub.environment(tmp_path), "OMP_NUM_THREADS": "1"},
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     assert loopback_hub.files(REPO) == published(folder)
     assert "published and compared: nim/nim-vit-tiny at " in done.stdout
@@ -111,9 +122,9 @@ def test_push_and_compare(loopback_hub, folder, tmp_path):
     assert loopback_hub.token not in done.stdout + done.stderr
 
 
-def test_with_code(loopback_hub, folder, tmp_path):
+def test_with_code(loopback_hub, push, folder):
     before = published(folder)
-    done = push(loopback_hub, tmp_path, folder, "--repo_id", REPO, "--push", "--with_code")
+    done = push(folder, "--repo_id", REPO, "--push", "--with_code")
     assert done.returncode == 0, done.stderr
     assert published(folder) == before, "the folder stays as it is"
     files = loopback_hub.files(REPO)
@@ -123,16 +134,16 @@ def test_with_code(loopback_hub, folder, tmp_path):
     assert ModelCard(files["README.md"].decode()).data.eval_results
 
 
-def test_revision_is_a_branch(loopback_hub, folder, tmp_path):
-    done = push(loopback_hub, tmp_path, folder, "--repo_id", REPO, "--push", "--revision", "v1")
+def test_revision_is_a_branch(loopback_hub, push, folder):
+    done = push(folder, "--repo_id", REPO, "--push", "--revision", "v1")
     assert done.returncode == 0, done.stderr
     assert loopback_hub.files(REPO) == {}
     assert loopback_hub.files(REPO, revision="v1") == published(folder)
 
 
-def test_what_arrives_broken_is_told(loopback_hub, folder, tmp_path, monkeypatch):
+def test_what_arrives_broken_is_told(loopback_hub, push, folder):
     loopback_hub.corrupt = "results.json"
-    done = push(loopback_hub, tmp_path, folder, "--repo_id", REPO, "--push")
+    done = push(folder, "--repo_id", REPO, "--push")
     assert done.returncode == 1
     assert "differs from" in done.stderr
     assert "in results.json; upload again" in done.stderr
@@ -147,25 +158,25 @@ STALE = {
 }
 
 
-def test_what_is_on_the_hub_alone_is_shown_and_removed(loopback_hub, folder, tmp_path):
+def test_what_is_on_the_hub_alone_is_shown_and_removed(loopback_hub, push, folder):
     before = loopback_hub.add(REPO, {**STALE, "README.md": b"old", ".gitattributes": b"kept"})
-    done = push(loopback_hub, tmp_path, folder, "--repo_id", REPO)
+    done = push(folder, "--repo_id", REPO)
     assert done.returncode == 0, done.stderr
     shown = done.stdout.split("on the Hub but not in the folder, to be removed:\n")[1].split("\n\n")[0]
     assert shown.splitlines() == [f"- {name}" for name in sorted(STALE)]
     assert loopback_hub.files(REPO) == loopback_hub.files(REPO, revision=before)
-    done = push(loopback_hub, tmp_path, folder, "--repo_id", REPO, "--push")
+    done = push(folder, "--repo_id", REPO, "--push")
     assert done.returncode == 0, done.stderr
     assert loopback_hub.files(REPO) == {**published(folder), ".gitattributes": b"kept"}
     commits = loopback_hub.storage.repo("models", REPO).history
     assert commits[-2].sha == before, "one commit adds and removes"
 
 
-def test_a_new_branch_does_not_keep_what_main_has(loopback_hub, folder, tmp_path):
+def test_a_new_branch_does_not_keep_what_main_has(loopback_hub, push, folder):
     loopback_hub.add(REPO, STALE)
     arguments = (folder, "--repo_id", REPO.split("/")[1], "--revision", "v1")
-    assert "- evil.py\n" in push(loopback_hub, tmp_path, *arguments).stdout
-    done = push(loopback_hub, tmp_path, *arguments, "--push")
+    assert "- evil.py\n" in push(*arguments).stdout
+    done = push(*arguments, "--push")
     assert done.returncode == 0, done.stderr
     assert loopback_hub.files(REPO) == STALE
     assert loopback_hub.files(REPO, revision="v1") == published(folder)
@@ -195,19 +206,21 @@ def one_sentence(done, *parts):
         assert part in done.stderr.splitlines()[-1]
 
 
-def test_tokens_that_do_not_work(loopback_hub, folder, tmp_path):
+def test_tokens_that_do_not_work(loopback_hub, push, folder):
     arguments = (folder, "--repo_id", REPO, "--push")
-    done = push(loopback_hub, tmp_path, *arguments, HF_TOKEN="")
+    done = push(*arguments, token="")
     one_sentence(done, "401", "nim/nim-vit-tiny", "run `hf auth login`", "--token")
-    done = push(loopback_hub, tmp_path, *arguments, "--token", "hf_wrong")
+    done = push(*arguments, "--token", "hf_wrong")
     one_sentence(done, "401", "run `hf auth login`", "--token")
-    done = push(loopback_hub, tmp_path, folder, "--repo_id", "nim-vit-tiny", HF_TOKEN="")
+    done = push(folder, "--repo_id", "nim-vit-tiny", token="")
     one_sentence(done, "run `hf auth login`", "--token")
     assert loopback_hub.storage.repos == {}
 
 
-def test_a_hub_that_is_down(loopback_hub, folder, tmp_path):
-    done = push(loopback_hub, tmp_path, folder, "--repo_id", REPO, HF_ENDPOINT="http://127.0.0.1:9")
+def test_a_hub_that_is_down(push, folder, monkeypatch):
+    # The client tries again after a while.
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    done = push(folder, "--repo_id", REPO, endpoint="http://127.0.0.1:9")
     one_sentence(done, "cannot be reached at http://127.0.0.1:9 (ConnectError)", "check the network, and HF_ENDPOINT")
 
 
@@ -224,12 +237,8 @@ MALFORMED = {
 def test_malformed_files(folder, capsys, name):
     content, expected = MALFORMED[name]
     write(folder, name, content.encode())
-    assert load_script().main([str(folder), "--repo_id", REPO, "--push"]) == 1
+    assert main([str(folder), "--repo_id", REPO, "--push"]) == 1
     assert expected in capsys.readouterr().err
-
-
-def load_script():
-    return importlib.import_module("transformers_nim.commands.push")
 
 
 def test_weights_of_another_model(folder):
@@ -485,13 +494,13 @@ def test_weights_are_not_loaded_before_they_are_looked_at(folder, monkeypatch):
 def test_what_was_not_checked_is_printed(folder, capsys, monkeypatch):
     (folder / "results.json").write_text(json.dumps(RESULTS))
     monkeypatch.setattr("transformers_nim.commands.push.stale_files", lambda *_: [])
-    assert load_script().main([str(folder), "--repo_id", REPO]) == 0
+    assert main([str(folder), "--repo_id", REPO]) == 0
     assert "not checked:\n- results.json does not say of which weights it is" in capsys.readouterr().out
 
 
-def test_refused_by_the_script(loopback_hub, folder, tmp_path):
+def test_refused_by_the_script(loopback_hub, push, folder):
     change_results(folder)
-    done = push(loopback_hub, tmp_path, folder, "--repo_id", REPO, "--push")
+    done = push(folder, "--repo_id", REPO, "--push")
     assert done.returncode == 1
     assert "61.5 [33.0, 50.0] |" in done.stderr
     assert loopback_hub.requests == []
@@ -499,10 +508,9 @@ def test_refused_by_the_script(loopback_hub, folder, tmp_path):
 
 @pytest.mark.parametrize("name", sorted(path.parent.name for path in MODEL_CARDS.glob("*/card.json")))
 def test_shipped_folders_can_be_published(name):
-    for with_code in (False, True):
-        publication = prepare(MODEL_CARDS / name, f"nim/{name}", with_code=with_code)
-        assert (publication.problems, publication.notes) == ([], [])
-        assert ("modeling_nim.py" in publication.files) == with_code
+    publication = prepare(MODEL_CARDS / name, f"nim/{name}", with_code=True)
+    assert (publication.problems, publication.notes) == ([], [])
+    assert "modeling_nim.py" in publication.files
 
 
 def test_wrong_arguments(tmp_path):

@@ -3,13 +3,11 @@
 
 from .card_results import Evaluation, Figure, read_evaluation
 from .model_card import card_differences, card_files, read_inputs, write_card
-from .tables import attack_table
 
 
 __all__ = [
     "Evaluation",
     "Figure",
-    "attack_table",
     "card_differences",
     "card_files",
     "read_evaluation",

@@ -12,7 +12,6 @@ from ..robustness.certificates import certificate_table
 from ..robustness.protocol import CLEAN, DEFAULT_PRECISION, HEADLINE, AttackConfiguration
 from ..robustness.report import ATTACK_GROUPS, STRONGEST
 from ..utils.text_table import percent, render_table
-from .tables import attack_table
 
 
 class Content(dict[str, Any]):
@@ -145,27 +144,6 @@ def read_training(results: Mapping[str, Any]) -> Evaluation:
     return Evaluation(title, results["dataset"], split, text, figures, limits, is_attack=False)
 
 
-def read_attacks(results: Mapping[str, Any]) -> Evaluation:
-    """Read the `results.json` of the quickstart."""
-    figures = [
-        Figure(
-            "accuracy",
-            f"accuracy, {row['model']}, {row['attack']}",
-            round(row["mean"] / 100, 6),
-            {
-                "sigma": row["sigma"],
-                "low": round(row["low"] / 100, 6),
-                "high": round(row["high"] / 100, 6),
-                # As plain dictionaries, which YAML can hold.
-                **json.loads(json.dumps(row["settings"])),
-            },
-        )
-        for row in results["rows"]
-    ]
-    text = f"{results['protocol']}\n\n{attack_table(results['rows'])}"
-    return Evaluation("Under attack", results["dataset"], None, text, figures)
-
-
 def read_certificates(results: Mapping[str, Any]) -> Evaluation:
     """Read the `results.json` of `examples/certify.py`."""
     settings = results["settings"]
@@ -247,7 +225,6 @@ READERS: list[tuple[set[str], Callable[[Mapping[str, Any]], Evaluation]]] = [
     ({"task", "metrics", "validation_split"}, read_training),
     ({"curves", "settings", "protocol"}, read_certificates),
     ({"cells", "records", "settings", "checks"}, read_robustness),
-    ({"rows", "protocol", "dataset"}, read_attacks),
 ]
 
 

@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 from conftest import tiny_model
-from toys import Linear, share_right
+from toys import Linear, Noisy, share_right
 
 from transformers_nim.attacks import (
     EOTAPGD,
@@ -19,6 +19,7 @@ from transformers_nim.attacks import (
     AutoAttack,
     Ball,
     PixelClassifier,
+    TargetedAPGD,
     external,
     image_generators,
 )
@@ -174,3 +175,85 @@ def test_classes_that_the_dlr_loss_needs():
     with pytest.raises(ValueError, match="at least 3 classes; the classifier has 2"):
         attack(Linear(2), pixels, labels, eps=0.1)
     assert attack(Linear(3), pixels, labels, eps=0.1).shape == pixels.shape
+
+
+class Blocks:
+    """Logits of which each depends on a channel of its own, by another slope."""
+
+    is_deterministic = True
+    logits, slopes = torch.tensor([3.0, 2.0, 1.5, 1.0, 0.0]), torch.tensor([1.0, 0.5, 20.0, 1.0, 1.0])
+
+    def __call__(self, pixels):
+        return self.logits + self.slopes * (pixels.mean(dim=(2, 3)) - 0.5)
+
+
+class TestTargeted:
+    def test_reaches_the_class_that_is_nearest_and_not_the_most_likely(self):
+        classifier, pixels, labels = Blocks(), torch.full((2, 5, 2, 2), 0.5), torch.zeros(2, dtype=torch.long)
+
+        def margin(eps, **options):
+            logits = classifier(TargetedAPGD(steps=30, **options)(classifier, pixels, labels, eps=eps))
+            return (logits[:, 1:].amax(dim=1) - logits[:, 0]).tolist()
+
+        # The margin to class 1 is 1 and falls by 1.5 per unit of eps; that to class 2 is 1.5 and falls by 21.
+        for eps in (0.06, 0.07):
+            assert margin(eps) == pytest.approx([21 * eps - 1.5] * 2, abs=1e-3)
+            assert margin(eps, num_targets=1) == pytest.approx([1.5 * eps - 1] * 2, abs=1e-3)
+        assert margin(0.08)[0] > 0
+
+    @pytest.mark.parametrize(("norm", "dual", "eps"), [("Linf", 1, 0.02), ("L2", 2, 0.15)])
+    def test_breaks_a_linear_model_where_that_is_possible(self, norm, dual, eps):
+        """Far from the border of the pixels, a margin falls by at most eps times the dual norm of its slope."""
+        linear = Linear(6)
+        pixels = 0.4 + 0.2 * torch.rand(40, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+        logits = linear(pixels)
+        labels = logits.argmax(dim=1)
+        gaps = (linear.weight - linear.weight[labels][:, None]).flatten(2)
+        margins = logits - logits.gather(1, labels[:, None]) + eps * torch.linalg.vector_norm(gaps, ord=dual, dim=2)
+        best = margins.scatter(1, labels[:, None], -torch.inf).amax(dim=1)
+        found = linear(TargetedAPGD(steps=30)(linear, pixels, labels, norm=norm, eps=eps)).argmax(dim=1)
+        # The loss is a ratio: its optimum is not quite that of the margin.
+        clear = best.abs() > 0.1
+        assert 0.1 < (best[clear] > 0).float().mean() < 0.9
+        assert torch.equal((found != labels)[clear], best[clear] > 0)
+
+    def test_targets_are_the_most_likely_other_classes(self):
+        """With one target, only the second most likely class is reached for; all others take the rest."""
+        linear, pixels = Linear(6), torch.full((1, 3, 4, 4), 0.5)
+        labels = linear(pixels).argmax(dim=1)
+        order = linear(pixels)[0].argsort(descending=True)
+        attack = TargetedAPGD(num_targets=1, steps=5)
+        found = attack(linear, pixels, labels, eps=0.2)
+        assert linear(found).argmax(dim=1) == order[1]
+        seen = []
+
+        class Spy(TargetedAPGD):
+            def _run(self, objective, *rest):
+                seen.extend(objective.targets.unique().tolist())
+                return super()._run(objective, *rest)
+
+        Spy(steps=2, batch_size=1)(linear, pixels, labels, eps=1e-4)
+        assert seen == order[1:].tolist()
+
+    def test_draws_of_noise_and_what_it_refuses(self):
+        pixels, labels = torch.rand(3, 3, 4, 4), torch.tensor([0, 1, 2])
+        noisy, attack = Noisy(Linear(5), 0.1), TargetedAPGD(steps=3, num_draws=2, num_targets=2)
+        first = attack(noisy, pixels, labels, eps=0.1)
+        assert torch.equal(first, attack(noisy, pixels, labels, eps=0.1))
+        assert 0.05 < (first - pixels).abs().max() <= 0.1 + 1e-6
+        with pytest.raises(ValueError, match="at least 4 classes, the classifier has 3"):
+            attack(Linear(3), pixels, labels, eps=0.1)
+        with pytest.raises(ValueError, match="needs the one true class"):
+            attack(Linear(5), pixels, torch.full((3, 5), 0.2), eps=0.1)
+        with pytest.raises(ValueError, match="num_targets must be an int"):
+            TargetedAPGD(num_targets=0)
+
+    @pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.6 / 255), ("L2", 0.08)])
+    def test_agrees_with_the_part_of_autoattack(self, problem, norm, eps):
+        classifier, pixels, labels = problem
+        pytest.importorskip("pyautoattack")
+        attacks = TargetedAPGD(steps=12), AutoAttack(steps=12, parts=("apgd-t",))
+        ours, theirs = (attack(classifier, pixels, labels, norm=norm, eps=eps) for attack in attacks)
+        left = [share_right(classifier, images, labels, 1) for images in (ours, theirs)]
+        assert 0.1 < left[0] < 0.9, left
+        assert abs(left[0] - left[1]) <= 2 / len(pixels), left

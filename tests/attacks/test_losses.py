@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from transformers_nim.attacks import adversarial_loss
-from transformers_nim.attacks.losses import LOSSES, BestIterates, Objective
+from transformers_nim.attacks.losses import LOSSES, BestIterates, Objective, targeted_dlr_loss
 
 
 @pytest.fixture
@@ -36,6 +36,21 @@ def test_margin_and_dlr_tell_wrong_from_right(draws, labels):
         wrong = adversarial_loss(name, draws[:, :1], labels) > 0
         assert torch.equal(wrong, draws[:, 0].argmax(dim=-1) != labels)
     torch.testing.assert_close(adversarial_loss("dlr", 100 * draws, labels), adversarial_loss("dlr", draws, labels))
+
+
+def test_targeted_dlr_loss(draws, labels):
+    targets = torch.tensor([3, 0, 4, 1, 2, 2])
+    expected = torch.zeros(6)
+    for image, (label, target) in enumerate(zip(labels, targets)):
+        for z in draws[image]:
+            ordered = sorted(z.tolist())
+            expected[image] += (z[target] - z[label]) / (ordered[-1] - (ordered[-3] + ordered[-4]) / 2) / 4
+    torch.testing.assert_close(targeted_dlr_loss(draws, labels, targets), expected)
+    torch.testing.assert_close(targeted_dlr_loss(7 * draws + 2, labels, targets), expected)
+    objective = Objective(lambda images: images, "dlr", 1, targets)
+    with pytest.raises(ValueError, match="at least 4 classes; the classifier has 3"):
+        targeted_dlr_loss(draws[..., :3], labels, targets)
+    assert objective.targets is targets
 
 
 def test_probabilities(draws, labels):

@@ -23,8 +23,9 @@ from transformers_nim.attacks import (
 
 
 NAMES = [
-    "autoattack", "eot_apgd_ce", "eot_apgd_dlr", "eot_pgd", "fgsm", "low_frequency", "none", "patch_statistics", "pgd",
-    "square", "torchattacks_eotpgd", "torchattacks_fgsm", "torchattacks_pgd", "transfer", "uniform_noise", "vote",
+    "apgd_t", "autoattack", "eot_apgd_ce", "eot_apgd_dlr", "eot_pgd", "fgsm", "low_frequency", "none",
+    "patch_statistics", "pgd", "square",
+    "torchattacks_eotpgd", "torchattacks_fgsm", "torchattacks_pgd", "transfer", "uniform_noise", "vote",
 ]  # fmt: skip
 LINF_ONLY = {"torchattacks_eotpgd", "torchattacks_fgsm", "torchattacks_pgd"}
 
@@ -94,7 +95,7 @@ def test_nothing_else_changes(name, capsys):
 
 
 def test_wrong_names_and_options():
-    with pytest.raises(ValueError, match=r"unknown attack 'cw'; known: \['autoattack'"):
+    with pytest.raises(ValueError, match=r"unknown attack 'cw'; known: \['apgd_t', 'autoattack'"):
         make_attack("cw")
     with pytest.raises(ValueError, match=r"has no option \['step', 'stps'\]; it has \['batch_size', 'step_size'"):
         make_attack("pgd", stps=3, step=1)

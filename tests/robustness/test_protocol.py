@@ -84,6 +84,34 @@ def test_two_classes_have_no_dlr_loss():
     assert "EOT-APGD-DLR" in named(num_labels=3)
 
 
+def test_deterministic_models_meet_targeted_attacks_and_autoattack():
+    for sigma in (None, 0.0):
+        facts = {"sigma": sigma, "sigmas": [None, 25.0]}
+        one = named(**facts)["APGD-T"]
+        assert (one.group, one.attack, one.attack_sigma, one.defense_sigmas[0]) == (
+            "white-box",
+            "apgd_t",
+            sigma,
+            sigma,
+        )
+        assert (one.options["num_targets"], one.options["steps"], one.options["restarts"]) == (3, 20, 1)
+        # 20 steps towards each of three classes.
+        assert one.cost == (60, 6)
+        full = named("full", **facts, with_autoattack=True)
+        assert full["APGD-T"].options["num_targets"] == 9
+        assert (full["AutoAttack"].group, full["AutoAttack"].num_images) == ("white-box", 1000)
+        assert full["AutoAttack"].options == {"batch_size": 1}
+        few = named("full", **facts, num_labels=4, with_autoattack=True)
+        assert few["APGD-T"].options["num_targets"] == 3
+        fewer = named("full", **facts, num_labels=3, with_autoattack=True)
+        assert "APGD-T" not in fewer
+        assert fewer["AutoAttack"].options["parts"] == ("apgd-ce", "square")
+        assert "AutoAttack" not in named("full", **facts)
+    random = named("full", with_autoattack=True)
+    assert not {"APGD-T", "AutoAttack"} & random.keys()
+    assert random["AutoAttack, noise known"].group == "cross-check"
+
+
 def test_without_bound_means_that_any_image_can_become_any_other():
     assert named()["EOT-PGD, unbounded"].eps == 255
     assert named(norm="L2", image_shape=(3, 2, 3))["EOT-PGD, unbounded"].eps == pytest.approx(255 * 18**0.5)

@@ -9,7 +9,7 @@ gradient and for the choice of the best point alike.
 from ..utils.seeding import image_generators, image_seeds
 from .adapter import PixelClassifier
 from .adaptive import LowFrequency, PatchStatistics
-from .apgd import EOTAPGD, EOTAPGDCE, EOTAPGDDLR
+from .apgd import EOTAPGD, EOTAPGDCE, EOTAPGDDLR, TargetedAPGD
 from .blackbox import NoAttack, Square, Transfer, UniformNoise
 from .external import AutoAttack, TorchattacksEOTPGD, TorchattacksFGSM, TorchattacksPGD
 from .geometry import Ball
@@ -36,6 +36,7 @@ __all__ = [
     "PatchStatistics",
     "PixelClassifier",
     "Square",
+    "TargetedAPGD",
     "TorchattacksEOTPGD",
     "TorchattacksFGSM",
     "TorchattacksPGD",

@@ -7,17 +7,21 @@ point is best, whether steps are too long) is decided by the mean over the draws
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from ..model.checks_nim import check_counts
+from ..model.outputs_nim import combine_draws
+from ..utils.seeding import forked_rng, image_generators
 from .geometry import Ball, per_image
 from .losses import BestIterates, Objective
-from .randomness import Generators
+from .randomness import Classifier, Generators, draw_logits
 from .registry import OnStep, register_attack
-from .restarts import GradientAttack
+from .restarts import GradientAttack, effective_draws, run_restarts
 
 
 # Section 3 of the paper: the weight of the new step against momentum, and the share of steps that must raise the loss.
@@ -103,3 +107,60 @@ class EOTAPGDDLR(EOTAPGD):
     """[`EOTAPGD`] on the untargeted DLR loss, which needs at least 3 classes."""
 
     losses: Sequence[str] = field(default=("dlr",), init=False)
+
+
+@register_attack("apgd_t")
+@dataclass(frozen=True, kw_only=True)
+class TargetedAPGD(EOTAPGD):
+    """Auto-PGD on the targeted DLR loss, once for each of the most likely other classes of the clean image.
+
+    It is the part `"apgd-t"` of AutoAttack (arXiv 2003.01690) and needs at least 4 classes. Of what the runs find,
+    the image with the highest untargeted margin is returned. With a random classifier, each run finds the likely
+    classes anew by the mean probability over `num_draws` draws. Further options are those of [`GradientAttack`].
+
+    Attributes:
+        num_targets: Other classes to reach, the most likely first; all of them if there are fewer.
+        restarts: Runs for each class.
+    """
+
+    num_targets: int = 9
+    restarts: int = 1
+    losses: Sequence[str] = field(default=("dlr",), init=False)
+    _run_name: ClassVar[str] = "apgd_t/{}/{}"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_counts(num_targets=self.num_targets)
+
+    def _perturb(
+        self, classifier: Classifier, pixels: Tensor, labels: Tensor, ball: Ball, seeds: Sequence[int], on_step: OnStep
+    ) -> Tensor:
+        objective = Objective(classifier, "dlr", effective_draws(classifier, self.num_draws))
+        with forked_rng(pixels.device), torch.no_grad():
+            generators = image_generators(seeds[:1], "classes", pixels.device)
+            num_classes = draw_logits(classifier, pixels[:1], 1, generators).shape[-1]
+        if num_classes < 4:
+            raise ValueError(f"the targeted DLR loss needs at least 4 classes, the classifier has {num_classes}")
+        runs = {
+            self._run_name.format(rank, restart): partial(self._run_to, rank, objective, ball, on_step)
+            for restart in range(self.restarts)
+            for rank in range(min(self.num_targets, num_classes - 1))
+        }
+        return run_restarts(classifier, pixels, labels, seeds, runs, objective.num_draws, self.batch_size)
+
+    def _run_to(
+        self,
+        rank: int,
+        objective: Objective,
+        ball: Ball,
+        on_step: OnStep,
+        clean: Tensor,
+        labels: Tensor,
+        generators: Generators,
+    ) -> list[Tensor]:
+        """Return what one run finds towards the other class of this rank, 0 for the most likely."""
+        with torch.no_grad():
+            logits = combine_draws(objective.draws(clean, labels, generators)[1], "mean")
+        others = logits.scatter(1, labels[:, None], -torch.inf)
+        targets = others.argsort(dim=1, descending=True, stable=True)[:, rank]
+        return self._run(replace(objective, targets=targets), ball, on_step, clean, labels, generators)

@@ -35,6 +35,34 @@ def _dlr(logits: Tensor, labels: Tensor) -> Tensor:
     return _margin(logits, labels) / (ordered[..., 0] - ordered[..., 2] + 1e-12)
 
 
+def targeted_dlr_loss(draws: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+    """Return the targeted DLR loss (Croce and Hein, arXiv 2003.01690, section 4), averaged over noise draws.
+
+    It is the target's logit minus the label's, divided by the first logit minus the mean of third and fourth.
+
+    Args:
+        draws: Logits, shape `(batch, draws, classes)`.
+        labels: True classes, shape `(batch,)`.
+        targets: Other classes, which the attack is to reach, shape `(batch,)`.
+
+    Returns:
+        Losses in float32 (float64 for float64 logits), shape `(batch,)`.
+
+    Raises:
+        ValueError: There are fewer than 4 classes.
+    """
+    if draws.shape[-1] < 4:
+        raise ValueError(
+            "the targeted DLR loss divides by logits up to the fourth, so it needs at least 4 classes; the classifier"
+            f" has {draws.shape[-1]}. Take the margin loss"
+        )
+    if draws.dtype != torch.float64:
+        draws = draws.to(torch.float32)
+    ordered = draws.topk(4, dim=-1).values
+    scale = ordered[..., 0] - (ordered[..., 2] + ordered[..., 3]) / 2
+    return ((_of_label(draws, targets) - _of_label(draws, labels)) / (scale + 1e-12)).mean(dim=1)
+
+
 def _vote(logits: Tensor, labels: Tensor) -> Tensor:
     return _cross_entropy(combine_draws(logits, "mean")[:, None], labels)
 
@@ -97,11 +125,14 @@ class Objective:
         classifier: The classifier to attack.
         loss: One of `LOSSES`.
         num_draws: Noise draws per image.
+        targets: Classes that the targeted form of the loss `"dlr"` is to reach, shape `(batch,)`; `None` is
+            untargeted.
     """
 
     classifier: Classifier
     loss: str
     num_draws: int
+    targets: Tensor | None = None
 
     def draws(self, images: Tensor, labels: Tensor, generators: Generators) -> tuple[Tensor, Tensor]:
         """Return the losses, shape `(batch,)`, and their logits, shape `(batch, draws, classes)`.
@@ -110,7 +141,10 @@ class Objective:
             FloatingPointError: A loss is not finite.
         """
         logits = draw_logits(self.classifier, images, self.num_draws, generators)
-        loss = adversarial_loss(self.loss, logits, labels)
+        if self.targets is None:
+            loss = adversarial_loss(self.loss, logits, labels)
+        else:
+            loss = targeted_dlr_loss(logits, labels, self.targets)
         if not bool(torch.isfinite(loss.detach()).all()):
             raise FloatingPointError(
                 f"the {self.loss} loss of {int((~torch.isfinite(loss)).sum())} of {len(loss)} images is not finite:"

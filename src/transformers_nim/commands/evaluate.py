@@ -13,6 +13,10 @@ depend on the seed, not on processes or batches.
 
 eps and sigma are in units of 0..255 pixels. Any image classifier of transformers can be measured; only a
 NIMForRobustImageClassification has a sigma.
+
+RobustBench takes no models with random answers, so figures of a defense with noise have no counterpart there. Models
+without a defense, and sigma off or 0, answer equal images equally. They also meet targeted attacks (APGD-T) and, with
+`--suite full` where pyautoattack is installed, AutoAttack itself: these rows compare with RobustBench's.
 """
 
 import argparse
@@ -110,7 +114,7 @@ def make_arguments() -> argparse.ArgumentParser:
                         help="precision in which attacks on a random defense search: bf16 is faster on many devices,"
                         " and approximate. All else is float32: accuracies, attacks on what is not random, checks of"
                         " gradients, and the timing for --budget_minutes")  # fmt: skip
-    attack.add_argument("--no_autoattack", action="store_true", help="leave the cross-check by pyautoattack out")
+    attack.add_argument("--no_autoattack", action="store_true", help="leave AutoAttack, of pyautoattack, out")
     run = parser.add_argument_group("run")
     run.add_argument("--output_dir", help="folder for results, shared by all processes")
     run.add_argument("--seed", type=int, default=0, help="seed of attacks and noise")
@@ -380,8 +384,8 @@ def left_out(
             "transfer from an undefended and from an adversarially trained model: none was given (--surrogates)"
         )
     if not any(one.attack == "autoattack" for one in planned):
-        why = "only the full suite runs it, with sigma above 0 and pyautoattack installed"
-        sentences.append(f"AutoAttack on fixed noise, as a cross-check: {why}")
+        what = "AutoAttack on fixed noise, as a cross-check" if planned[0].attack_sigma else "AutoAttack itself"
+        sentences.append(f"{what}: only the full suite runs it, with pyautoattack installed and no --no_autoattack")
     if args.suite == "quick":
         sentences.append("the whole grid of sigma and eps, three restarts and 100 steps: --suite full")
     if images.undecodable:

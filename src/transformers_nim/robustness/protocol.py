@@ -28,6 +28,8 @@ FEW_STEPS = "EOT-PGD, few steps"
 OFF_LARGE = "EOT-PGD, sigma off, large eps"
 UNBOUNDED = "EOT-PGD, unbounded"
 SQUARE = "Square"
+TARGETED = "APGD-T"
+AUTOATTACK = "AutoAttack"
 NOISE_KNOWN = "EOT-PGD, noise known"
 CLEAN_NOISE_KNOWN = "clean, noise known"
 
@@ -80,7 +82,7 @@ class AttackConfiguration:
         """Passes per image with a gradient, and passes without; every noise draw counts."""
         options = {**attack_options(self.attack), **self.options}
         draws = 1 if self.is_deterministic else options.get("num_draws", 1)
-        runs = options.get("restarts", 1) * len(options.get("losses", ("ce",)))
+        runs = options.get("restarts", 1) * len(options.get("losses", ("ce",))) * options.get("num_targets", 1)
         if self.attack == "transfer":
             runs, options = 1, {**options, **options["options"]}
         steps = {"none": 0, "uniform_noise": 0, "square": 0, "fgsm": 1, "autoattack": 2000}
@@ -130,6 +132,10 @@ BUDGETS = {
 }
 
 
+# Classes that targeted attacks try to reach; 9 are what AutoAttack tries.
+_NUM_TARGETS = {"quick": 3, "full": 9}
+
+
 @dataclass(frozen=True)
 class ModelFacts:
     """What decides which attacks a model has to withstand.
@@ -137,7 +143,7 @@ class ModelFacts:
     Attributes:
         sigma: The main sigma of the defense in units of 0..255 pixels; `None` for a model without one.
         sigmas: Further ones.
-        num_labels: Number of classes; the DLR loss needs three.
+        num_labels: Number of classes; the DLR loss needs three, its targeted form four.
         has_patches: Whether the model has patches, whose statistics an attack can shift.
         image_shape: Channels, height and width.
     """
@@ -170,7 +176,8 @@ class Suite:
         norm: `"Linf"` or `"L2"`.
         surrogates: Names of models from which attacks are transferred.
         rows_per_pass: Noisy images per pass through the network, as attacks group them.
-        with_autoattack: Whether to cross-check on fixed noise with pyautoattack.
+        with_autoattack: Whether to run AutoAttack of pyautoattack: as one of the attacks where equal images get equal
+            answers at the main sigma, otherwise as a cross-check on fixed noise.
         further_attacks: Names of other registered attacks, which run with their default options.
 
     Raises:
@@ -257,6 +264,20 @@ class Suite:
         yield self._make("EOT-APGD-CE", "white-box", "eot_apgd_ce", self._iterative, defense_sigmas=everywhere)
         if self.model.num_labels >= 3:
             yield self._make("EOT-APGD-DLR", "white-box", "eot_apgd_dlr", self._iterative, defense_sigmas=everywhere)
+        if self.model.sigma:
+            return
+        # What AutoAttack adds to the above, and itself: a random defense would be counted out by one lucky draw.
+        if self.model.num_labels >= 4:
+            targets = {"num_targets": min(_NUM_TARGETS[self.name], self.model.num_labels - 1)}
+            options = {**self._iterative, **targets}
+            yield self._make(TARGETED, "white-box", "apgd_t", options, defense_sigmas=everywhere)
+        if self.with_autoattack:
+            yield self._make(AUTOATTACK, "white-box", "autoattack", self._autoattack_parts)
+
+    @property
+    def _autoattack_parts(self) -> dict[str, Any]:
+        # Targeted attacks need classes to choose from.
+        return {} if self.model.num_labels >= 4 else {"parts": ("apgd-ce", "square")}
 
     def _known_noise(self) -> Iterator[AttackConfiguration]:
         if not self.model.sigma:
@@ -265,10 +286,8 @@ class Suite:
         yield self._make(CLEAN_NOISE_KNOWN, "clean", "none", eps=0.0, fixed_noise=True)
         yield self._pgd(NOISE_KNOWN, "white-box", fixed_noise=True)
         if self.with_autoattack:
-            # Targeted attacks need classes to choose from.
-            parts = {} if self.model.num_labels >= 4 else {"parts": ("apgd-ce", "square")}
             images = {"num_images": self._num_checks, "fixed_noise": True}
-            yield self._make("AutoAttack, noise known", "cross-check", "autoattack", parts, **images)
+            yield self._make("AutoAttack, noise known", "cross-check", "autoattack", self._autoattack_parts, **images)
 
     def _approximate_and_adaptive(self) -> Iterator[AttackConfiguration]:
         if self.model.sigma is not None:

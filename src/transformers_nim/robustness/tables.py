@@ -5,7 +5,7 @@ import math
 
 from ..utils.text_table import bullets, plural, render_table, sigma_key, sigma_label, wrapped
 from .figures import NUM_TRIES, NUM_VOTES, Row
-from .protocol import CLEAN, DEFAULT_PRECISION, HEADLINE, UNBOUNDED, AttackConfiguration
+from .protocol import AUTOATTACK, CLEAN, DEFAULT_PRECISION, HEADLINE, TARGETED, UNBOUNDED, AttackConfiguration
 from .report import RobustnessReport
 
 
@@ -85,6 +85,7 @@ def _attack_table(report: RobustnessReport) -> str:
         if " *" in marks
         else "",
         "\\*\\* For a check only, not one of the strongest." if " **" in marks else "",
+        _robustbench_note([one.name for one in shown], sigma),
     ]
     try:
         strongest = report.strongest(sigma)
@@ -92,6 +93,22 @@ def _attack_table(report: RobustnessReport) -> str:
     except ValueError:
         notes[0] = "No attack was measured."
     return "\n\n".join([render_table(columns, rows), wrapped(" ".join(note for note in notes if note))])
+
+
+def _robustbench_note(names: list[str], sigma: float | None) -> str:
+    if sigma:
+        return (
+            "RobustBench takes no models with random answers, so these figures have no counterpart there. A model"
+            " without a defense, or with sigma off or 0, compares with it."
+        )
+    own = [name for name in (TARGETED, AUTOATTACK) if name in names]
+    if not own:
+        return ""
+    return (
+        f"Answers are not random here: {' and '.join(own)} may be compared with the figures of RobustBench, which"
+        " takes no models with random answers"
+        f"{'' if AUTOATTACK in own else ' and ranks by AutoAttack (--suite full)'}."
+    )
 
 
 def _is_shown(one: AttackConfiguration, sigma: float | None, eps: float) -> bool:

@@ -304,6 +304,7 @@ def load_metric_without_the_package():
         return str(error)
 
 
+@pytest.mark.slow
 def test_metric_spaces(loopback_hub, tmp_path):
     for name in ("robust_accuracy", "certified_accuracy"):
         files = {path.name: path.read_bytes() for path in Path(metric_path(name)).iterdir() if path.is_file()}

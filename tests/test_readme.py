@@ -45,6 +45,7 @@ def test_snippet(snippet, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "attacked.png").exists() == ("attacked.png" in snippet)
 
 
+@pytest.mark.slow
 def test_what_is_said_of_other_pictures_and_attackers():
     model = ROOT / "model_cards" / "nim-vit-tiny-patch8-32-cifar10-adversarial"
     pipe = pipeline("image-classification", model=str(model), num_samples=16, seed=0, top_k=1)

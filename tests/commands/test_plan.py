@@ -160,6 +160,7 @@ def commands_in(text: str) -> list[str]:
     return re.findall(r"^accelerate launch .*?(?=\n```|\n\n|\Z)", text, flags=re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.slow
 def test_the_page_on_imagenet_has_what_the_command_prints(base, capsys):
     printed = {tuple(arguments): plan.main(arguments) for arguments in PLANS}
     tables = [
@@ -172,6 +173,7 @@ def test_the_page_on_imagenet_has_what_the_command_prints(base, capsys):
     assert set(shown) <= {command for text in printed.values() for command in commands_in(text)}
 
 
+@pytest.mark.slow
 def test_the_page_on_imagenet_has_the_sizes():
     costs = {size: plan.measure(NIMConfig.from_size(size)) for size in NIM_SIZES if "patch" not in size}
     rows = []

@@ -116,10 +116,10 @@ def launch(script: str, *arguments: object, num_processes: int = 1, env: dict[st
     return done
 
 
-def kill_after(checkpoint: str, output_dir, *arguments, num_processes: int = 1) -> None:
+def kill_after(checkpoint: str, output_dir, *arguments, num_processes: int = 1, script: str = "pretrain") -> None:
     """Starts a run and kills all its processes soon after a checkpoint has appeared."""
     process = subprocess.Popen(
-        command("pretrain", *arguments, "--output_dir", output_dir, num_processes=num_processes),
+        command(script, *arguments, "--output_dir", output_dir, num_processes=num_processes),
         env=environment(),
         start_new_session=True,
         stdout=subprocess.DEVNULL,

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from training_runs import (
     digit_pictures,
     digits_dataset,
+    kill_after,
     launch,
     losses,
     main,
@@ -170,6 +171,61 @@ def test_two_processes_attack_as_one_does(train_on, arguments, tmp_path):
     assert np.allclose(one, two, rtol=1e-4)
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     assert all(torch.allclose(first[name], second[name], atol=1e-3) for name in first)
+
+
+ALL_ON = [
+    *RANDOM, "--train_denoiser", "--denoiser_layer_decay", "0.9", "--denoising_weight", "0.5", "--num_training_draws",
+    "2", "--consistency_weight", "1", "--consistency_entropy", "0.1", "--adversarial_norm", "L2",
+    "--adversarial_warmup_ratio", "0.5", "--gradient_checkpointing",
+]  # fmt: skip
+
+
+def test_a_denoiser_is_trained_along_and_resumes_exactly(arguments, denoiser, tmp_path):
+    results = main("finetune", *arguments, *ALL_ON, "--output_dir", tmp_path / "whole", "--max_train_steps", 4)
+    metrics = results["metrics"]
+    assert {"psnr_sigma_20", "psnr_noisy_sigma_20", "accuracy_sigma_20"} <= metrics.keys()
+    model = NIMForRobustImageClassification.from_pretrained(tmp_path / "whole")
+    assert model.config.freeze_denoiser is False
+    pretrained, trained = NIMForPreTraining.from_pretrained(denoiser), model.denoiser
+    changed = {name for name, p in pretrained.named_parameters() if not torch.equal(p, trained.get_parameter(name))}
+    assert changed == {name for name, _ in pretrained.named_parameters()}
+    assert "with 2 noise draws each, the denoiser trained along, by" in (tmp_path / "whole" / "README.md").read_text()
+    main("finetune", *arguments, *ALL_ON, "--output_dir", tmp_path / "rest", "--max_train_steps", 4,
+         "--resume_from_checkpoint", tmp_path / "whole" / "checkpoint-2")  # fmt: skip
+    assert losses(tmp_path / "rest") == losses(tmp_path / "whole")[2:]
+    assert same_weights(tmp_path / "rest", tmp_path / "whole")
+    # Without the option the denoiser is frozen again.
+    main("finetune", *arguments, "--model_name_or_path", tmp_path / "whole", "--max_train_steps", 1, "--output_dir",
+         tmp_path / "frozen")  # fmt: skip
+    frozen = NIMForRobustImageClassification.from_pretrained(tmp_path / "frozen")
+    assert frozen.config.freeze_denoiser is True
+    assert all(torch.equal(p, frozen.denoiser.get_parameter(name)) for name, p in trained.named_parameters())
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_with_all_of_it_on(arguments, tmp_path):
+    main("finetune", *arguments, *ALL_ON, "--output_dir", tmp_path / "whole")
+    kill_after("checkpoint-2", tmp_path / "killed", *arguments, *ALL_ON, script="finetune")
+    main("finetune", *arguments, *ALL_ON, "--output_dir", tmp_path / "killed", "--resume_from_checkpoint", "latest")
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    assert same_weights(tmp_path / "killed", tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--num_training_draws", "0"], "num_training_draws must be an int of at least 1, got 0"),
+        (["--num_training_draws", "2", "--train_on", "clean"], "clean images have none; pass 1"),
+        (["--consistency_weight", "-1"], "consistency_weight must be at least 0, got -1"),
+        (["--consistency_weight", "1"], "pass at least 2 --num_training_draws"),
+        (["--consistency_entropy", "1"], "pass that too"),
+        (["--train_denoiser", "--train_on", "smoothed"], "--train_on smoothed has none"),
+        (["--denoising_weight", "1"], "pass --train_denoiser too"),
+    ],
+)
+def test_draws_and_denoisers_that_cannot_be(options, message, arguments, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        main("finetune", *arguments, *options, "--output_dir", tmp_path)
 
 
 def test_a_smoothed_model_needs_no_denoiser_and_gives_none(data, tmp_path):

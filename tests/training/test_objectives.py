@@ -427,3 +427,92 @@ def test_gradients_reach_the_classifier_and_not_the_denoiser(model, pixel_values
     trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert trained == {name for name, _ in model.named_parameters() if not name.startswith("denoiser.")}
     model.zero_grad(set_to_none=True)
+
+
+DRAWS = {"draw_loss": "mean", "consistency_weight": 2.0, "consistency_entropy": 0.5}
+
+
+def test_gradients_reach_a_denoiser_that_is_trained(pixel_values, labels):
+    """Every weight that is trainable, by the classification alone and by the denoising loss alone."""
+    model = tiny_model(freeze_denoiser=False).train()
+    attack = TrainingAttack(EPS / 255, 1)
+    batch = batch_of(pixel_values, labels, NoiseDraw(UniformSigma(20, 60), 2, "Linf"))
+    objective_of(model, "denoised", attack, **DRAWS)(batch).backward()
+    names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert any(name.startswith("denoiser.") for name in names)
+    assert {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0} == names
+    model.zero_grad(set_to_none=True)
+    objective_of(model, "denoised")._denoising_loss(batch, pixel_values, pixel_values).backward()
+    reached = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert reached == {name for name in names if name.startswith("denoiser.")}
+
+
+def test_the_denoising_loss_is_that_of_pretraining(pixel_values, labels):
+    model = tiny_model(freeze_denoiser=False).train()
+    batch = batch_of(pixel_values, labels, NoiseDraw(UniformSigma(20, 60), 2, "Linf"))
+    plain, weighted = (objective_of(model, "denoised", denoising_weight=weight)(batch) for weight in (0.0, 3.0))
+    expected = denoising_loss(model.denoiser, batch)
+    assert (weighted - plain).item() == pytest.approx(3 * expected.item(), rel=1e-5)
+    # With an attack, the mean with that from attacked images to the clean ones.
+    attack = TrainingAttack(64 / 255, 1)
+    objective = objective_of(model, "denoised", attack)
+    attacked = objective.attacked(attack, batch, pixel_values, labels)
+    std = torch.tensor(model.config.image_std)[:, None, None]
+    noisy = attacked + batch["pixel_noise"][:, 0] * batch["sigma"][:, None, None, None] / 255 / std
+    restored = model.denoiser.restore(noisy, batch["sigma"])[2]
+    from_attacked = (restored - pixel_values).square().mean()
+    found = objective._denoising_loss(batch, pixel_values, attacked)
+    assert found.item() == pytest.approx((expected.item() + from_attacked.item()) / 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_losses_of_several_draws_by_hand(smoothing):
+    """Two images, two draws, three classes."""
+    probabilities = np.array([[[0.7, 0.2, 0.1], [0.1, 0.6, 0.3]], [[0.5, 0.25, 0.25], [0.25, 0.25, 0.5]]])
+    # Logits are known up to a number.
+    logits = torch.tensor(np.log(probabilities) + np.array([1.0, -2.0])[:, None, None], dtype=torch.float32)
+    labels, targets = torch.tensor([0, 2]), np.eye(3)[[0, 2]]
+    if smoothing:
+        targets = (1 - smoothing) * targets + smoothing / 3
+        labels = torch.tensor(targets, dtype=torch.float32)
+    mean = probabilities.mean(axis=1)
+    vote = -(targets * np.log(mean)).sum(axis=-1)
+    each = -(targets[:, None] * np.log(probabilities)).sum(axis=-1).mean(axis=1)
+    divergence = (mean[:, None] * np.log(mean[:, None] / probabilities)).sum(axis=-1).mean(axis=1)
+    entropy = -(mean * np.log(mean)).sum(axis=-1)
+    for options, expected in (
+        ({}, vote),
+        ({"draw_loss": "mean"}, each),
+        ({"consistency_weight": 4.0}, vote + 4 * divergence),
+        (DRAWS, each + 2 * (divergence + 0.5 * entropy)),
+    ):
+        objective = ClassificationObjective(None, None, "smoothed", None, **options)
+        assert objective.loss(logits, labels).item() == pytest.approx(expected.mean(), rel=1e-5)
+        assert objective.loss(logits, labels, "sum").item() == pytest.approx(expected.sum(), rel=1e-5)
+
+
+def test_one_draw_is_itself_by_either_loss():
+    logits = torch.randn(4, 1, 5, generator=torch.Generator().manual_seed(0))
+    vote, mean = (
+        ClassificationObjective(None, None, "denoised", None, draw_loss=kind).loss(logits, torch.arange(4))
+        for kind in ("vote", "mean")
+    )
+    assert torch.equal(vote, mean)
+
+
+def test_gradient_checkpointing_of_several_draws_saves_memory_and_changes_nothing(pixel_values, labels):
+    batch = batch_of(pixel_values, labels, NoiseDraw(UniformSigma(20, 60), 4, "Linf"))
+    attack, found, kept = TrainingAttack(EPS / 255, 1), [], []
+    for checkpointed in (False, True):
+        model, sizes = tiny_model(freeze_denoiser=False).train(), []
+        if checkpointed:
+            # Renamed in transformers 5.23.
+            (getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable)()
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: s.append(t.numel()) or t, lambda t: t):
+            loss = objective_of(model, "denoised", attack, **DRAWS)(batch)
+        loss.backward()
+        found.append((loss.detach(), model.denoiser.decoder.projection.weight.grad, model.classifier.weight.grad))
+        kept.append(sum(sizes))
+    for plain, saved in zip(*found):
+        torch.testing.assert_close(saved, plain, rtol=1e-4, atol=1e-5)
+    assert kept[1] < kept[0] / 3

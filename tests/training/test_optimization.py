@@ -56,6 +56,34 @@ def test_layer_decay_of_every_parameter(cls):
     assert not any(name.startswith("denoiser.") for name in settings)
 
 
+def test_a_trained_denoiser_has_rates_of_its_own():
+    """Two layers of encoder and one of decoder: five places from the embeddings to the end."""
+    model = NIMForRobustImageClassification(tiny_config(freeze_denoiser=False)).train()
+    groups = parameter_groups(model, RATE, DECAY, 0.5, denoiser_factor=0.2, denoiser_layer_decay=0.1)
+    settings = settings_by_name(model, make_optimizer(groups, (0.9, 0.999)))
+    assert settings.keys() == trainable(model)
+    rates = {name: rate for name, (rate, _) in settings.items()}
+    expected = {
+        "denoiser.nim.embeddings.cls_token": 4, "denoiser.nim.layers.0.mlp.fc1.weight": 3,
+        "denoiser.nim.layers.1.mlp.fc1.bias": 2, "denoiser.nim.layernorm.weight": 2,
+        "denoiser.decoder.embed.weight": 2,
+        "denoiser.decoder.layers.0.mlp.fc2.weight": 1, "denoiser.decoder.layernorm.bias": 0,
+        "denoiser.decoder.projection.weight": 0,
+    }  # fmt: skip
+    for name, places in expected.items():
+        assert rates[name] == pytest.approx(0.2 * RATE * 0.1**places), name
+    # The classifier's are what they were.
+    frozen = NIMForRobustImageClassification(tiny_config()).train()
+    before = settings_by_name(frozen, make_optimizer(parameter_groups(frozen, RATE, DECAY, 0.5), (0.9, 0.999)))
+    assert {name: settings[name] for name in before} == before
+    constant = parameter_groups(model, RATE, DECAY, 0.5, denoiser_factor=0.2)
+    assert {group["lr"] for group in constant if group["name"].startswith("denoiser")} == {0.2 * RATE}
+    for options, message in (({"denoiser_factor": 0}, "denoiser_learning_rate_factor"),
+                             ({"denoiser_layer_decay": 1.5}, "denoiser_layer_decay must be")):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            parameter_groups(model, RATE, DECAY, **options)
+
+
 def test_layers_by_name():
     names = ["nim.embeddings.cls_token", "nim.layers.0.mlp.fc1.weight", "nim.layers.11.mlp.fc1.weight",
              "fc_norm.bias", "classifier.weight"]  # fmt: skip

@@ -9,6 +9,7 @@ and resumes as exactly.
 """
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from .. import NIMForImageClassification, NIMForRobustImageClassification
 from ..data.augmentation import LabelMixer, finetuning_transform
 from ..data.draws import NoiseDraw
 from ..hub import training_results as publish
+from ..model.checks_nim import check_counts
 from ..training import arguments, launch
 from ..training.attack import TrainingAttack
-from ..training.evaluation import evaluate_classifier, figure_name
+from ..training.evaluation import evaluate_classifier, evaluate_denoiser, figure_name
 from ..training.objectives import TRAIN_ON, ClassificationObjective
 from ..training.optimization import parameter_groups
 from ..training.plots import plot_reconstructions
@@ -61,6 +63,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--defense_sigma", type=float, default=70.0, help="sigma of the finished model, in units of 0..255 pixels")
     add("--drop_path_rate", type=float, default=0.1, help="rate of stochastic depth (huge models: 0.2)")
     arguments.add_attack_arguments(parser)
+    arguments.add_draw_arguments(parser)
     arguments.add_config_arguments(parser)
     arguments.add_data_arguments(parser)
     add = arguments.add_augmentation_arguments(parser, crop_scale=(0.08, 1.0)).add_argument
@@ -96,6 +99,7 @@ def make_model(args: argparse.Namespace, label_names: list[str]) -> NIMForImageC
         "finetuning_sigma": arguments.sigma_from_arguments(args).to_dict(),
         "defense_sigma": args.defense_sigma,
         "denoise": args.train_on != "smoothed",
+        "freeze_denoiser": not args.train_denoiser,
     }
     if args.model_name_or_path is None:
         if args.train_on == "denoised":
@@ -145,9 +149,37 @@ def make_noise(args: argparse.Namespace, attack: TrainingAttack | None) -> Noise
         return None
     return NoiseDraw(
         sigma=None if args.train_on == "clean" else arguments.sigma_from_arguments(args),
+        num_draws=args.num_training_draws,
         attack_norm=attack.norm if attack is not None else None,
         for_attack=attack is not None and attack.through_defense and not attack.shared_noise,
     )
+
+
+def check_draws(args: argparse.Namespace, accelerator: Any) -> None:
+    """Check the arguments of draws and of a denoiser that is trained.
+
+    Raises:
+        ValueError: One is out of range, or does not fit the images that are trained on.
+    """
+    check_counts(num_training_draws=args.num_training_draws)
+    if args.num_training_draws > 1 and args.train_on == "clean":
+        raise ValueError("num_training_draws are draws of noise, and clean images have none; pass 1")
+    for name in ("consistency_weight", "consistency_entropy", "denoising_weight"):
+        if not 0 <= getattr(args, name) < math.inf:
+            raise ValueError(f"{name} must be at least 0, got {getattr(args, name)}")
+    if args.consistency_weight and args.num_training_draws < 2:
+        raise ValueError("consistency_weight compares draws; pass at least 2 --num_training_draws")
+    if args.consistency_entropy and not args.consistency_weight:
+        raise ValueError(
+            "consistency_entropy is a part of the penalty that --consistency_weight weighs; pass that too"
+        )
+    if args.train_denoiser and args.train_on != "denoised":
+        raise ValueError(f"--train_denoiser needs a denoiser; --train_on {args.train_on} has none")
+    if args.denoising_weight and not args.train_denoiser:
+        raise ValueError("denoising_weight is for a denoiser that learns; pass --train_denoiser too")
+    if args.denoising_weight and accelerator.distributed_type.value in ("FSDP", "DEEPSPEED"):
+        kind = accelerator.distributed_type.value
+        raise ValueError(f"denoising_weight does not work with {kind}, which shards the weights")
 
 
 def choose_best_metric(args: argparse.Namespace) -> str:
@@ -176,17 +208,36 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     if args.per_device_train_batch_size % 2 and (args.mixup or args.cutmix):
         raise ValueError("mixup and CutMix pair images: make --per_device_train_batch_size even, or switch both off")
     best_metric, attack = choose_best_metric(args), make_attack(args, job.plan.total_steps)
+    check_draws(args, accelerator)
     noise = make_noise(args, attack)
 
     seed_step(args.seed, 0, 0)
     model = make_model(args, data.label_names)
     config = model.config
-    groups = parameter_groups(model, job.plan.learning_rate, args.weight_decay, args.layer_decay)
+    groups = parameter_groups(
+        model,
+        job.plan.learning_rate,
+        args.weight_decay,
+        args.layer_decay,
+        args.denoiser_learning_rate_factor,
+        args.denoiser_layer_decay,
+    )
     run = job.start(
         model, groups, (0.9, 0.999), best_metric, ema_decay=args.ema_decay, min_learning_rate=args.min_learning_rate
     )
     mix_labels = LabelMixer(num_labels, args.mixup, args.cutmix, args.label_smoothing)
-    objective = ClassificationObjective(run.model, run.inner_model, args.train_on, mix_labels, attack)
+    objective = ClassificationObjective(
+        run.model,
+        run.inner_model,
+        args.train_on,
+        mix_labels,
+        attack,
+        args.draw_loss,
+        args.consistency_weight,
+        args.consistency_entropy,
+        args.denoising_weight,
+        accelerator.autocast,
+    )
 
     rows = {"trained on": f"{args.train_on} images of {plural(num_labels, 'class')}"}
     if args.train_on != "clean":
@@ -197,7 +248,15 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     job.announce("Fine-tuning", run, rows)
 
     def evaluate(model: NIMForImageClassification, loader: Any) -> dict[str, float]:
-        return evaluate_classifier(accelerator, model, loader, [None, *args.eval_sigmas])
+        figures = evaluate_classifier(accelerator, model, loader, [None, *args.eval_sigmas])
+        if args.train_denoiser:
+            # A denoiser that has stopped to denoise is seen. FSDP2 gathers weights only when the whole is called.
+            getattr(model, "unshard", lambda: None)()
+            assert isinstance(model, NIMForRobustImageClassification)
+            assert model.denoiser is not None
+            measured = evaluate_denoiser(accelerator, model.denoiser, loader, args.eval_sigmas)
+            figures |= {name: value for name, value in measured.items() if name.startswith("psnr")}
+        return figures
 
     def draw(model: NIMForRobustImageClassification, step: int, images: torch.Tensor) -> None:
         path = Path(args.output_dir) / "pictures" / "denoised.png"

@@ -263,6 +263,9 @@ def _trained(name: str, training: Mapping[str, Any]) -> dict[str, str]:
     """Return what a card says of a training, by the name of its result file."""
     is_attacked = bool(training["arguments"].get("adversarial_steps"))
     kind = f"attacked images ({_attack(training)})" if is_attacked else "images"
+    draws = training["arguments"].get("num_training_draws", 1)
+    kind += f" with {draws} noise draws each" if draws > 1 else ""
+    kind += ", the denoiser trained along," if training["arguments"].get("train_denoiser") else ""
     return {
         "file": name,
         "dataset": training["dataset"],

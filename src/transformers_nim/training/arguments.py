@@ -19,6 +19,7 @@ _TRAINED_FIELDS = {
     "pretraining_sigma": "--sigma_distribution",
     "finetuning_sigma": "--sigma_distribution",
     "denoise": "--train_on",
+    "freeze_denoiser": "--train_denoiser",
 }
 
 
@@ -208,6 +209,61 @@ def add_attack_arguments(parser: argparse.ArgumentParser) -> None:
         default="shared",
         help="attack under the noise that is then trained on, or under other noise, which makes a weaker attack"
         " (docs/experiments.md)",
+    )
+
+
+def add_draw_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of several noise draws per image, and of a denoiser that is trained along."""
+    add = parser.add_argument_group("draws and denoiser").add_argument
+    add(
+        "--num_training_draws",
+        type=int,
+        default=1,
+        help="noise draws per image and update, so that what is trained and attacked is their vote (SmoothAdv, arXiv"
+        " 1906.04584)",
+    )
+    add(
+        "--draw_loss",
+        choices=("vote", "mean"),
+        default="vote",
+        help="loss of several draws: that of the vote (the mean probability), or the mean of their losses",
+    )
+    add(
+        "--consistency_weight",
+        type=float,
+        default=0.0,
+        help="weight of a penalty on draws that disagree with their mean (KL; arXiv 2006.04062); 0 for none",
+    )
+    add(
+        "--consistency_entropy",
+        type=float,
+        default=0.0,
+        help="weight, within that penalty, of the entropy of the mean, which makes the vote sure",
+    )
+    add(
+        "--train_denoiser",
+        action="store_true",
+        help="train the denoiser along (the paper freezes it), since a frozen one does not lessen the effect of a"
+        " perturbation",
+    )
+    add(
+        "--denoiser_learning_rate_factor",
+        type=float,
+        default=0.2,
+        help="learning rate of a trained denoiser, relative to the classifier's head",
+    )
+    add(
+        "--denoiser_layer_decay",
+        type=float,
+        default=1.0,
+        help="factor of a trained denoiser's learning rate from each of its layers to the one below",
+    )
+    add(
+        "--denoising_weight",
+        type=float,
+        default=0.0,
+        help="weight of the pretraining loss on clean and attacked images, which keeps a trained denoiser one; 0 for"
+        " none",
     )
 
 

@@ -5,6 +5,8 @@ A batch is one of [`training_batches`], to which [`TrainingRun`] adds `step`. No
 the DataLoader's workers, so the loss does not depend on how images are shared out among processes.
 """
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +55,13 @@ class ClassificationObjective:
             with `denoise=False`), or for a [`NIMForImageClassification`] `"noisy"` or `"clean"` ones.
         mix_labels: Mixes images and smooths labels.
         attack: Attack on the images, or None.
+        draw_loss: Loss of several noise draws: `"vote"`, the cross entropy of the mean probability (SmoothAdv, arXiv
+            1906.04584), which the defense votes by, or `"mean"`, the mean of the cross entropies.
+        consistency_weight: Weight of the mean over draws of KL(mean probability || probability), which makes draws
+            agree (Jeong and Shin 2020, arXiv 2006.04062).
+        consistency_entropy: Weight, within it, of the entropy of the mean probability, which makes the vote sure.
+        denoising_weight: Weight of the denoiser's own loss on clean and perturbed images.
+        precision: Makes a context for the passes of the denoiser alone, such as `Accelerator.autocast`.
     """
 
     model: nn.Module
@@ -60,14 +69,34 @@ class ClassificationObjective:
     train_on: str
     mix_labels: LabelMixer
     attack: TrainingAttack | None = None
+    draw_loss: str = "vote"
+    consistency_weight: float = 0.0
+    consistency_entropy: float = 0.0
+    denoising_weight: float = 0.0
+    precision: Callable[[], AbstractContextManager] = nullcontext
 
     def __call__(self, batch: Batch) -> torch.Tensor:
         """Return the mean loss of a batch."""
-        pixel_values, labels = self.mix_labels(batch["pixel_values"], batch["labels"])
+        clean, labels = self.mix_labels(batch["pixel_values"], batch["labels"])
+        pixel_values = clean
         if self.attack is not None:
-            pixel_values = self.attacked(self.attack, batch, pixel_values, labels)
+            pixel_values = self.attacked(self.attack, batch, clean, labels)
         draw_logits = self._draw_logits(self.model, pixel_values, batch.get("sigma"), batch.get("pixel_noise"))
-        return self.loss(draw_logits, labels)
+        loss = self.loss(draw_logits, labels)
+        if not self.denoising_weight:
+            return loss
+        return loss + self.denoising_weight * self._denoising_loss(batch, clean, pixel_values)
+
+    def _denoising_loss(self, batch: Batch, clean: torch.Tensor, perturbed: torch.Tensor) -> torch.Tensor:
+        """Return the pretraining loss: from clean and perturbed images, under the first draw, to the clean ones."""
+        denoiser, sigma = self.inner_model.denoiser, batch["sigma"]
+        losses = []
+        for images in [clean] if self.attack is None else [clean, perturbed]:
+            noisy = add_noise(images, sigma, batch["pixel_noise"][:, 0], denoiser.config.image_std)
+            with self.precision():
+                _, logits, _ = denoiser.restore(noisy, sigma, images)
+            losses.append(nn.functional.mse_loss(logits.to(torch.float32), denoiser.patch_targets(clean)))
+        return torch.stack(losses).mean()
 
     def attacked(
         self, attack: TrainingAttack, batch: Batch, pixel_values: torch.Tensor, labels: torch.Tensor
@@ -104,8 +133,23 @@ class ClassificationObjective:
             labels: Classes, shape `(batch,)`, or their probabilities, shape `(batch, classes)`.
             reduction: `"mean"` or `"sum"` over images.
         """
-        logits = combine_draws(draw_logits, "mean").to(torch.float32)
-        return nn.functional.cross_entropy(logits, labels, reduction=reduction)
+        mean_logits = combine_draws(draw_logits, "mean").to(torch.float32)
+        if self.draw_loss == "vote":
+            loss = nn.functional.cross_entropy(mean_logits, labels, reduction=reduction)
+        else:
+            num_draws = draw_logits.shape[1]
+            logits, repeated = draw_logits.flatten(0, 1).to(torch.float32), labels.repeat_interleave(num_draws, 0)
+            loss = nn.functional.cross_entropy(logits, repeated, reduction=reduction)
+            loss = loss / num_draws if reduction == "sum" else loss
+        if not self.consistency_weight:
+            return loss
+        log_mean = mean_logits.log_softmax(dim=-1)
+        log_draws = draw_logits.to(torch.float32).log_softmax(dim=-1)
+        mean = log_mean.exp()
+        divergence = (mean * (log_mean - log_draws.mean(dim=1))).sum(dim=-1)
+        entropy = -(mean * log_mean).sum(dim=-1)
+        penalties = divergence + self.consistency_entropy * entropy
+        return loss + self.consistency_weight * (penalties.mean() if reduction == "mean" else penalties.sum())
 
     def _draw_logits(
         self, model: Any, pixel_values: torch.Tensor, sigma: torch.Tensor | None, noise: torch.Tensor | None

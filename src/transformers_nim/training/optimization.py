@@ -31,11 +31,24 @@ def layer_of_parameter(name: str, num_hidden_layers: int) -> int:
     return int(match.group(1)) + 1 if match else num_hidden_layers + 1
 
 
+def layer_of_denoiser(name: str, num_hidden_layers: int, num_decoder_layers: int) -> int:
+    """Return the depth of a parameter of a classifier's denoiser: embeddings 0, encoder, decoder, and the end."""
+    if name.startswith("denoiser.nim.embeddings."):
+        return 0
+    match = re.match(r"denoiser\.(nim|decoder)\.layers\.(\d+)\.", name)
+    if match:
+        return int(match.group(2)) + 1 + (num_hidden_layers if match.group(1) == "decoder" else 0)
+    between = name.startswith(("denoiser.nim.layernorm.", "denoiser.decoder.embed."))
+    return num_hidden_layers + (0 if between else num_decoder_layers + 1)
+
+
 def parameter_groups(
     model: NIMPreTrainedModel | MaskedAutoencoder,
     learning_rate: float,
     weight_decay: float,
     layer_decay: float = 1.0,
+    denoiser_factor: float = 1.0,
+    denoiser_layer_decay: float = 1.0,
 ) -> list[dict[str, Any]]:
     """Return the trainable parameters in groups of equal learning rate and weight decay.
 
@@ -45,6 +58,9 @@ def parameter_groups(
         weight_decay: Decay of matrices; biases, norms and token embeddings get none.
         layer_decay: Factor of the learning rate from each layer to the one below, in (0, 1] (BEiT, arXiv 2106.08254).
             The embeddings get `learning_rate * layer_decay ** (depth + 1)`.
+        denoiser_factor: Learning rate of the end of a classifier's denoiser, relative to `learning_rate`. Matters if
+            the denoiser is trained.
+        denoiser_layer_decay: `layer_decay` of the denoiser, through its decoder and then its encoder.
 
     Returns:
         Groups with `params`, `lr`, `weight_decay`, `name` and `parameter_names`.
@@ -52,8 +68,11 @@ def parameter_groups(
     Raises:
         ValueError: A number is out of range, or nothing is trainable.
     """
-    if not 0 < layer_decay <= 1:
-        raise ValueError(f"layer_decay must be greater than 0 and at most 1, got {layer_decay}")
+    for name, decay in (("layer_decay", layer_decay), ("denoiser_layer_decay", denoiser_layer_decay)):
+        if not 0 < decay <= 1:
+            raise ValueError(f"{name} must be greater than 0 and at most 1, got {decay}")
+    if not 0 < denoiser_factor < math.inf:
+        raise ValueError(f"denoiser_learning_rate_factor must be greater than 0, got {denoiser_factor}")
     if not (0 < learning_rate < math.inf and 0 <= weight_decay < math.inf):
         raise ValueError(
             f"learning_rate must be positive and weight_decay at least 0, got {learning_rate} and {weight_decay}"
@@ -68,11 +87,18 @@ def parameter_groups(
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        layer = layer_of_parameter(name, depth)
         decays = parameter.ndim > 1 and not _TOKENS.search(name)
-        key = f"layer_{layer}" if layer_decay < 1 else "all"
+        if name.startswith("denoiser."):
+            config = model.config
+            counts = config.num_hidden_layers, config.decoder_num_hidden_layers
+            layer, own_decay = layer_of_denoiser(name, *counts), denoiser_layer_decay
+            rate = denoiser_factor * learning_rate * own_decay ** (sum(counts) + 1 - layer)
+            key = "denoiser" if own_decay == 1 else f"denoiser_layer_{layer}"
+        else:
+            layer = layer_of_parameter(name, depth)
+            rate = learning_rate * layer_decay ** (depth + 1 - layer) if layer_decay < 1 else learning_rate
+            key = f"layer_{layer}" if layer_decay < 1 else "all"
         key += "" if decays else "_no_decay"
-        rate = learning_rate * layer_decay ** (depth + 1 - layer) if layer_decay < 1 else learning_rate
         group = groups.setdefault(
             key,
             {"params": [], "lr": rate, "weight_decay": weight_decay if decays else 0.0, "name": key,

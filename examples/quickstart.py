@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import transformers
 
 from transformers_nim.commands import evaluate, finetune, pretrain
@@ -139,6 +140,8 @@ def main(argv: list[str] | None = None) -> list[list[str]]:
     pretraining_steps, finetuning_steps, attacks = FAST if args.fast else WHOLE
     num_images = min(10, args.max_eval_samples) if args.fast else args.max_eval_samples
     attacks += f" --max_eval_samples {num_images} --eps {args.eps:g} --eps_grid --no_autoattack --seed {args.seed}"
+    # More would be little faster for so small a model, and the figures would depend on their number.
+    torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
 

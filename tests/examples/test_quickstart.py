@@ -16,7 +16,7 @@ from PIL import Image
 from transformers import pipeline
 
 from transformers_nim import NIMForPreTraining, NIMForRobustImageClassification
-from transformers_nim.hub.upload import prepare
+from transformers_nim.hub.publication import prepare
 from transformers_nim.robustness import RobustnessReport
 from transformers_nim.robustness.protocol import CLEAN, HEADLINE
 

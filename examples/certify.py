@@ -1,7 +1,9 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""Certified accuracy of De^3 over a data set (randomized smoothing, arXiv 1902.02918), which no attack can lower.
+"""Certify the accuracy of De^3 over a data set (randomized smoothing, arXiv 1902.02918), which no attack can lower.
 
-All is in `transformers_nim.commands.certify`; `--help` says what it takes.
+    python examples/certify.py --model_name_or_path MODEL --dataset_name DATA --output_dir DIR
+
+The command is `transformers_nim.commands.certify`; `--help` explains its options.
 """
 
 from transformers_nim.commands.certify import main

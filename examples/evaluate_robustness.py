@@ -1,7 +1,9 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""How robust an image classifier is, by a suite of attacks that does not flatter random defenses.
+"""Measure how robust an image classifier is, by a suite of attacks that does not flatter random defenses.
 
-All is in `transformers_nim.commands.evaluate`; `--help` says what it takes.
+    accelerate launch examples/evaluate_robustness.py --model_name_or_path MODEL --dataset_name DATA --output_dir DIR
+
+The command is `transformers_nim.commands.evaluate`; `--help` explains its options.
 """
 
 from transformers_nim.commands.evaluate import main

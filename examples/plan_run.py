@@ -1,7 +1,9 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""Plans a long run before GPUs are paid for: FLOPs, hours, memory, the largest batch that fits, and the command.
+"""Plan a long run before GPUs are paid for: FLOPs, hours, memory, the largest batch that fits, and the command.
 
-All is in `transformers_nim.commands.plan`; `--help` says what it takes.
+    python examples/plan_run.py
+
+The command is `transformers_nim.commands.plan`; `--help` explains its options.
 """
 
 from transformers_nim.commands.plan import main

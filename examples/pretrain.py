@@ -1,7 +1,9 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""Pretrains a denoiser by noisy image modeling (NIM, arXiv 2302.01056), or a masked autoencoder as its baseline.
+"""Pretrain a denoiser by noisy image modeling (NIM, arXiv 2302.01056), or a masked autoencoder as its baseline.
 
-All is in `transformers_nim.commands.pretrain`; `--help` says what it takes.
+    accelerate launch examples/pretrain.py --dataset_name DATA --config_name tiny-patch4-32 --output_dir outputs/nim
+
+The command is `transformers_nim.commands.pretrain`; `--help` explains its options.
 """
 
 from transformers_nim.commands.pretrain import main

@@ -1,7 +1,9 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""Publishes a checkpoint with its card and results on the Hub. Without --push nothing is sent.
+"""Publish a checkpoint with its card and results on the Hub. Without --push nothing is sent.
 
-All is in `transformers_nim.commands.push`; `--help` says what it takes.
+    python examples/push_checkpoint.py FOLDER --repo_id OWNER/NAME
+
+The command is `transformers_nim.commands.push`; `--help` explains its options.
 """
 
 import sys

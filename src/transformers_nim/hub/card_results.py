@@ -176,17 +176,17 @@ def read_certificates(results: Mapping[str, Any]) -> Evaluation:
 _ALL_KINDS = ("accuracy", "worst_of_10", "majority_of_11")
 
 
-def _is_for_metadata(cell: AttackConfiguration, eps: float, sigma: float | None) -> bool:
+def _is_for_metadata(attack: AttackConfiguration, eps: float, sigma: float | None) -> bool:
     """Return whether a figure of this attack configuration is one of the model.
 
     Those of checks are figures of the attacks, and clean twins serve as their comparison.
     """
-    if cell.group == "clean":
-        return cell.name == CLEAN
-    if cell.group == "grid":
+    if attack.group == "clean":
+        return attack.name == CLEAN
+    if attack.group == "grid":
         # Attackers who assume another sigma are in the matrix.
-        return cell.eps != eps and cell.attack_sigma == sigma
-    return cell.group in ATTACK_GROUPS and cell.eps == eps
+        return attack.eps != eps and attack.attack_sigma == sigma
+    return attack.group in ATTACK_GROUPS and attack.eps == eps
 
 
 def read_robustness(results: Mapping[str, Any]) -> Evaluation:
@@ -197,14 +197,16 @@ def read_robustness(results: Mapping[str, Any]) -> Evaluation:
     figures: list[Figure] = []
     # The defense as it is meant to be used; the tables have the others.
     for row in [*(row for row in report.rows if row.defense_sigma == sigma), report.strongest(sigma).row]:
-        cell = report.configurations.get(row.configuration)
-        if cell is not None and not _is_for_metadata(cell, settings["eps"], sigma):
+        attack = report.configurations.get(row.configuration)
+        if attack is not None and not _is_for_metadata(attack, settings["eps"], sigma):
             continue
         how = {"norm": row.norm, "eps_255": row.eps, "sigma": sigma, "seed": settings["seed"]}
-        if cell is not None:
-            how |= {name: cell.options[name] for name in ("steps", "num_draws", "restarts") if name in cell.options}
-            how |= {"attack_sigma": cell.attack_sigma} if cell.eps else {}
-        if row.eps and settings["attack_precision"] != DEFAULT_PRECISION and not (cell and cell.is_deterministic):
+        if attack is not None:
+            how |= {
+                name: attack.options[name] for name in ("steps", "num_draws", "restarts") if name in attack.options
+            }
+            how |= {"attack_sigma": attack.attack_sigma} if attack.eps else {}
+        if row.eps and settings["attack_precision"] != DEFAULT_PRECISION and not (attack and attack.is_deterministic):
             how["attack_precision"] = settings["attack_precision"]
         for kind in _ALL_KINDS if row.configuration in (HEADLINE, STRONGEST) else _ALL_KINDS[:1]:
             accuracy: Accuracy = getattr(row, kind)

@@ -87,6 +87,7 @@ def predict(folder, repo):
     return answers
 
 
+@pytest.mark.slow
 def test_pushed_loaded_and_kept(loopback_hub, folder, tmp_path):
     environment = loopback_hub.environment(tmp_path)
     assert run(upload, environment, folder, REPO), "a push of the same files is no commit"

@@ -93,7 +93,9 @@ def test_resumed_is_the_same_run(uninterrupted, arguments, tmp_path):
     assert all(torch.equal(one, other) for one, other in zip(*(average.values() for average in averages)))
 
 
-@pytest.mark.parametrize("train_on", TRAIN_ON)
+@pytest.mark.parametrize(
+    "train_on", ["denoised", *(pytest.param(name, marks=pytest.mark.slow) for name in TRAIN_ON if name != "denoised")]
+)
 def test_64_images_are_learned_by_heart(train_on, denoiser, tmp_path):
     parts = datasets.DatasetDict({"train": digits_dataset(64), "validation": digits_dataset(64)})
     parts.save_to_disk(tmp_path / "data")

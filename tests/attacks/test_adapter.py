@@ -6,6 +6,7 @@ from conftest import tiny_model
 
 from transformers_nim import NIMForImageClassification, NIMForRobustImageClassification, NIMImageProcessor
 from transformers_nim.attacks import PixelClassifier, image_generators
+from transformers_nim.model.outputs_nim import combine_draws
 
 
 @pytest.fixture
@@ -153,11 +154,39 @@ class TestNoise:
         for vote in ("mean", "majority"):
             classifier = PixelClassifier(robust_model, sigma=30, num_samples=8, vote=vote)
             logits = classifier(pixels, image_generators([5, 6, 7], "test"))
-            draws = classifier.draw_logits(pixels, 8, image_generators([5, 6, 7], "test"))
+            single = PixelClassifier(robust_model, sigma=30, num_samples=1)
+            draws = single.draw_logits(pixels, 8, image_generators([5, 6, 7], "test"))
             expected = draws.softmax(dim=-1).mean(dim=1)
             if vote == "majority":
                 expected = torch.nn.functional.one_hot(draws.argmax(dim=-1), 5).float().mean(dim=1)
             torch.testing.assert_close(logits.softmax(dim=-1), expected, atol=2e-3, rtol=0)
+
+    @pytest.mark.parametrize("vote", ["mean", "majority"])
+    def test_draws_of_a_vote_are_votes(self, robust_model, pixels, vote):
+        classifier = PixelClassifier(robust_model, sigma=30, num_samples=4, vote=vote)
+        assert classifier.num_samples == 4
+        votes = classifier.draw_logits(pixels, 3, image_generators([5, 6, 7], "test"))
+        single = PixelClassifier(robust_model, sigma=30, num_samples=1)
+        draws = single.draw_logits(pixels, 12, image_generators([5, 6, 7], "test")).unflatten(1, (3, 4))
+        expected = [combine_draws(draws[:, index], vote) for index in range(3)]
+        torch.testing.assert_close(votes, torch.stack(expected, dim=1))
+        known = PixelClassifier(robust_model, sigma=30, num_samples=4, vote=vote, fixed_noise=True, seed=9)
+        noise = [torch.Generator().manual_seed(9) for _ in pixels]
+        model_draws = robust_model(
+            known.normalize(pixels), sigma=30, num_samples=4, generator=noise, output_draws=True
+        ).draw_logits
+        torch.testing.assert_close(known(pixels), combine_draws(model_draws, vote))
+
+    def test_a_majority_has_the_gradient_of_the_mean(self, robust_model, pixels):
+        gradients, values = {}, {}
+        for vote in ("mean", "majority"):
+            classifier = PixelClassifier(robust_model, sigma=30, num_samples=4, vote=vote, fixed_noise=True)
+            images = pixels.clone().requires_grad_()
+            values[vote] = classifier(images)
+            (gradients[vote],) = torch.autograd.grad(values[vote][:, 0].sum(), images)
+            assert torch.equal(values[vote], classifier(pixels))
+        torch.testing.assert_close(gradients["majority"], gradients["mean"])
+        assert not torch.equal(values["majority"], values["mean"])
 
     def test_fixed_noise(self, robust_model, pixels):
         classifier = PixelClassifier(robust_model, sigma=30, num_samples=2, fixed_noise=True)

@@ -176,9 +176,36 @@ def test_attacks_may_search_in_bf16_and_records_tell(finished, folder, tmp_path)
 def test_a_run_from_before_there_was_a_precision_goes_on(finished, folder, tmp_path):
     out = shutil.copytree(finished[1], tmp_path / "old")
     settings = json.loads((out / "settings.json").read_text())
-    del settings["attack_precision"]
+    del settings["attack_precision"], settings["num_samples"], settings["vote"]
     (out / "settings.json").write_text(json.dumps(settings))
     assert timeless(run(*arguments(folder, "--output_dir", out, "--resume"))) == timeless(finished[0])
+
+
+def test_the_vote_is_the_defense(finished, folder, tmp_path, capsys):
+    options = arguments(folder, "--output_dir", tmp_path / "out", "--max_eval_samples", "2", "--num_samples", "4")
+    report = run(*options, "--vote", "majority")
+    assert (report.settings["num_samples"], report.settings["vote"]) == (4, "majority")
+    assert (finished[0].settings["num_samples"], finished[0].settings["vote"]) == (1, "mean")
+    assert report.correct("clean", 40.0).shape == (2, 11)
+    assert "the vote of 4 noise draws (each for one class)" in " ".join(capsys.readouterr().out.split())
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["settings"]["num_samples"] == 4
+    # Gradients are those of the mean vote, and agree with its differences.
+    (check,) = [check for check in report.checks if check["name"].startswith("gradients agree")]
+    assert check["passed"]
+    # Without noise there is nothing to vote: the same as of single draws.
+    for name in ("clean", "EOT-PGD, sigma off", "EOT-PGD, sigma 0"):
+        for key in ("off", "0"):
+            own, other = (
+                {r["row"]: r["predictions"][key] for r in one.records if r["cell"] == name}
+                for one in (report, finished[0])
+            )
+            assert own.items() <= other.items()
+    with pytest.raises(ValueError, match="num_samples was 4 and is 5"):
+        run(*[*options[:-1], "5"], "--vote", "majority", "--resume")
+    with pytest.raises(ValueError, match="vote was 'majority' and is 'mean'"):
+        run(*options, "--vote", "mean", "--resume")
+    with pytest.raises(ValueError, match="--vote mean is for several noise draws"):
+        run(*[*options[:-1], "1"], "--vote", "mean", "--resume")
 
 
 def test_a_budget_cuts_and_says_so_and_a_resumed_run_keeps_its_plan(folder, tmp_path, capsys):
@@ -212,6 +239,8 @@ def test_another_model_and_a_surrogate(folder, tmp_path, capsys):
     with pytest.raises(ValueError, match="has no defense: leave --sigma 40 out"):
         run(*options, "--output_dir", tmp_path / "out")
     options[options.index("--sigma") + 1] = "config"
+    with pytest.raises(ValueError, match="--num_samples and --vote are for a defense with a sigma above 0"):
+        run(*options, "--output_dir", tmp_path / "out", "--num_samples", "4")
     with pytest.raises(ValueError, match="attack_precision bf16 is for attacks on a random defense"):
         run(*options, "--output_dir", tmp_path / "out", "--attack_precision", "bf16")
     report = run(*options, "--output_dir", tmp_path / "out", "--surrogates", f"nim={folder / 'model'}")

@@ -350,6 +350,19 @@ def test_figures_of_approximate_attacks_say_so(tmp_path):
     assert "search in bf16 (autocast)" in " ".join(card.text.split())
 
 
+def test_a_vote_is_told_with_every_figure(tmp_path):
+    checkpoint(tmp_path)
+    report = fake_reports.simulated(num_samples=16, vote="mean")
+    save(tmp_path, "robustness.json", report.to_dict())
+    card = ModelCard.load(
+        write_card(tmp_path, name="me/nim", summary="A model.", results=["robustness.json"],
+                   hub_dataset={"robustness.json": "me/digits"})
+    )  # fmt: skip
+    told = [(result.metric_args["num_samples"], result.metric_args["vote"]) for result in card.data.eval_results]
+    assert set(told) == {(16, "mean")}
+    assert "is the vote of 16 noise draws" in " ".join(card.text.split())
+
+
 def test_certificates_and_robustness_plug_in(tmp_path):
     checkpoint(tmp_path)
     save(tmp_path, "certify.json", CERTIFIED)

@@ -112,6 +112,31 @@ def test_deterministic_models_meet_targeted_attacks_and_autoattack():
     assert random["AutoAttack, noise known"].group == "cross-check"
 
 
+def test_a_vote_is_one_draw_and_costs_as_many_passes_as_it_has():
+    budget = BUDGETS["quick"]
+    assert [budget.votes(num) for num in (1, 4, 8, 16)] == [8, 2, 1, 1]
+    assert [budget.queries(num) for num in (1, 4, 16)] == [1600, 400, 200]
+    assert configurations(num_samples=1) == configurations()
+    single, votes, many = named(), named(num_samples=4), named(num_samples=16)
+    for name in ("EOT-PGD", "FGSM", "low frequency", "vote", "BPDA", "Square"):
+        assert (votes[name].num_draws, many[name].num_draws) == (2, 1)
+        # As many passes per step, until one vote has more.
+        own, other = (made[name].passes(num) * made[name].cost[0] for made, num in ((single, 1), (votes, 4)))
+        assert own == other
+    # 20 steps and two losses; 8 draws then hold no more than one vote of 16.
+    assert many[HEADLINE].cost == (40, 4)
+    assert many[HEADLINE].total_cost(budget, 16) == 16 * 84 + 2 * 16 * 19 + 2
+    # Known noise: all draws of the vote; without noise there is nothing to vote.
+    assert many[NOISE_KNOWN].total_cost(budget, 16) == 16 * 84 + 16 * 19
+    assert many["EOT-PGD, sigma off"].total_cost(budget, 16) == 84 + 2 * 16 * 19 + 2
+    # Passes stay as large as --rows_per_pass.
+    assert votes[HEADLINE].options["batch_size"] == 8 * 2
+    assert many[HEADLINE].options["batch_size"] == 4
+    assert many["EOT-PGD, sigma 0"].options["batch_size"] == 8
+    with pytest.raises(ValueError, match="num_samples must be an int"):
+        suite(num_samples=0)
+
+
 def test_without_bound_means_that_any_image_can_become_any_other():
     assert named()["EOT-PGD, unbounded"].eps == 255
     assert named(norm="L2", image_shape=(3, 2, 3))["EOT-PGD, unbounded"].eps == pytest.approx(255 * 18**0.5)

@@ -311,6 +311,26 @@ def test_protocol_says_how():
     assert "draws per gradient" not in undefended
 
 
+def test_the_vote_as_the_defense_is_told_and_older_reports_have_single_draws():
+    report = simulated()
+    assert (report.settings["num_samples"], report.settings["vote"]) == (1, "mean")
+    assert "is the vote" not in describe(report)
+    text = describe(simulated(num_samples=16, vote="mean"))
+    for part in (
+        "Each prediction at a sigma above 0 is the vote of 16 noise draws (by mean probability)",
+        "mean over 11 votes of 16 fresh noise draws of the finished image",
+        "Forward passes per prediction: 16 for one shot, 16 times 11 for the majority, up to 16 times 10",
+        "20 steps, 1 vote of 16 noise draws per gradient",
+        "Square 200 queries, every vote counted",
+    ):
+        assert part in text
+    assert "(each for one class)" in describe(simulated(num_samples=4, vote="majority"))
+    assert "2 votes of 4 noise draws per gradient" in describe(simulated(num_samples=4, vote="majority"))
+    other = compare(report, simulated(num_samples=16, vote="mean"))
+    (line,) = [line for line in other.splitlines() if "num_samples" in line]
+    assert [part.strip() for part in line.split("|")[1:-1]] == ["num_samples", "1", "16"]
+
+
 def test_the_precision_of_the_search_is_told_and_older_reports_have_float32():
     report = simulated()
     assert report.settings["attack_precision"] == "fp32"

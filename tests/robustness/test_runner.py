@@ -2,17 +2,25 @@
 import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from attacks.toys import Linear, Masked, Noisy, boundary_points
 
+from transformers_nim.attacks import PixelClassifier
 from transformers_nim.attacks.randomness import draw_logits
 from transformers_nim.data.evaluation_set import EvaluationSet
+from transformers_nim.model.noise import draw_noise, resolve_sigma
+from transformers_nim.model.outputs_nim import RobustImageClassifierOutput, combine_draws
+from transformers_nim.robustness.classifiers import classifier_maker
+from transformers_nim.robustness.figures import measure
 from transformers_nim.robustness.protocol import (
     CLEAN,
+    CLEAN_NOISE_KNOWN,
     HEADLINE,
+    NOISE_KNOWN,
     AttackBudget,
     AttackConfiguration,
     ModelFacts,
@@ -20,6 +28,7 @@ from transformers_nim.robustness.protocol import (
 )
 from transformers_nim.robustness.runner import KEYS, PROBE, Runner, kept_path
 from transformers_nim.utils.records import read_records, start_records
+from transformers_nim.utils.seeding import derive_seed
 from transformers_nim.utils.text_table import sigma_key
 
 
@@ -405,3 +414,102 @@ def test_there_is_work_for_every_process(tmp_path):
         for index in range(3)
     ]  # fmt: skip
     assert min(costs) > 0.5 * max(costs)
+
+
+class Brightness(torch.nn.Module):
+    """A defense by noise alone: right in two of three draws, and by the vote of many draws nearly always."""
+
+    def __init__(self):
+        super().__init__()
+        self.config = SimpleNamespace(
+            image_mean=[0.0], image_std=[1.0], defense_sigma=100, num_samples=1, vote="mean", num_channels=1
+        )
+        self.device, self.denoiser, self.rows = torch.device("cpu"), None, 0
+        self.eval()
+
+    def forward(
+        self, pixel_values, sigma="config", num_samples=1, vote="mean", generator=None, max_batch_size=None,
+        output_draws=False,
+    ):  # fmt: skip
+        draws = pixel_values.unsqueeze(1)
+        if sigma is not None:
+            scale, noise = draw_noise(
+                pixel_values, resolve_sigma(sigma, None, len(draws)), num_samples, None, generator
+            )
+            draws = draws + scale[..., None, None, None] / 255 * noise
+        self.rows += draws.shape[0] * draws.shape[1]
+        bright = 2 * (draws.mean(dim=(2, 3, 4)) - 0.5)
+        logits = torch.stack([bright, -bright], dim=-1)
+        return RobustImageClassifierOutput(
+            logits=combine_draws(logits, vote), draw_logits=logits, denoised_pixel_values=draws
+        )
+
+
+class TestVote:
+    S, SIGMA, SEED = 32, 100.0, 7
+
+    def evaluate(self, folder, num_samples, vote="mean"):
+        labels = torch.arange(6) % 2
+        pixels = torch.where(labels == 0, 0.6, 0.4)[:, None, None, None].expand(-1, 1, 2, 2).clone()
+        images, model = EvaluationSet.from_tensors(pixels, labels), Brightness()
+        facts = ModelFacts(self.SIGMA, [None], 2, has_patches=False, image_shape=(1, 2, 2))
+        suite = Suite("quick", BUDGET, facts, 8, num_samples=num_samples).configurations()
+        make = classifier_maker(model, None, self.SEED, num_samples=num_samples, vote=vote)
+        costs = []
+        start_records(folder, {}, KEYS, False)
+        runner = Runner(
+            make, images, suite, BUDGET, folder, self.SEED, keep_images=[HEADLINE, NOISE_KNOWN],
+            num_samples=num_samples, on_cost=costs.append,
+        )  # fmt: skip
+        pending = runner.pending_cost()
+        runner.run()
+        assert sum(costs) == pytest.approx(pending)
+        assert pending == sum(one.num_images * one.total_cost(BUDGET, num_samples) for one in suite)
+        return pixels, labels, images, read(folder), model
+
+    def figures(self, records, name, labels):
+        predictions = np.array([records[name, row]["predictions"]["100"] for row in range(6)])
+        return [figure.mean for figure in measure(predictions, labels.numpy())]
+
+    def by_hand(self, pixels, row, vote):
+        """Votes on an image, each of draws in their order, from a generator of the image."""
+        generator = torch.Generator().manual_seed(derive_seed(self.SEED, "evaluation", row, "100"))
+        votes = []
+        for _ in range(BUDGET.num_draws + BUDGET.num_evaluations):
+            single = PixelClassifier(Brightness(), sigma=self.SIGMA, num_samples=1)
+            draws = single.draw_logits(pixels[None], self.S, [generator])[0]
+            shares = draws.softmax(dim=-1) if vote == "mean" else torch.nn.functional.one_hot(draws.argmax(dim=-1), 2)
+            votes.append(int(shares.double().mean(dim=0).argmax()))
+        return votes[BUDGET.num_draws :]
+
+    @pytest.mark.parametrize("vote", ["mean", "majority"])
+    def test_all_figures_are_of_votes(self, tmp_path, vote):
+        pixels, labels, images, records, _ = self.evaluate(tmp_path / "votes", self.S, vote)
+        for position, image in enumerate(images.images):
+            assert records[CLEAN, image.row]["predictions"]["100"] == self.by_hand(pixels[position], image.row, vote)
+            found = torch.from_numpy(np.load(kept_path(tmp_path / "votes", HEADLINE, image.row)))
+            assert records[HEADLINE, image.row]["predictions"]["100"] == self.by_hand(found, image.row, vote)
+        known = PixelClassifier(
+            Brightness(), sigma=self.SIGMA, num_samples=self.S, vote=vote, fixed_noise=True, seed=self.SEED
+        )
+        for row in range(6):
+            found = torch.from_numpy(np.load(kept_path(tmp_path / "votes", NOISE_KNOWN, row)))
+            for name, shown in ((CLEAN_NOISE_KNOWN, pixels[row]), (NOISE_KNOWN, found)):
+                assert records[name, row]["predictions"]["100"] == [int(known(shown[None]).argmax())]
+        _, _, _, single, _ = self.evaluate(tmp_path / "single", 1)
+        one_shot, worst, _ = self.figures(single, CLEAN, labels)
+        assert 0.5 < one_shot < 0.9
+        assert worst < 0.5
+        assert min(self.figures(records, CLEAN, labels)) > 0.9
+        assert self.figures(records, HEADLINE, labels)[0] > self.figures(single, HEADLINE, labels)[0] + 0.15
+
+    def test_as_many_passes_as_are_counted(self, tmp_path):
+        *_, model = self.evaluate(tmp_path / "votes", self.S)
+        facts = ModelFacts(self.SIGMA, [None], 2, has_patches=False, image_shape=(1, 2, 2))
+        suite = Suite("quick", BUDGET, facts, 8, num_samples=self.S).configurations()
+        counted = 0
+        for one in suite:
+            gradients, _ = one.cost
+            counted += one.num_images * (one.total_cost(BUDGET, self.S) - one.passes(self.S) * gradients)
+        # Upper bounds: some attacks ask for less than they may, and starts and groups of attacks add a little.
+        assert 0.6 * counted < model.rows < 1.6 * counted

@@ -30,6 +30,17 @@ def test_images_go_first():
     assert cut == [f"{chosen.num_images} images instead of 64, to fit into {0.6 * minutes_for(QUICK):g} minutes"]
 
 
+def test_votes_cost_their_draws():
+    votes = replace(SUITE, num_samples=16)
+    minutes = 1.2 * minutes_for(QUICK)
+    chosen, cut = fit(votes, 0.01, 1, minutes)
+    assert chosen.num_images < 64
+    assert cut
+    made = replace(votes, budget=chosen).configurations()
+    needed = 0.01 * sum(one.num_images * one.total_cost(chosen, 16) for one in made) / 60
+    assert 0.8 * minutes < needed <= 0.9 * minutes
+
+
 def test_as_much_as_fits_is_used():
     minutes = 0.6 * minutes_for(QUICK)
     chosen, _ = fit(SUITE, 0.01, 1, minutes)

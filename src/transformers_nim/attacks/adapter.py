@@ -40,7 +40,8 @@ class PixelClassifier(nn.Module):
         sigma: Noise scale of the defense in units of 0..255 pixels; `None` switches the defense off. By default the
             config's. This and the next four arguments are for models with a defense.
         num_samples: Noise draws that a prediction combines; the config's by default.
-        vote: How it combines them, `"mean"` or `"majority"`; the config's by default. A majority has no gradient.
+        vote: How it combines them, `"mean"` or `"majority"`; the config's by default. A majority has no gradient of
+            its own, and gets that of the mean.
         gradient: `"full"` differentiates through noise, denoiser and classifier. `"bpda"` makes the same predictions,
             but differentiates noise and denoiser as the identity (Athalye et al., arXiv 1802.00420). `"classifier"` is
             the classifier without the defense, on which the NIM paper computes its gray-box attacks.
@@ -132,6 +133,11 @@ class PixelClassifier(nn.Module):
         return self.fixed_noise or not self._is_noisy
 
     @property
+    def num_samples(self) -> int:
+        """Noise draws that a prediction combines; 1 for a model that has none."""
+        return self.forward_kwargs.get("num_samples", getattr(self._model[0].config, "num_samples", 1))
+
+    @property
     def patch_shape(self) -> tuple[int, int] | None:
         """Height and width of the model's patches in pixels; `None` if it has none."""
         config = self._model[0].config
@@ -170,17 +176,14 @@ class PixelClassifier(nn.Module):
         Returns:
             Logits, shape `(batch, classes)`.
         """
-        config = self._model[0].config
-        num_samples = self.forward_kwargs.get("num_samples", getattr(config, "num_samples", 1))
-        logits = self._logits(pixels, num_samples, generators)
-        return combine_draws(logits, self.forward_kwargs.get("vote", getattr(config, "vote", "mean")))
+        return self._combine(self._logits(pixels, self.num_samples, generators))
 
     def draw_logits(self, pixels: Tensor, num_draws: int, generators: Generators | None = None) -> Tensor:
-        """Return the logits for several noise draws, in one pass.
+        """Return the logits of several predictions under fresh noise, in one pass.
 
         Args:
             pixels: Images in [0, 1], shape `(batch, channels, height, width)`.
-            num_draws: Draws per image, whatever the model's `num_samples`.
+            num_draws: Predictions per image. Each combines `num_samples` noise draws of its own.
             generators: One source of noise per image; this object's own by default.
 
         Returns:
@@ -188,7 +191,18 @@ class PixelClassifier(nn.Module):
         """
         if self.is_deterministic:
             return self(pixels, generators).unsqueeze(1)
-        return self._logits(pixels, num_draws, generators, max_batch_size=len(pixels) * num_draws)
+        total = num_draws * self.num_samples
+        logits = self._logits(pixels, total, generators, max_batch_size=len(pixels) * total)
+        return self._combine(logits.unflatten(1, (num_draws, -1)).flatten(0, 1)).unflatten(0, (-1, num_draws))
+
+    def _combine(self, logits: Tensor) -> Tensor:
+        """Combine draws `(batch, num_samples, classes)` into one prediction, with the gradient of the mean vote."""
+        vote = self.forward_kwargs.get("vote", getattr(self._model[0].config, "vote", "mean"))
+        combined = combine_draws(logits, vote)
+        if vote == "mean" or not combined.requires_grad:
+            return combined
+        mean = combine_draws(logits, "mean")
+        return combined.detach() + (mean - mean.detach())
 
     def _logits(self, pixels: Tensor, num_draws: int, generators: Generators | None, **kwargs: Any) -> Tensor:
         _check_mode(self._model[0])

@@ -3,6 +3,7 @@
 
     accelerate launch examples/evaluate_robustness.py --model_name_or_path MODEL --dataset_name DATA --output_dir DIR
     ... --suite full --eps 4 --sigmas off 0 25 50 75 100 --eps_grid 1 2 4
+    ... --num_samples 16                                     # the vote of 16 noise draws is the defense
     ... --budget_minutes 60                                  # as many images and draws as fit
     ... --surrogates undefended=MODEL2 adversarial=MODEL3    # models from which attacks are transferred
     python examples/evaluate_robustness.py --compare A/results.json B/results.json
@@ -45,6 +46,7 @@ from ..robustness.protocol import (
     BUDGETS,
     DEFAULT_PRECISION,
     HEADLINE,
+    OLDER_SETTINGS,
     PRECISIONS,
     AttackBudget,
     AttackConfiguration,
@@ -107,6 +109,12 @@ def make_arguments() -> argparse.ArgumentParser:
                         help="main sigma of the defense; config is that of the model's config")  # fmt: skip
     attack.add_argument("--sigmas", type=sigma_argument, nargs="*",
                         help="further ones, for the trade-off curve (default: off 0 25 50 75 100)")  # fmt: skip
+    attack.add_argument("--num_samples", type=int,
+                        help="noise draws that vote on each prediction (default: the config's, mostly 1). The vote is"
+                        " what is attacked and counted: one shot, ten tries and known noise are those of votes, and a"
+                        " gradient averages over num_draws // num_samples votes, at least one")  # fmt: skip
+    attack.add_argument("--vote", choices=("mean", "majority"),
+                        help="how: by mean probability, or for one class each (default: the config's)")  # fmt: skip
     attack.add_argument("--attacks", nargs="+", help="further attacks by their registered names")
     for name, text in _BUDGET.items():
         attack.add_argument(f"--{name}", type=int, help=f"{text} (default: the suite's)")
@@ -136,7 +144,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     if args.compare:
         return args
     required = ("model_name_or_path", "dataset_name", "output_dir")
-    check_arguments(parser, args, required, ("max_eval_samples", "per_device_eval_batch_size", "rows_per_pass"))
+    check_arguments(
+        parser, args, required, ("max_eval_samples", "per_device_eval_batch_size", "rows_per_pass", "num_samples")
+    )
     args.surrogates, args.attacks = args.surrogates or [], args.attacks or []
     if args.eps_grid is None:
         args.eps_grid = [args.eps / 4, args.eps / 2]
@@ -181,6 +191,24 @@ def main_sigma(args: argparse.Namespace, model: PreTrainedModel) -> float | None
     return None if value is None else float(value)
 
 
+def predictor(args: argparse.Namespace, model: PreTrainedModel, sigmas: Sequence[float | None]) -> tuple[int, str]:
+    """Return how many noise draws a prediction combines, and by which vote.
+
+    Raises:
+        ValueError: A vote was asked for, and there is no noise or a single draw.
+    """
+    if not any(sigmas):
+        if args.num_samples not in (None, 1) or args.vote is not None:
+            raise ValueError("--num_samples and --vote are for a defense with a sigma above 0: leave them out")
+        return 1, "mean"
+    num_samples = model.config.num_samples if args.num_samples is None else args.num_samples
+    if num_samples == 1:
+        if args.vote is not None:
+            raise ValueError(f"--vote {args.vote} is for several noise draws per prediction; add --num_samples 16")
+        return 1, "mean"
+    return num_samples, args.vote or model.config.vote
+
+
 @dataclass(frozen=True)
 class Subject:
     """The model that is evaluated, and those from which attacks are transferred.
@@ -190,6 +218,8 @@ class Subject:
         processor: Its image processor.
         sigma: The main sigma of the defense in units of 0..255 pixels; `None` for a model without one.
         sigmas: Further ones.
+        num_samples: Noise draws that a prediction combines.
+        vote: How it combines them, `"mean"` or `"majority"`.
         make_classifier: The model as attacks take it.
         surrogates: Other models by name.
         surrogate_hashes: Their hashes by name.
@@ -199,6 +229,8 @@ class Subject:
     processor: Any
     sigma: float | None
     sigmas: list[float | None]
+    num_samples: int
+    vote: str
     make_classifier: Callable[[float | None, str, bool], PixelClassifier]
     surrogates: Mapping[str, PixelClassifier]
     surrogate_hashes: Mapping[str, str]
@@ -219,11 +251,14 @@ def load_subject(args: argparse.Namespace, device: torch.device) -> Subject:
     """Load the model and its surrogates.
 
     Raises:
-        ValueError: See [`main_sigma`]; or the classes of a surrogate are not those of the model.
+        ValueError: See [`main_sigma`] and [`predictor`]; or the classes of a surrogate are not those of the model.
     """
     source = {"cache_dir": args.cache_dir, "token": args.token}
     model, processor = load_with_processor(args.model_name_or_path, device, **source)
     sigma = main_sigma(args, model)
+    # The defense switched off belongs to every grid: a check needs it.
+    sigmas = list(dict.fromkeys([*args.sigmas, None])) if has_defense(model) else []
+    num_samples, vote = predictor(args, model, [sigma, *sigmas])
     surrogates, hashes = {}, {}
     for name, path in (pair.split("=", 1) for pair in args.surrogates):
         other, other_processor = load_with_processor(path, device, **source)
@@ -236,9 +271,8 @@ def load_subject(args: argparse.Namespace, device: torch.device) -> Subject:
             )
         hashes[name] = model_hash(other)
         surrogates[name] = classifier_maker(other, other_processor, args.seed)(None, "full", False)
-    # The defense switched off belongs to every grid: a check needs it.
-    sigmas = list(dict.fromkeys([*args.sigmas, None])) if has_defense(model) else []
-    return Subject(model, processor, sigma, sigmas, classifier_maker(model, processor, args.seed), surrogates, hashes)
+    make_classifier = classifier_maker(model, processor, args.seed, num_samples=num_samples, vote=vote)
+    return Subject(model, processor, sigma, sigmas, num_samples, vote, make_classifier, surrogates, hashes)
 
 
 def chosen_budget(args: argparse.Namespace) -> AttackBudget:
@@ -268,6 +302,7 @@ def make_suite(args: argparse.Namespace, subject: Subject, images: EvaluationSet
     suite = Suite(
         args.suite, replace(budget, num_images=len(images.images)), facts, args.eps, args.eps_grid, args.norm,
         list(subject.surrogates), args.rows_per_pass, has_autoattack and args.suite == "full", args.attacks,
+        subject.num_samples,
     )  # fmt: skip
     if args.attack_precision != DEFAULT_PRECISION and all(one.is_deterministic for one in suite.configurations()):
         advice = ", or pass a --sigma above 0" if has_defense(subject.model) else ""
@@ -297,7 +332,8 @@ def fit_time(
         accelerator.print("timing the model, to see what fits into the time")
         first = images.read(images.images[0].row).to(accelerator.device)
         num_draws = suite.budget.num_draws
-        seconds = seconds_per_pass(subject.make_classifier, first, subject.sigma, num_draws, args.rows_per_pass)
+        make = classifier_maker(subject.model, subject.processor, args.seed)
+        seconds = seconds_per_pass(make, first, subject.sigma, num_draws, args.rows_per_pass)
         budget, cut = fit(suite, seconds, accelerator.num_processes, args.budget_minutes)
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, json.dumps({"asked": asked, "strength": asdict(budget), "cut": cut}, indent=2) + "\n")
@@ -328,6 +364,8 @@ def make_settings(
         "dataset_images": len(data.train),
         "sigma": subject.sigma,
         "sigmas": list(dict.fromkeys([subject.sigma, *subject.sigmas])),
+        "num_samples": subject.num_samples,
+        "vote": subject.vote,
         "surrogates": subject.surrogate_hashes,
         "images": hashlib.sha256(identities.encode()).hexdigest()[:16],
         "image_processor": {"mean": list(classifier.image_mean), "std": list(classifier.image_std)},
@@ -347,12 +385,14 @@ def run_attacks(
     accelerator: Any,
 ) -> list[AttackConfiguration]:
     """Run this process's pending attacks, with a progress bar. Return the attack configurations that were run."""
-    make_approximate = classifier_maker(subject.model, subject.processor, args.seed, PRECISIONS[args.attack_precision])
+    parts = subject.model, subject.processor, args.seed
+    make_approximate = classifier_maker(*parts, PRECISIONS[args.attack_precision], subject.num_samples, subject.vote)
     runner = Runner(
         subject.make_classifier, images, planned, budget, args.output_dir, args.seed, subject.surrogates,
         keep_images=[HEADLINE], batch_size=args.per_device_eval_batch_size, rows_per_pass=args.rows_per_pass,
         device=accelerator.device, process_index=accelerator.process_index, num_processes=accelerator.num_processes,
-        wait=accelerator.wait_for_everyone, make_approximate=make_approximate,
+        wait=accelerator.wait_for_everyone, make_approximate=make_approximate, num_samples=subject.num_samples,
+        make_probed=classifier_maker(*parts, num_samples=subject.num_samples),
     )  # fmt: skip
     pending = runner.pending_cost()
     accelerator.print(
@@ -412,7 +452,8 @@ def make_samples(
             options: dict[str, Any] = {"sigma": sigma} if has_defense(model) else {}
             if sigma is not None:
                 generator = torch.Generator(model.device).manual_seed(record["row"])
-                options |= {"num_samples": 1, "generator": [generator], "output_draws": True}
+                options |= {"num_samples": subject.num_samples, "vote": subject.vote}
+                options |= {"generator": [generator], "output_draws": True}
             with torch.no_grad():
                 output = model(classifier.normalize(shown[name])[None].to(model.device), **options)
             sample[f"{name}_prediction"] = int(output.logits.argmax())
@@ -456,7 +497,7 @@ def main(argv: list[str] | None = None) -> RobustnessReport | str | None:
     settings = make_settings(args, subject, data, images, suite.budget)
     if accelerator.is_main_process:
         measured = {**settings, "cells": [asdict(one) for one in planned]}
-        start_records(args.output_dir, measured, KEYS, args.resume, {"attack_precision": DEFAULT_PRECISION})
+        start_records(args.output_dir, measured, KEYS, args.resume, OLDER_SETTINGS)
     accelerator.wait_for_everyone()
     for sentence in cut:
         accelerator.print(f"cut: {sentence}")

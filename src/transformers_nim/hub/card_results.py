@@ -206,6 +206,8 @@ def read_robustness(results: Mapping[str, Any]) -> Evaluation:
                 name: attack.options[name] for name in ("steps", "num_draws", "restarts") if name in attack.options
             }
             how |= {"attack_sigma": attack.attack_sigma} if attack.eps else {}
+        if sigma and settings["num_samples"] > 1:
+            how |= {"num_samples": settings["num_samples"], "vote": settings["vote"]}
         if row.eps and settings["attack_precision"] != DEFAULT_PRECISION and not (attack and attack.is_deterministic):
             how["attack_precision"] = settings["attack_precision"]
         for kind in _ALL_KINDS if row.configuration in (HEADLINE, STRONGEST) else _ALL_KINDS[:1]:

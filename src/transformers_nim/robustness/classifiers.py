@@ -40,7 +40,12 @@ def has_defense(model: PreTrainedModel) -> bool:
 
 
 def classifier_maker(
-    model: PreTrainedModel, image_processor: Any, seed: int, autocast_dtype: torch.dtype | None = None
+    model: PreTrainedModel,
+    image_processor: Any,
+    seed: int,
+    autocast_dtype: torch.dtype | None = None,
+    num_samples: int = 1,
+    vote: str = "mean",
 ) -> Callable[[float | None, str, bool], PixelClassifier]:
     """Return a function that makes a [`PixelClassifier`] of a model for a sigma.
 
@@ -49,6 +54,8 @@ def classifier_maker(
         image_processor: Its image processor, for the normalization.
         seed: Seed of the fixed noise.
         autocast_dtype: See [`PixelClassifier`].
+        num_samples: Noise draws that a prediction combines.
+        vote: How it combines them, `"mean"` or `"majority"`.
     """
     common = {"image_processor": image_processor, "seed": seed, "autocast_dtype": autocast_dtype}
 
@@ -57,7 +64,15 @@ def classifier_maker(
             if sigma is not None:
                 raise ValueError(f"{type(model).__name__} has no defense, so sigma must be None, got {sigma!r}")
             return PixelClassifier(model, **common)
-        return PixelClassifier(model, sigma=sigma, gradient=gradient, fixed_noise=fixed_noise, **common)
+        return PixelClassifier(
+            model,
+            sigma=sigma,
+            gradient=gradient,
+            fixed_noise=fixed_noise,
+            num_samples=num_samples,
+            vote=vote,
+            **common,
+        )
 
     return make
 

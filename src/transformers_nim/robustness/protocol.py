@@ -20,6 +20,9 @@ _LARGEST_GROUP = 8
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
 DEFAULT_PRECISION = "fp32"
 
+# Settings that older results do not have, with the values that they were made with.
+OLDER_SETTINGS: dict[str, Any] = {"attack_precision": DEFAULT_PRECISION, "num_samples": 1, "vote": "mean"}
+
 CLEAN = "clean"
 HEADLINE = "EOT-PGD"
 BPDA = "BPDA"
@@ -74,12 +77,12 @@ class AttackConfiguration:
 
     @property
     def num_draws(self) -> int:
-        """EOT draws per gradient."""
+        """EOT draws per gradient: predictions, each of which may combine several noise draws."""
         return 1 if self.is_deterministic else int(self.options.get("num_draws", 1))
 
     @property
     def cost(self) -> tuple[int, int]:
-        """Passes per image with a gradient, and passes without; every noise draw counts."""
+        """Predictions per image with a gradient, and predictions without; see [`AttackConfiguration.passes`]."""
         options = {**attack_options(self.attack), **self.options}
         draws = 1 if self.is_deterministic else options.get("num_draws", 1)
         runs = options.get("restarts", 1) * len(options.get("losses", ("ce",))) * options.get("num_targets", 1)
@@ -89,11 +92,25 @@ class AttackConfiguration:
         gradients = steps.get(self.attack, options.get("steps", 0)) * runs * draws
         return gradients, options.get("num_queries", 0) + 2 * runs * draws
 
-    def total_cost(self, budget: "AttackBudget") -> int:
-        """Return the passes per image, those that judge it included; one with a gradient counts as two."""
+    def passes(self, num_samples: int) -> int:
+        """Return the passes of a prediction of the attacked classifier, of `num_samples` noise draws where it has any.
+
+        Other models are attacked without a defense.
+        """
+        has_noise = self.attack_sigma and self.gradient != "classifier" and self.source is None
+        return num_samples if has_noise else 1
+
+    def total_cost(self, budget: "AttackBudget", num_samples: int = 1) -> int:
+        """Return the passes per image, those that judge it included; one with a gradient counts as two.
+
+        Args:
+            budget: The attack budget.
+            num_samples: Noise draws that a prediction combines; each is a pass.
+        """
         gradients, forwards = self.cost
-        draws = sum(budget.num_draws + budget.num_evaluations if sigma else 1 for sigma in self.defense_sigmas)
-        return 2 * gradients + forwards + draws
+        judging = num_samples * (budget.num_draws + budget.num_evaluations)
+        draws = sum(judging if sigma else 1 for sigma in self.defense_sigmas)
+        return self.passes(num_samples) * (2 * gradients + forwards) + draws
 
 
 @dataclass(frozen=True)
@@ -124,6 +141,17 @@ class AttackBudget:
         for name, least in (("num_evaluations", 11), ("num_queries", 2 * self.num_draws)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be an int of at least {least}, got {getattr(self, name)}")
+
+    def votes(self, num_samples: int) -> int:
+        """Return the predictions of `num_samples` noise draws per gradient: as many as `num_draws` hold, at least one.
+
+        So a step costs `num_draws` passes, or `num_samples` if these are more.
+        """
+        return max(1, self.num_draws // num_samples)
+
+    def queries(self, num_samples: int) -> int:
+        """Return the predictions that Square may ask for: as many steps as with single draws."""
+        return self.num_queries * self.votes(num_samples) // self.num_draws
 
 
 BUDGETS = {
@@ -179,6 +207,7 @@ class Suite:
         with_autoattack: Whether to run AutoAttack of pyautoattack: as one of the attacks where equal images get equal
             answers at the main sigma, otherwise as a cross-check on fixed noise.
         further_attacks: Names of other registered attacks, which run with their default options.
+        num_samples: Noise draws that a prediction combines. The vote is what is attacked.
 
     Raises:
         ValueError: A name or a number is out of range.
@@ -194,8 +223,10 @@ class Suite:
     rows_per_pass: int = 64
     with_autoattack: bool = False
     further_attacks: Sequence[str] = ()
+    num_samples: int = 1
 
     def __post_init__(self) -> None:
+        check_counts(num_samples=self.num_samples)
         if self.name not in BUDGETS:
             raise ValueError(f"suite must be one of {list(BUDGETS)}, got {self.name!r}")
         for radius in (self.eps, *self.eps_grid):
@@ -229,7 +260,11 @@ class Suite:
 
     @property
     def _iterative(self) -> dict[str, Any]:
-        return {"steps": self.budget.steps, "num_draws": self.budget.num_draws, "restarts": self.budget.restarts}
+        return {"steps": self.budget.steps, "num_draws": self._votes, "restarts": self.budget.restarts}
+
+    @property
+    def _votes(self) -> int:
+        return self.budget.votes(self.num_samples)
 
     def _make(
         self, name: str, group: str, attack: str, options: dict[str, Any] | None = None, **changes: Any
@@ -243,7 +278,9 @@ class Suite:
         if "batch_size" not in attack_options(attack):
             return made
         # Groups are filled up: those larger than a batch would waste passes.
-        group_size = min(_LARGEST_GROUP, max(1, self.rows_per_pass // made.num_draws))
+        group_size = min(
+            _LARGEST_GROUP, max(1, self.rows_per_pass // (made.num_draws * made.passes(self.num_samples)))
+        )
         if attack == "autoattack" or attack.startswith("torchattacks_"):
             # Their random starts belong to the batch and not to the image.
             group_size = 1
@@ -255,7 +292,7 @@ class Suite:
     def _baselines(self) -> Iterator[AttackConfiguration]:
         yield self._make(CLEAN, "clean", "none", eps=0.0, defense_sigmas=self.model.all_sigmas)
         yield self._make("uniform noise", "baseline", "uniform_noise")
-        yield self._make(FGSM, "baseline", "fgsm", {"num_draws": self.budget.num_draws})
+        yield self._make(FGSM, "baseline", "fgsm", {"num_draws": self._votes})
         yield self._make("PGD-10, one draw", "baseline", "pgd")
 
     def _white_box(self) -> Iterator[AttackConfiguration]:
@@ -309,7 +346,7 @@ class Suite:
                 yield self._pgd(name, "grid", eps=radius, attack_sigma=sigma, defense_sigmas=sigmas)
 
     def _black_box(self) -> Iterator[AttackConfiguration]:
-        square = {"num_queries": self.budget.num_queries, "num_draws": self.budget.num_draws}
+        square = {"num_queries": self.budget.queries(self.num_samples), "num_draws": self._votes}
         yield self._make(SQUARE, "black-box", "square", square)
         for source in self.surrogates:
             on_it = {"attack": "eot_apgd_ce", "options": {"steps": self.budget.steps, "restarts": 1, "batch_size": 8}}

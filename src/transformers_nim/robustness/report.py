@@ -17,10 +17,10 @@ from .figures import NUM_VOTES, Row, SigmaChoice, Strongest, TradeOff, find_knee
 from .protocol import (
     CLEAN,
     CLEAN_NOISE_KNOWN,
-    DEFAULT_PRECISION,
     FEW_STEPS,
     HEADLINE,
     OFF_LARGE,
+    OLDER_SETTINGS,
     UNBOUNDED,
     AttackConfiguration,
 )
@@ -42,7 +42,8 @@ class RobustnessReport:
     Attributes:
         settings: What decides the figures: `suite`, `model`, `dataset`, `split`, `norm`, `eps` (units of 0..255
             pixels), the main `sigma` (`None` is a model without a defense), `strength` (the attack budget), `seed`,
-            `dtype` and more. `attack_precision` is `"fp32"` in reports from before it was recorded.
+            `dtype` and more. `attack_precision` is `"fp32"` in reports from before it was recorded,
+            `num_samples` (noise draws that a prediction combines) 1 and `vote` `"mean"`.
         cells: The attack configurations as dictionaries; see [`AttackConfiguration`].
         images: For each image its `row` in the data set, a hash (`image`) and its true `label`. An attack
             configuration takes the first so many.
@@ -74,7 +75,8 @@ class RobustnessReport:
         # As JSON gives it back, so that a report equals the one that is read from its file.
         for name in (one.name for one in fields(self)):
             setattr(self, name, json.loads(json.dumps(getattr(self, name))))
-        self.settings.setdefault("attack_precision", DEFAULT_PRECISION)
+        for name, value in OLDER_SETTINGS.items():
+            self.settings.setdefault(name, value)
         absent = [name for name in _SETTINGS if name not in self.settings]
         if absent:
             raise ValueError(f"the settings of a report must have {list(_SETTINGS)}; missing: {absent}")

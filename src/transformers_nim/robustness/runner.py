@@ -60,6 +60,9 @@ class Runner:
         make_approximate: A faster approximation of the model, in which attacks on a random defense search. Attacks on
             a deterministic one stop at the first wrong answer of one pass, which rounding could undo; they search in
             `make_classifier`.
+        num_samples: Noise draws that a prediction of the model combines. A draw of the budget is such a prediction.
+        make_probed: The model whose gradients are probed, `make_classifier` by default: a majority has none of its
+            own that could be compared with differences.
     """
 
     make_classifier: MakeClassifier
@@ -79,6 +82,8 @@ class Runner:
     wait: Callable[[], object] = lambda: None
     on_cost: Callable[[float], object] = lambda cost: None
     make_approximate: MakeClassifier | None = None
+    num_samples: int = 1
+    make_probed: MakeClassifier | None = None
 
     def run(self) -> list[AttackConfiguration]:
         """Run this process's pending attacks.
@@ -114,7 +119,7 @@ class Runner:
         total = 0.0
         for one in self.configurations:
             pending = self._pending(one, done)
-            total += sum(len(part) for part in self._share(pending)) * one.total_cost(self.budget)
+            total += sum(len(part) for part in self._share(pending)) * one.total_cost(self.budget, self.num_samples)
         return total
 
     def _done(self) -> set[tuple[str, int]]:
@@ -143,7 +148,7 @@ class Runner:
         self, one: AttackConfiguration, done: set[tuple[str, int]], clean: Mapping[int, Mapping[str, Any]]
     ) -> None:
         pending = self._pending(one, done)
-        cost = one.total_cost(self.budget)
+        cost = one.total_cost(self.budget, self.num_samples)
         lost = [n for n in pending if self._is_lost(one, n, clean)]
         for part in self._share(lost):
             for position in part:
@@ -254,12 +259,13 @@ class Runner:
             chosen = effective_draws(classifier, self.budget.num_draws)
             total = effective_draws(classifier, chosen + self.budget.num_evaluations)
             generators = [torch.Generator(self.device).manual_seed(seed)]
+            at_once = max(1, self.rows_per_pass // self.num_samples)
             with forked_rng(pixels.device):
                 # For classifiers whose noise comes from the global state.
                 torch.manual_seed(seed)
                 parts = [
-                    draw_logits(classifier, pixels[None], min(self.rows_per_pass, total - done), generators)
-                    for done in range(0, total, self.rows_per_pass)
+                    draw_logits(classifier, pixels[None], min(at_once, total - done), generators)
+                    for done in range(0, total, at_once)
                 ]
             logits = torch.cat(parts, dim=1)
             attackers, counted = (logits, logits) if total == 1 else (logits[:, :chosen], logits[:, chosen:])
@@ -288,7 +294,8 @@ class Runner:
         def generators() -> list[torch.Generator]:
             return [torch.Generator(self.device).manual_seed(seed)]
 
-        objective = Objective(self.make_classifier(self.configurations[0].attack_sigma, "full", True), "margin", 1)
+        make = self.make_probed or self.make_classifier
+        objective = Objective(make(self.configurations[0].attack_sigma, "full", True), "margin", 1)
 
         def margin(at: torch.Tensor) -> float:
             with torch.no_grad():

@@ -5,7 +5,16 @@ import math
 
 from ..utils.text_table import bullets, plural, render_table, sigma_key, sigma_label, wrapped
 from .figures import NUM_TRIES, NUM_VOTES, Row
-from .protocol import AUTOATTACK, CLEAN, DEFAULT_PRECISION, HEADLINE, TARGETED, UNBOUNDED, AttackConfiguration
+from .protocol import (
+    AUTOATTACK,
+    CLEAN,
+    DEFAULT_PRECISION,
+    HEADLINE,
+    TARGETED,
+    UNBOUNDED,
+    AttackBudget,
+    AttackConfiguration,
+)
 from .report import RobustnessReport
 
 
@@ -52,10 +61,26 @@ def describe(report: RobustnessReport) -> str:
     defense = "no defense" if sigma is None else f"defense with sigma {sigma_key(sigma)} (units of 0..255 pixels)"
     votes = f"{NUM_VOTES} for the vote, up to {NUM_TRIES} for the worst of {NUM_TRIES}"
     passes = f"1 for one shot, {votes}"
+    predictor, drawn, gradient_draws = "", "fresh noise draws", plural(budget["num_draws"], "noise draw")
+    queries, num_samples = f"{budget['num_queries']:,} queries, draws counted", settings["num_samples"]
+    if num_samples > 1:
+        how = {"mean": "by mean probability", "majority": "each for one class"}[settings["vote"]]
+        predictor = (
+            f" Each prediction at a sigma above 0 is the vote of {num_samples} noise draws ({how}), which is"
+            " attacked as a whole; below, a draw is such a vote."
+        )
+        drawn = f"votes of {num_samples} fresh noise draws"
+        made = AttackBudget(**budget)
+        gradient_draws = f"{plural(made.votes(num_samples), 'vote')} of {num_samples} noise draws"
+        queries = f"{made.queries(num_samples):,} queries, every vote counted"
+        passes = (
+            f"{num_samples} for one shot, {num_samples} times {NUM_VOTES} for the majority, up to {num_samples} times"
+        )
+        passes += f" {NUM_TRIES} for the worst of {NUM_TRIES}"
     if num_draws == 1:
         passes = "1, as equal images are answered equally, so one shot, worst of ten and vote are the same"
-    draws = f"{num_draws} fresh noise draws" if num_draws > 1 else "the one answer"
-    gradients = f", {budget['num_draws']} noise draws per gradient" if any(settings["sigmas"]) else ""
+    draws = f"{num_draws} {drawn}" if num_draws > 1 else "the one answer"
+    gradients = f", {gradient_draws} per gradient" if any(settings["sigmas"]) else ""
     iterative = f"{budget['steps']} steps{gradients}, {plural(budget['restarts'], 'restart')} per loss"
     dtype = settings["dtype"]
     if settings["attack_precision"] != DEFAULT_PRECISION:
@@ -63,12 +88,12 @@ def describe(report: RobustnessReport) -> str:
         dtype += f"; attacks on the random defense search in {approximate}, and what they find is judged in {dtype}"
     return (
         f"{settings['model']} on {num_images} images of {settings['dataset']} ({settings['split']}, hash"
-        f" {report.images_hash}): {defense}. Accuracies in %, with 95 % intervals. One shot: mean over {draws} of the"
-        " finished image, which the attack never saw (bootstrap over images and draws). Worst of"
+        f" {report.images_hash}): {defense}.{predictor} Accuracies in %, with 95 % intervals. One shot: mean over"
+        f" {draws} of the finished image, which the attack never saw (bootstrap over images and draws). Worst of"
         f" {NUM_TRIES}: right in each of {NUM_TRIES} draws; majority of {NUM_VOTES}: most votes are right, ties are"
         f" wrong (Wilson). Forward passes per prediction: {passes}. Attacks: {settings['norm']}, eps ="
         f" {settings['eps']:g}/255 for pixels in [0, 1]; iterative ones {iterative}; Square"
-        f" {budget['num_queries']:,} queries, draws counted; the options of each are in the JSON file of results."
+        f" {queries}; the options of each are in the JSON file of results."
         f" Suite {settings['suite']}, seed {settings['seed']}, {dtype}."
     )
 

@@ -31,7 +31,7 @@ def seconds_per_pass(
     """Measure the time of one noisy image in a pass; a pass with a gradient counts as two.
 
     Args:
-        make_classifier: The model.
+        make_classifier: The model, with predictions of one noise draw.
         pixels: One image in [0, 1], shape `(channels, height, width)`.
         sigma: Sigma of the defense in units of 0..255 pixels.
         num_draws: Noise draws per image.
@@ -91,7 +91,7 @@ def fit(suite: Suite, seconds: float, num_processes: int, minutes: float) -> tup
     def needed(budget: AttackBudget, num_images: int) -> float:
         budget = replace(budget, num_images=num_images)
         configurations = replace(suite, budget=budget).configurations()
-        return seconds * sum(one.num_images * one.total_cost(budget) for one in configurations)
+        return seconds * sum(one.num_images * one.total_cost(budget, suite.num_samples) for one in configurations)
 
     asked = chosen = suite.budget
     least_images = min(LEAST_IMAGES, asked.num_images)

@@ -1,6 +1,7 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
 """The calculator of long runs against what can be worked out by hand."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -221,3 +222,14 @@ def test_figures_in_the_text_of_the_page_on_imagenet(base):
     args = finetune.parse_arguments(["--model_name_or_path", "x", "--output_dir", "y"])
     assert f"sigma uniform from {args.sigma_low:g} to {args.sigma_high:g} and a drop path rate of" in text
     assert f"a drop path rate of {args.drop_path_rate:g}." in text
+
+
+def test_figures_as_json(tmp_path, capsys):
+    plan.main(["--config_name", "tiny", "--output_file", str(tmp_path / "plan.json")])
+    text, record = capsys.readouterr().out, json.loads((tmp_path / "plan.json").read_text())
+    assert record["config_name"] == "tiny"
+    assert record["step_flops"] == plan.measure(NIMConfig.from_size("tiny", num_labels=1000)).step_flops
+    assert [one["name"] for one in record["plans"]] == list(plan.HARDWARE)
+    for one in record["plans"]:
+        assert f"{one['hours']:,.1f}" in text
+        assert one["command"] in text

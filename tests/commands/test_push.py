@@ -17,7 +17,7 @@ from transformers_nim import NIMForRobustImageClassification
 from transformers_nim.commands.push import main
 from transformers_nim.hub import publication as publications, upload as publishing, write_card
 from transformers_nim.hub.publication import prepare
-from transformers_nim.hub.remote_code import write_remote_code
+from transformers_nim.hub.remote_code import remote_code_files
 from transformers_nim.robustness.classifiers import model_hash
 
 
@@ -459,7 +459,8 @@ def test_results_from_before_weights_were_rounded_are_of_others(folder):
 
 
 def test_code_beside_weights_is_no_part_of_what_was_measured(folder, results):
-    write_remote_code(folder)
+    for name, text in remote_code_files(folder).items():
+        (folder / name).write_text(text, encoding="utf-8")
     write_card(folder)
     assert prepare(folder, REPO).problems == []
     assert results_of(folder) == results

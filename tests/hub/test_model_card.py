@@ -16,7 +16,7 @@ from huggingface_hub import ModelCard, parse_eval_result_entries
 from transformers_nim import NIMImageProcessor
 from transformers_nim.commands.cards import main
 from transformers_nim.hub import card_differences, card_files, read_evaluation, write_card
-from transformers_nim.hub.remote_code import write_remote_code
+from transformers_nim.hub.remote_code import remote_code_files
 from transformers_nim.robustness import render
 from transformers_nim.utils.text_table import render_table
 
@@ -485,7 +485,8 @@ def test_failed_checks_are_told():
 def test_a_card_tells_of_the_code_beside_it(tmp_path):
     checkpoint(tmp_path)
     assert "trust_remote_code" not in write_card(tmp_path, name="x", summary="A model.").read_text()
-    write_remote_code(tmp_path)
+    for name, text in remote_code_files(tmp_path).items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
     assert card_differences(tmp_path)
     assert "trust_remote_code=True" in write_card(tmp_path).read_text()
 

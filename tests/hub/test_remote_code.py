@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassi
 import transformers_nim
 from transformers_nim import NIMConfig, NIMForImageClassification, NIMImageProcessor
 from transformers_nim.hub import write_card
-from transformers_nim.hub.remote_code import code_files, remote_code_files, write_remote_code
+from transformers_nim.hub.remote_code import code_files, remote_code_files
 
 
 # Run first: whatever finds modules, the package is not there.
@@ -87,7 +87,8 @@ def run_without_package(environment, *arguments, script=LOAD):
 def folder(robust_path, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("with") / "nim-vit-tiny.1"
     shutil.copytree(robust_path, folder)
-    write_remote_code(folder)
+    for name, text in remote_code_files(folder).items():
+        (folder / name).write_text(text, encoding="utf-8")
     write_card(folder, name="nim-vit-tiny", summary="A test's model.")
     return folder
 
@@ -215,7 +216,7 @@ def test_architecture_decides_the_classifier(tmp_path):
 
 def test_wrong_folders(tmp_path):
     with pytest.raises(ValueError, match=r"has no config\.json: save a model"):
-        write_remote_code(tmp_path)
+        remote_code_files(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "vit"}')
     with pytest.raises(ValueError, match="is of model_type 'vit'"):
-        write_remote_code(tmp_path)
+        remote_code_files(tmp_path)

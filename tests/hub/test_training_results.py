@@ -233,7 +233,7 @@ def test_what_must_not_be_published_is_not_pushed(tmp_path, hub):
     with pytest.raises(ValueError, match="is saved but was not pushed") as raised:
         publish.finish(trained(tmp_path), args, PLAN, image_data(), "pretraining", "A model.", "nim/my-model")
     first, second, third = str(raised.value).splitlines()
-    assert f"examples/push_checkpoint.py {tmp_path} --repo_id nim/my-model --push" in first
+    assert f"transformers_nim.commands.push {tmp_path} --repo_id nim/my-model --push" in first
     assert second.startswith("- nohup.out is of no kind that is published")
     assert third.startswith("- notes.json, line 1: this looks like a secret")
     assert hub.asked == []

@@ -98,7 +98,7 @@ class TorchattacksEOTPGD(TorchattacksPGD):
 @register_attack("autoattack")
 @dataclass(frozen=True, kw_only=True)
 class AutoAttack(Attack):
-    """AutoAttack (arXiv 2003.01690) in the form of the package pyautoattack, as a cross-check at fixed noise.
+    """AutoAttack (arXiv 2003.01690) in the form of the package pyautoattack, for deterministic classifiers.
 
     With the default options it is the standard version. Images that it does not break come back clean. The classifier
     must be deterministic, such as `PixelClassifier(model, fixed_noise=True)`: one lucky draw would count as a success.
@@ -119,8 +119,8 @@ class AutoAttack(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.parts or not set(self.parts) <= set(_CLASSES):
-            raise ValueError(f"parts must be one or more of {sorted(_CLASSES)}, got {list(self.parts)}")
+        if isinstance(self.parts, str) or not self.parts or not set(self.parts) <= set(_CLASSES):
+            raise ValueError(f"parts must be one or more of {sorted(_CLASSES)} in a list, got {self.parts!r}")
 
     def _perturb(
         self, classifier: Classifier, pixels: Tensor, labels: Tensor, ball: Ball, seeds: Sequence[int], on_step: OnStep

@@ -129,6 +129,7 @@ def register_attack(name: str) -> Callable[[AttackT], AttackT]:
     ...     share: float = 1.0
     ...
     ...     def __post_init__(self):
+    ...         super().__post_init__()
     ...         if not 0 < self.share <= 1:
     ...             raise ValueError(f"share must be greater than 0 and at most 1, got {self.share}")
     ...

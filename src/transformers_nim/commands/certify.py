@@ -197,3 +197,7 @@ def write_results(
         print(f"left out, as they cannot be decoded: {plural(len(undecodable), 'image')}, rows {undecodable[:10]}")
     print(f"results.json, certified_accuracy.png: {output_dir}")
     return results
+
+
+if __name__ == "__main__":
+    main()

@@ -426,6 +426,8 @@ def left_out(
     if not any(one.attack == "autoattack" for one in planned):
         what = "AutoAttack on fixed noise, as a cross-check" if planned[0].attack_sigma else "AutoAttack itself"
         sentences.append(f"{what}: only the full suite runs it, with pyautoattack installed and no --no_autoattack")
+    if not planned[0].attack_sigma and not any(one.attack == "apgd_t" for one in planned):
+        sentences.append("APGD-T: its loss needs at least 4 classes")
     if args.suite == "quick":
         sentences.append("the whole grid of sigma and eps, three restarts and 100 steps: --suite full")
     if images.undecodable:
@@ -513,3 +515,7 @@ def main(argv: list[str] | None = None) -> RobustnessReport | str | None:
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return report
+
+
+if __name__ == "__main__":
+    main()

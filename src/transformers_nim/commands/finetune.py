@@ -39,6 +39,8 @@ SUMMARIES = {
     "noisy": "An image classifier without a defense, fine-tuned on noisy images",
     "clean": "An image classifier without a defense, fine-tuned on clean images",
 }
+# Defaults of options that mean nothing without an attack.
+UNATTACKED = {"adversarial_norm": "Linf", "adversarial_noise": "shared", "adversarial_warmup_ratio": 0.0}
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -130,6 +132,9 @@ def make_attack(args: argparse.Namespace, total_steps: int) -> TrainingAttack | 
     if not 0 <= args.adversarial_warmup_ratio <= 1:
         raise ValueError(f"adversarial_warmup_ratio must be from 0 to 1, got {args.adversarial_warmup_ratio}")
     if not args.adversarial_steps:
+        unused = [name for name, value in UNATTACKED.items() if getattr(args, name) != value]
+        if unused:
+            raise ValueError(f"{', '.join(unused)} need an attack; pass --adversarial_steps too")
         return None
     return TrainingAttack(
         eps=args.adversarial_eps / 255,
@@ -202,13 +207,14 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     args = parse_arguments(argv)
     precision = launch.choose_precision(args)
     accelerator = launch.make_accelerator(args, precision)
+    check_draws(args, accelerator)
+    best_metric = choose_best_metric(args)
     repository = publish.create_repository(args) if accelerator.is_main_process else None
     job = launch.TrainingJob.load("finetuning", args, accelerator, precision)
     data, num_labels = job.data, len(job.data.label_names)
     if args.per_device_train_batch_size % 2 and (args.mixup or args.cutmix):
         raise ValueError("mixup and CutMix pair images: make --per_device_train_batch_size even, or switch both off")
-    best_metric, attack = choose_best_metric(args), make_attack(args, job.plan.total_steps)
-    check_draws(args, accelerator)
+    attack = make_attack(args, job.plan.total_steps)
     noise = make_noise(args, attack)
 
     seed_step(args.seed, 0, 0)
@@ -268,3 +274,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     job.fit(run, transform, noise, objective, evaluate, draw if args.train_on == "denoised" else None)
     attacked = f", adversarially ({attack})" if attack is not None else ""
     return publish.finish(run, args, job.plan, data, job.task, f"{SUMMARIES[args.train_on]}{attacked}.", repository)
+
+
+if __name__ == "__main__":
+    main()

@@ -9,10 +9,12 @@ printed with the result; above all, how much of its peak a GPU reaches.
 """
 
 import argparse
+import json
 import math
 import textwrap
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -253,6 +255,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--images_per_worker", type=float, default=200, help="images that a process reads and augments per second"
     )
     group.add_argument("--memory_reserve", type=float, default=0.1, help="part of the memory for all else")
+    parser.add_argument("--output_file", help="JSON file for the figures and commands")
     args = parser.parse_args(argv)
     if not 0 < args.utilization <= 1 or not 0 <= args.memory_reserve < 1:
         parser.error("--utilization has to be more than 0 and at most 1, --memory_reserve at least 0 and less than 1")
@@ -273,7 +276,23 @@ def main(argv: list[str] | None = None) -> str:
     rows, commands = zip(*(plan_for(args, cost, name, hardware) for name, hardware in plans.items()))
     text = "\n\n".join([describe(args, cost), render_table(COLUMNS, rows), *commands])
     print(text)
+    if args.output_file:
+        record = as_record(args, cost, plans, commands)
+        Path(args.output_file).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return text
+
+
+def as_record(
+    args: argparse.Namespace, cost: Cost, plans: Mapping[str, Hardware], commands: Sequence[str]
+) -> dict[str, Any]:
+    """Return what `--output_file` holds."""
+    names = ("task", "pretext", "config_name", "num_images", "num_train_epochs", "total_batch_size", "utilization")
+    records = []
+    for (name, hardware), command in zip(plans.items(), commands):
+        needed = hours(cost, args.num_images * args.num_train_epochs, hardware, args.utilization)
+        times = {"hours": round(needed, 2), "gpu_hours": round(needed * hardware.num_gpus, 1)}
+        records.append({"name": name, "num_gpus": hardware.num_gpus, **times, "command": command})
+    return {**{name: getattr(args, name) for name in names}, **asdict(cost), "plans": records}
 
 
 def plan_for(args: argparse.Namespace, cost: Cost, name: str, hardware: Hardware) -> tuple[list[str], str]:
@@ -321,3 +340,7 @@ def describe(args: argparse.Namespace, cost: Cost) -> str:
         " with --gradient_checkpointing; and what makes up an update.",
     ]
     return "\n".join(textwrap.fill(paragraph, 119, subsequent_indent="  ") for paragraph in paragraphs)
+
+
+if __name__ == "__main__":
+    main()

@@ -116,3 +116,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     image_steps = launch.steps_of("image_steps", args.image_steps, job.plan)
     job.fit(run, transform, noise, objective, evaluate, draw, image_steps)
     return publish.finish(run, args, job.plan, job.data, job.task, SUMMARIES[args.pretext], repository)
+
+
+if __name__ == "__main__":
+    main()

@@ -77,3 +77,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     print(f"\npublished and compared: {repo_id} at {commit}")
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -82,7 +82,7 @@ def prepare(folder: str | Path, repo_id: str, with_code: bool = False, token: st
     Args:
         folder: A checkpoint with its card.
         repo_id: Name of the repository, such as `"name/nim-vit-tiny"`.
-        with_code: Whether to add the Python files of [`write_remote_code`].
+        with_code: Whether to add the Python files of [`remote_code_files`].
         token: One that must be in no file, besides that of `hf auth login` and everything that detect-secrets finds.
 
     Returns:
@@ -301,7 +301,8 @@ def _results_of_other_weights(publication: Publication) -> list[str]:
     problems = []
     hashes: dict[str, str] = {}
     for name in _result_files(publication):
-        settings = json.loads(publication.read(name)).get("settings")
+        content = json.loads(publication.read(name))
+        settings = content.get("settings") if isinstance(content, dict) else None
         # Training changes the weights, so its results carry none.
         if not isinstance(settings, dict):
             continue
@@ -312,6 +313,9 @@ def _results_of_other_weights(publication: Publication) -> list[str]:
             continue
         # Certificates can be made in half precision, which rounds the weights.
         dtype = settings.get("dtype", "float32")
+        if dtype not in ("float32", "bfloat16", "float16"):
+            problems.append(f"{name} has the dtype {dtype!r}, which no evaluation writes; measure the model again")
+            continue
         if dtype not in hashes:
             hashes[dtype] = _hash(publication.folder, dtype)
         if settings["model_hash"] != hashes[dtype]:

@@ -81,21 +81,3 @@ def _code_fields(architectures: list[str]) -> dict[str, Any]:
     }
     pipeline = {"impl": "pipeline_nim.NIMImageClassificationPipeline", "pt": ["AutoModelForImageClassification"]}
     return {"auto_map": auto_map, "custom_pipelines": {"image-classification": pipeline}}
-
-
-def write_remote_code(folder: str | Path) -> list[Path]:
-    """Make a checkpoint loadable without this package.
-
-    Args:
-        folder: A checkpoint with its image processor. Python files are added, and the two configs refer to them.
-
-    Returns:
-        The files that were written.
-
-    Raises:
-        ValueError: The folder is no NIM checkpoint with an image processor.
-    """
-    files = remote_code_files(folder)
-    for name, text in files.items():
-        (Path(folder) / name).write_text(text, encoding="utf-8")
-    return [Path(folder) / name for name in files]

@@ -78,7 +78,8 @@ def finish(
         # Only now, so that no process waits for this one; the run can be continued and the folder pushed by hand.
         raise ValueError(
             f"{output_dir} is saved but was not pushed. Put right what follows, and push it with"
-            f" examples/push_checkpoint.py {output_dir} --repo_id {repository} --push:\n- " + "\n- ".join(refused)
+            f" python -m transformers_nim.commands.push {output_dir} --repo_id {repository} --push:\n- "
+            + "\n- ".join(refused)
         )
     return results
 
@@ -129,7 +130,9 @@ def _push(run: TrainingRun, output_dir: Path, repository: str, message: str, tok
     publication = prepare(output_dir, repository, token=token)
     for note in publication.notes:
         run.accelerator.print(f"not checked: {note}")
-    if not publication.problems:
+    if publication.problems:
+        return publication.problems
+    try:
         url = HfApi(token=token).upload_folder(
             repo_id=repository,
             folder_path=output_dir,
@@ -138,8 +141,11 @@ def _push(run: TrainingRun, output_dir: Path, repository: str, message: str, tok
             allow_patterns=[glob.escape(name) for name in publication.files],
             ignore_patterns=LOCAL_FILES,
         )
-        run.accelerator.print(f"pushed: {url}")
-    return publication.problems
+    # Of the Hub or of the way there. Other processes wait for this one, so it is told as what refuses a push is.
+    except (OSError, ValueError) as error:
+        return [f"the Hub did not take it: {error}"]
+    run.accelerator.print(f"pushed: {url}")
+    return []
 
 
 def _license(output_dir: Path) -> dict[str, str]:

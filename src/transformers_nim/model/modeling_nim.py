@@ -456,7 +456,10 @@ class NIMForRobustImageClassification(SmoothingMixin, OtherClassifierMixin, NIMF
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "NIMForRobustImageClassification":
-        """Set train or eval mode. With `config.freeze_denoiser`, the denoiser stays frozen and in eval mode."""
+        """Set train or eval mode. With `config.freeze_denoiser`, the denoiser stays frozen and in eval mode.
+
+        The field is read when the model is made or loaded; changed later, it does not unfreeze the denoiser.
+        """
         super().train(mode)
         if self.denoiser is not None and self.config.freeze_denoiser:
             # Not only in __init__, because from_pretrained makes loaded parameters trainable.

@@ -34,6 +34,8 @@ SQUARE = "Square"
 TARGETED = "APGD-T"
 AUTOATTACK = "AutoAttack"
 NOISE_KNOWN = "EOT-PGD, noise known"
+# Ends the names of attacks that were asked for by name.
+DEFAULT_OPTIONS = ", default options"
 CLEAN_NOISE_KNOWN = "clean, noise known"
 
 
@@ -88,7 +90,9 @@ class AttackConfiguration:
         runs = options.get("restarts", 1) * len(options.get("losses", ("ce",))) * options.get("num_targets", 1)
         if self.attack == "transfer":
             runs, options = 1, {**options, **options["options"]}
-        steps = {"none": 0, "uniform_noise": 0, "square": 0, "fgsm": 1, "autoattack": 2000}
+        # AutoAttack's targeted parts have nine targets each.
+        autoattack = 2000 if "apgd-t" in options.get("parts", ()) else 100
+        steps = {"none": 0, "uniform_noise": 0, "square": 0, "fgsm": 1, "autoattack": autoattack}
         gradients = steps.get(self.attack, options.get("steps", 0)) * runs * draws
         return gradients, options.get("num_queries", 0) + 2 * runs * draws
 
@@ -249,7 +253,7 @@ class Suite:
             *self._grid(),
             *self._black_box(),
             # Some attacks are there already, with the suite's options and under their own names.
-            *(self._make(f"{name}, default options", "white-box", name) for name in self.further_attacks),
+            *(self._make(f"{name}{DEFAULT_OPTIONS}", "white-box", name) for name in self.further_attacks),
             *self._checks(),
         ]
         names = [one.name for one in made]

@@ -17,6 +17,7 @@ from .figures import NUM_VOTES, Row, SigmaChoice, Strongest, TradeOff, find_knee
 from .protocol import (
     CLEAN,
     CLEAN_NOISE_KNOWN,
+    DEFAULT_OPTIONS,
     FEW_STEPS,
     HEADLINE,
     OFF_LARGE,
@@ -370,7 +371,7 @@ class RobustnessReport:
                 and sigma in one.defense_sigmas
                 and one.name not in (FEW_STEPS, UNBOUNDED, OFF_LARGE)
                 # An attack by name has options of its own; that of a check has fewer images than that of a grid.
-                and "default options" not in one.name
+                and not one.name.endswith(DEFAULT_OPTIONS)
                 and (one.eps not in found or one.num_images > found[one.eps].num_images)
             ):
                 found[one.eps] = self.row(one.name, sigma)

@@ -109,7 +109,7 @@ def fit(suite: Suite, seconds: float, num_processes: int, minutes: float) -> tup
             raise ValueError(
                 f"budget_minutes={minutes:g} is too little: {least_images} images with {chosen.num_draws} draws and"
                 f" {chosen.steps} steps take about {needed(chosen, least_images) / available * minutes:.0f} minutes;"
-                " give more time, fewer sigmas or eps"
+                " give more time, fewer sigmas or eps, or leave AutoAttack out if it is among the attacks"
             )
         chosen = smaller
     low, high = least_images, asked.num_images

@@ -236,6 +236,7 @@ def push_card_and_pin(repo, first):
     ]
 
 
+@pytest.mark.slow
 def test_card_and_pinned_pipeline(loopback_hub, folder, tmp_path):
     first = loopback_hub.add(REPO, contents(folder))
     config = contents(folder)["config.json"].replace(b'"value": 70', b'"value": 33')
@@ -263,6 +264,7 @@ def defend_a_published_classifier(denoiser, classifier, repo):
     return same, type(loaded.classifier_model).__name__, pipe.model.config.num_samples
 
 
+@pytest.mark.slow
 def test_a_classifier_of_the_hub_behind_a_denoiser_of_the_hub(loopback_hub, tmp_path):
     classifier, processor = other_classifier("convnext")
     for part, name in (

@@ -248,6 +248,7 @@ def test_a_run_does_not_overwrite_another(uninterrupted, arguments):
         main("pretrain", *arguments, "--output_dir", output_dir)
 
 
+@pytest.mark.slow
 def test_it_pushes_to_the_hub(arguments, loopback_hub, tmp_path):
     env = loopback_hub.environment(tmp_path / "home") | {"OMP_NUM_THREADS": "1"}
     output_dir = tmp_path / "nim-vit-digits"
@@ -263,6 +264,7 @@ def test_it_pushes_to_the_hub(arguments, loopback_hub, tmp_path):
         assert loopback_hub.token.encode() not in content, name
 
 
+@pytest.mark.slow
 def test_a_wrong_token_shows_before_training(arguments, loopback_hub, tmp_path):
     env = loopback_hub.environment(tmp_path / "home") | {"OMP_NUM_THREADS": "1"}
     failed = subprocess.run(

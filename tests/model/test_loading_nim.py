@@ -281,6 +281,7 @@ print("in step")
 """
 
 
+@pytest.mark.slow
 def test_ddp_has_no_unused_parameters(tmp_path):
     from pathlib import Path
 

@@ -426,7 +426,12 @@ class WithGivenNoise(torch.nn.Module):
 
 class TestTracing:
     @pytest.mark.parametrize(
-        "sigma", [70, GammaSigma(25, 3), UniformSigma(0, 30)], ids=["constant", "gamma", "uniform"]
+        "sigma",
+        [
+            70,
+            pytest.param(GammaSigma(25, 3), id="gamma", marks=pytest.mark.slow),
+            pytest.param(UniformSigma(0, 30), id="uniform", marks=pytest.mark.slow),
+        ],
     )
     def test_compile_without_graph_breaks(self, sigma):
         torch._dynamo.reset()

@@ -120,7 +120,7 @@ def test_64_images_are_learned_by_heart(train_on, denoiser, tmp_path):
         assert results["metrics"]["accuracy_sigma_10"] > 0.9
         weights = load_file(tmp_path / "out" / "model.safetensors")
         assert not [name for name in weights if name.startswith("denoiser.")]
-        assert "There is no denoiser." in (tmp_path / "out" / "README.md").read_text()
+        assert "There is no denoiser." in " ".join((tmp_path / "out" / "README.md").read_text().split())
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,15 @@ def test_the_commands_that_it_prints_are_those_of_the_scripts(fast_run):
     assert scripts == ["pretrain", *3 * ["finetune"], *3 * ["evaluate_robustness"]]
 
 
+def test_the_readme_shows_its_table(quickstart):
+    readme = (SCRIPT.parents[1] / "README.md").read_text().split("## What the numbers mean")[1]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in readme.splitlines() if line[:1] == "|"]
+    sigmas = quickstart.WHOLE[-1].split("--sigmas ")[1].split()
+    names = [f"De^3, {sigma}" if sigma == "off" else f"De^3, sigma {sigma}" for sigma in sigmas]
+    assert rows[0] == ["accuracy in %", "no attack", "PGD", "EOT-PGD"]
+    assert [row[0] for row in rows[2 : 2 + 2 + len(names)]] == [*quickstart.BASELINES.values(), *names]
+
+
 def test_its_checkpoint_loads(fast_run):
     _, output_dir = fast_run
     pipe = pipeline("image-classification", model=str(output_dir), seed=0)

@@ -1,2 +1,2 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""What a user does: each module is a command line with a `main(argv)`; the scripts in `examples/` call them."""
+"""Command lines, each a module with a `main(argv)`; the scripts in `examples/` call them."""

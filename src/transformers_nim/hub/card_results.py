@@ -1,5 +1,5 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""What a card says of a result file: each kind of file has a reader here."""
+"""Read result files for cards, one reader for each kind of file."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -73,7 +73,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a card says of one result file.
+    """Content of a card that one result file gives.
 
     Attributes:
         title: Heading.

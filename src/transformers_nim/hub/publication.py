@@ -49,7 +49,7 @@ _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 @dataclass
 class Publication:
-    """What is to be uploaded, and where to.
+    """Files to upload, their repository, and problems with them.
 
     Attributes:
         folder: Where it lies.

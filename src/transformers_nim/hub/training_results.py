@@ -1,5 +1,5 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""What a finished run leaves behind: model, image processor, results, card, and all of it on the Hub."""
+"""Save a finished run: model, image processor, results and card, and push them to the Hub."""
 
 import argparse
 import glob

@@ -119,7 +119,7 @@ class AttackConfiguration:
 
 @dataclass(frozen=True)
 class AttackBudget:
-    """How much work an evaluation may do.
+    """Work that an evaluation may do.
 
     Attributes:
         num_images: Images.

@@ -23,7 +23,7 @@ from transformers_nim.training.objectives import ClassificationObjective
 from transformers_nim.utils.cli import make_parser
 from transformers_nim.utils.seeding import derive_seed_32
 from transformers_nim.utils.statistics import mean_accuracy, paired_difference
-from transformers_nim.utils.text_table import render_table
+from transformers_nim.utils.text_table import percent, render_table
 
 
 NOISE = ("shared", "independent")
@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     for steps in (1, 2):
         shared, independent = (found[steps, noise] for noise in NOISE)
         numbers = [mean_accuracy(shared), mean_accuracy(independent), paired_difference(independent, shared)]
-        rows.append([str(steps), *(f"{100 * n.mean:.1f} [{100 * n.low:.1f}, {100 * n.high:.1f}]" for n in numbers)])
+        rows.append([str(steps), *(percent(n.mean, n.low, n.high) for n in numbers)])
     print(render_table(["steps", "shared", "independent", "difference"], rows))
 
 

@@ -286,14 +286,15 @@ def test_what_compares_with_robustbench():
     note = " ".join(render(simulated()).split())
     assert "RobustBench takes no models with random answers, so these figures have no counterpart there." in note
     quick = " ".join(render(simulated(sigma=None, sigmas=(), eps_grid=())).split())
-    assert "Answers are not random here: APGD-T may be compared with the figures of RobustBench" in quick
-    assert "ranks by AutoAttack (--suite full)" in quick
+    assert "Answers are not random here, but nothing above compares with RobustBench" in quick
+    assert "it ranks by AutoAttack (--suite full), of which APGD-T is a part." in quick
     own = {"sigma": None, "sigmas": ()}
     records = [(clean((None,)), {None: [[0]]}), *(
         (attack(name, sigmas=(None,), attack_sigma=None), {None: [[1]]}) for name in ("APGD-T", "AutoAttack")
     )]  # fmt: skip
     full = " ".join(render(hand_made([0], records, **own)).split())
-    assert "APGD-T and AutoAttack may be compared" in full
+    assert "Answers are not random here: AutoAttack may be compared with the figures of RobustBench" in full
+    assert "nothing above compares" not in full
     assert "strongest of 2 on each image" in full
     # Reports from before there were these attacks are read as they are.
     older = " ".join(render(hand_made([0], [records[0]], **own)).split())

@@ -129,7 +129,7 @@ class PixelClassifier(nn.Module):
 
     @property
     def is_deterministic(self) -> bool:
-        """Whether equal pixels always get equal logits."""
+        """Tell whether equal pixels always get equal logits."""
         return self.fixed_noise or not self._is_noisy
 
     @property

@@ -17,7 +17,7 @@ NIMForRobustImageClassification has a sigma.
 
 RobustBench takes no models with random answers, so figures of a defense with noise have no counterpart there. Models
 without a defense, and sigma off or 0, answer equal images equally. They also meet targeted attacks (APGD-T) and, with
-`--suite full` where pyautoattack is installed, AutoAttack itself: these rows compare with RobustBench's.
+`--suite full` where pyautoattack is installed, AutoAttack itself, whose row compares with RobustBench's.
 """
 
 import argparse

@@ -93,7 +93,7 @@ class ImageData:
 
     @property
     def is_streamed(self) -> bool:
-        """Whether the training images come as a stream, without row numbers and of unknown length."""
+        """Tell whether the training images come as a stream, without row numbers and of unknown length."""
         return not hasattr(self.train, "__len__")
 
     def reader(self, rows: Any, num_channels: int) -> "RowReader":

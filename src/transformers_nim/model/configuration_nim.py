@@ -202,7 +202,7 @@ class NIMConfig(PreTrainedConfig):
 
     @property
     def leaks_patch_statistics(self) -> bool:
-        """Whether mean and standard deviation of every patch of the image reach the output past the noise."""
+        """Tell whether mean and standard deviation of every patch of the image reach the output past the noise."""
         return self.denoise and self.norm_pix_loss and self.patch_statistics == "input"
 
     def __setattr__(self, key: str, value: Any) -> None:

@@ -74,7 +74,7 @@ class AttackConfiguration:
 
     @property
     def is_deterministic(self) -> bool:
-        """Whether the attacked classifier gives equal images equal answers."""
+        """Tell whether the attacked classifier gives equal images equal answers."""
         return self.fixed_noise or self.source is not None or not self.attack_sigma or self.gradient == "classifier"
 
     @property

@@ -129,10 +129,14 @@ def _robustbench_note(names: list[str], sigma: float | None) -> str:
     own = [name for name in (TARGETED, AUTOATTACK) if name in names]
     if not own:
         return ""
+    if AUTOATTACK in own:
+        return (
+            "Answers are not random here: AutoAttack may be compared with the figures of RobustBench, which takes no"
+            " models with random answers."
+        )
     return (
-        f"Answers are not random here: {' and '.join(own)} may be compared with the figures of RobustBench, which"
-        " takes no models with random answers"
-        f"{'' if AUTOATTACK in own else ' and ranks by AutoAttack (--suite full)'}."
+        "Answers are not random here, but nothing above compares with RobustBench, which takes no models with random"
+        " answers: it ranks by AutoAttack (--suite full), of which APGD-T is a part."
     )
 
 

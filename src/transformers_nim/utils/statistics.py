@@ -49,7 +49,7 @@ class Difference:
 
     @property
     def includes_zero(self) -> bool:
-        """Whether the two accuracies cannot be told apart."""
+        """Tell whether the two accuracies cannot be told apart."""
         return self.low <= 0 <= self.high
 
     def __str__(self) -> str:

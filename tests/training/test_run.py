@@ -455,6 +455,20 @@ def test_precision_that_changes_is_told(tmp_path, caplog, before, after):
         assert f"Pass --mixed_precision {before}" in message
 
 
+@pytest.mark.parametrize("is_old", [True, False])
+def test_noise_that_is_drawn_otherwise_is_told(tmp_path, caplog, is_old):
+    Training(Recipe(), tmp_path, total_steps=4).fit()
+    manifest = tmp_path / "checkpoint-4" / "checkpoint.json"
+    saved = json.loads(manifest.read_text())
+    if is_old:
+        # As earlier versions left it.
+        del saved["state"]["noise"]
+        manifest.write_text(json.dumps(saved))
+    assert Training(Recipe(), tmp_path, "latest").run.step == 4
+    told = [record.getMessage() for record in caplog.records if "which drew the noise" in record.getMessage()]
+    assert len(told) == is_old
+
+
 def test_a_run_that_goes_back_forgets_what_came_later(tmp_path):
     Training(Recipe(), tmp_path, total_steps=8, checkpointing_steps=2, checkpoints_total_limit=4).fit()
     options = {"checkpointing_steps": 1, "checkpoints_total_limit": 1}

@@ -30,6 +30,9 @@ from .mae import MaskedAutoencoder
 
 logger = logging.get_logger(__name__)
 
+# Where noise comes from: the DataLoader's workers, one stream per image on the CPU (data/draws.py).
+_NOISE = "workers"
+
 
 class TrainingDivergedError(RuntimeError):
     """The loss or the gradient is no longer finite; the checkpoints on disk are from before."""
@@ -288,6 +291,7 @@ class TrainingRun:
             "undecodable": sorted(self.undecodable),
             "identity": self._identity(),
             "mixed_precision": self.accelerator.mixed_precision,
+            "noise": _NOISE,
         }
         ema = self.ema.module.state_dict() if self.ema is not None else None
         save_checkpoint(
@@ -333,7 +337,7 @@ class TrainingRun:
         self.accelerator.print(f"going on from {path} at step {self.step}")
 
     def _check_resumable(self, path: Path) -> None:
-        """Refuse the checkpoint of another run, and warn where the precision differs."""
+        """Refuse the checkpoint of another run, and warn where precision or the source of noise differ."""
         state = read_state(path)
         different = [
             f"{name} was {state['identity'][name]} and is {value}"
@@ -349,6 +353,11 @@ class TrainingRun:
             logger.warning(
                 f"{path} was saved by a run with mixed precision {saved}, and this one goes on with {precision}: it"
                 f" will not learn exactly the same. Pass --mixed_precision {saved} if it should"
+            )
+        if state.get("noise") != _NOISE and self.accelerator.is_main_process:
+            logger.warning(
+                f"{path} was saved by an earlier version, which drew the noise of attacks, and on a GPU all noise,"
+                " otherwise: a run that needs these goes on, but will not learn exactly what it would have learned"
             )
 
     def _log(self, figures: dict[str, float]) -> None:

@@ -153,7 +153,7 @@ def test_attacks_may_search_in_bf16_and_records_tell(finished, folder, tmp_path)
     options = arguments(folder, "--output_dir", tmp_path, "--attack_precision", "bf16", "--max_eval_samples", "3")
     half = run(*options)
     assert half.settings["attack_precision"] == "bf16"
-    assert "search in bf16 (autocast), and what they find is judged in float32" in " ".join(render(half).split())
+    assert "search in bf16 (autocast); what they find is judged in float32" in " ".join(render(half).split())
     # Another search, judged as before: without an attack, or with one that needs no noise, nothing changes.
     found = [
         {
@@ -187,7 +187,7 @@ def test_the_vote_is_the_defense(finished, folder, tmp_path, capsys):
     assert (report.settings["num_samples"], report.settings["vote"]) == (4, "majority")
     assert (finished[0].settings["num_samples"], finished[0].settings["vote"]) == (1, "mean")
     assert report.correct("clean", 40.0).shape == (2, 11)
-    assert "the vote of 4 noise draws (each for one class)" in " ".join(capsys.readouterr().out.split())
+    assert "combines 4 noise draws: the class that most of them choose" in " ".join(capsys.readouterr().out.split())
     assert json.loads((tmp_path / "out" / "results.json").read_text())["settings"]["num_samples"] == 4
     # Gradients are those of the mean vote, and agree with its differences.
     (check,) = [check for check in report.checks if check["name"].startswith("gradients agree")]

@@ -360,7 +360,7 @@ def test_a_vote_is_told_with_every_figure(tmp_path):
     )  # fmt: skip
     told = [(result.metric_args["num_samples"], result.metric_args["vote"]) for result in card.data.eval_results]
     assert set(told) == {(16, "mean")}
-    assert "is the vote of 16 noise draws" in " ".join(card.text.split())
+    assert "combines 16 noise draws" in " ".join(card.text.split())
 
 
 def test_certificates_and_robustness_plug_in(tmp_path):

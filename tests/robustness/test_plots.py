@@ -1,6 +1,8 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
 """What the pictures show, read from the figures before they are saved."""
 
+import importlib.util
+from dataclasses import replace
 from itertools import pairwise
 
 import matplotlib
@@ -77,31 +79,61 @@ def sample(channels=3, defended=True, **changes):
     return base | changes
 
 
+def with_samples(*samples, classes=None, **changes):
+    return replace(simulated(**changes), samples=list(samples), classes=classes)
+
+
 def test_examples(tmp_path, figures):
-    plot_examples([sample(row=7), sample(label=1)], tmp_path / "plot.png", ["tench, Tinca tinca", "a" * 30])
+    report = with_samples(sample(row=7), sample(label=1), classes=["tench, Tinca tinca", "a" * 30])
+    plot_examples(report, tmp_path / "plot.png")
     axes = figures[0].axes
+    assert figures[0].get_suptitle() == "sigma 50; EOT-PGD at Linf 8/255"
     assert len(axes) == 10
-    titles = [one.get_title() for one in axes[:5]]
-    assert titles == ["clean", "adversarial", "difference x 10", "with noise", "denoised"]
-    assert axes[0].get_xlabel() == "true: tench\npredicted: tench"
-    assert axes[0].get_ylabel() == "row 7"
-    assert axes[5].get_ylabel() == ""
-    assert axes[1].get_xlabel() == f"predicted: {'a' * 14}…"
+    long = f"{'a' * 14}…"
+    titles = [one.get_title() for one in axes]
+    noise = ["difference x 10", "attacked, with noise", "the same, denoised"]
+    assert titles[:5] == ["clean: tench,\nright", f"attacked: {long},\nwrong (is tench)", *noise]
+    assert titles[5:] == [f"clean: tench,\nwrong (is {long})", f"attacked: {long},\nright", *noise]
+    assert [axes[index].get_ylabel() for index in (0, 5)] == ["row 7", ""]
     # Wrong predictions are red: the first is wrong under attack, the second only without.
-    assert [axes[index].xaxis.label.get_color() for index in (0, 1, 5, 6)] == ["black", "C3", "C3", "black"]
+    assert [axes[index].title.get_color() for index in (0, 1, 5, 6)] == ["black", "C3", "C3", "black"]
     np.testing.assert_allclose(axes[2].images[0].get_array(), 0.9)
     figures[0].canvas.draw()
     for line in (axes[:5], axes[5:]):
-        boxes = [one.xaxis.label.get_window_extent() for one in line if one.get_xlabel()]
+        boxes = [one.title.get_window_extent() for one in line]
         assert not any(one.overlaps(other) for one, other in pairwise(boxes))
 
 
 def test_examples_of_one_channel_without_defense(tmp_path, figures):
-    plot_examples([sample(1, defended=False)], tmp_path / "plot.png")
+    plot_examples(with_samples(sample(1, defended=False), sigma=None, sigmas=()), tmp_path / "plot.png")
     axes = figures[0].axes
-    assert [one.get_title() for one in axes] == ["clean", "adversarial", "difference x 10"]
+    assert [one.get_title() for one in axes] == ["clean: 0,\nright", "attacked: 1,\nwrong (is 0)", "difference x 10"]
     assert axes[0].images[0].get_array().shape == (4, 4)
     assert axes[0].images[0].get_clim() == (0, 1)
-    assert axes[1].get_xlabel() == "predicted: 1"
+    assert figures[0].get_suptitle() == "no defense; EOT-PGD at Linf 8/255"
     with pytest.raises(ValueError, match="at least one sample"):
-        plot_examples([], tmp_path / "plot.png")
+        plot_examples(simulated(), tmp_path / "plot.png")
+
+
+def test_a_report_names_the_pictures_that_it_wrote(tmp_path):
+    names = ["tradeoff.png", "eps_curve.png"]
+    assert [path.name for path in simulated().plot(tmp_path / "a")] == names
+    assert [path.name for path in with_samples(sample()).plot(tmp_path / "b")] == [*names, "examples.png"]
+    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == sorted([*names, "examples.png"])
+    unattacked = simulated()
+    unattacked = replace(unattacked, cells=unattacked.cells[:1])
+    assert unattacked.plot(tmp_path / "c") == []
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_notebook_shows_verdict_table_and_pictures(monkeypatch):
+    report = with_samples(sample(), model="<b>me</b>")
+    page = report._repr_html_()
+    assert page.count("data:image/png;base64,") == 3
+    assert f"<b>{report.__repr__().removeprefix('<RobustnessReport: ').removesuffix('>')}</b>" in page
+    assert f"<td>{report.row('FGSM', 50.0).accuracy}</td>" in page
+    assert "&lt;b&gt;me&lt;/b&gt;" in page
+    assert "<b>me" not in page
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name))
+    assert "<img" not in report._repr_html_()

@@ -8,7 +8,7 @@ import pytest
 from fake_reports import attack, hand_made, simulated
 
 import transformers_nim
-from transformers_nim.robustness import RobustnessReport, compare, render, wilson_interval
+from transformers_nim.robustness import RobustnessReport, compare, render, verdict, wilson_interval
 from transformers_nim.robustness.protocol import AttackConfiguration
 from transformers_nim.robustness.tables import describe
 
@@ -260,13 +260,16 @@ def test_table_of_a_defended_model():
     assert "EOT-PGD, few steps **" in lines
     number = len(report.strongest(50.0).candidates)
     attacks = text[text.index("### Attacks") : text.index("### Sigma of")]
-    last = [line for line in attacks.splitlines() if line.startswith("|")][-1]
-    assert last.startswith(f"| strongest of {number} on each image ")
+    names = [line.split("|")[1].strip() for line in attacks.splitlines() if line.startswith("|")]
+    assert names[2:4] == [f"strongest of {number} on each image", "clean"]
+    assert names[-3:] == ["clean, noise known *", "EOT-PGD, noise known *", "EOT-PGD, few steps **"]
+    single = [report.row(name, 50.0).accuracy.mean for name in names[4:-3]]
+    assert single == sorted(single)
     matrix = [f"{100 * report.row('EOT-PGD, sigma 25', sigma).accuracy.mean:.1f}" for sigma in SIGMAS]
     assert [part.strip() for part in lines["EOT-PGD, made for sigma 25"].split("|")[2:-1]] == matrix
     assert "(of 16)" in lines["32"]
-    for verdict in ("| PASS ", "| FAIL ", "| n.a. "):
-        assert verdict in text
+    for result in ("| PASS ", "| FAIL ", "| n.a. "):
+        assert result in text
     assert "- transfer attacks: no other model was named" in text
     assert "- Square: 400 queries instead of 1,600" in text
     assert "recommended (clean accuracy at most 5 points below the best): sigma 0" in text
@@ -303,30 +306,33 @@ def test_what_compares_with_robustbench():
 
 def test_protocol_says_how():
     report = simulated()
-    attacks = ("Linf, eps = 8/255", "20 steps", "8 noise draws", "1 restart per loss")
-    draws = ("sigma 50", "11 fresh noise draws", "1 for one shot, 11 for the vote")
+    attacks = ("Linf, eps 8/255", "20 steps", "8 noise draws per gradient", "1 restart per loss")
+    draws = ("sigma 50", "classified 11 times, each with fresh noise", "1 for one prediction, 11 for the majority")
     for part in (*attacks, *draws, report.images_hash, "seed 0", "float32"):
-        assert part in describe(report)
-    undefended = describe(simulated(sigma=None, sigmas=()))
-    assert "prediction: 1, as equal images" in undefended
+        assert part in " ".join(describe(report))
+    undefended = " ".join(describe(simulated(sigma=None, sigmas=())))
+    assert "The model has no defense. Equal images get equal answers" in undefended
     assert "draws per gradient" not in undefended
+    off = " ".join(describe(simulated(sigma=None, sigmas=(50.0,))))
+    assert "Defense: off" in off
 
 
 def test_the_vote_as_the_defense_is_told_and_older_reports_have_single_draws():
     report = simulated()
     assert (report.settings["num_samples"], report.settings["vote"]) == (1, "mean")
-    assert "is the vote" not in describe(report)
-    text = describe(simulated(num_samples=16, vote="mean"))
+    assert "vote" not in " ".join(describe(report))
+    text = " ".join(describe(simulated(num_samples=16, vote="mean")))
     for part in (
-        "Each prediction at a sigma above 0 is the vote of 16 noise draws (by mean probability)",
-        "mean over 11 votes of 16 fresh noise draws of the finished image",
-        "Forward passes per prediction: 16 for one shot, 16 times 11 for the majority, up to 16 times 10",
+        "Each prediction at a sigma above 0 combines 16 noise draws: the mean of their probabilities.",
+        "classified 11 times of 16 noise draws each",
+        "Forward passes: 16 for one prediction, 176 for the majority of 11, up to 160 for 10 tries.",
         "20 steps, 1 vote of 16 noise draws per gradient",
-        "Square 200 queries, every vote counted",
+        "Square asks for 200 votes of 16 noise draws",
     ):
         assert part in text
-    assert "(each for one class)" in describe(simulated(num_samples=4, vote="majority"))
-    assert "2 votes of 4 noise draws per gradient" in describe(simulated(num_samples=4, vote="majority"))
+    text = " ".join(describe(simulated(num_samples=4, vote="majority")))
+    assert "4 noise draws: the class that most of them choose" in text
+    assert "2 votes of 4 noise draws per gradient" in text
     other = compare(report, simulated(num_samples=16, vote="mean"))
     (line,) = [line for line in other.splitlines() if "num_samples" in line]
     assert [part.strip() for part in line.split("|")[1:-1]] == ["num_samples", "1", "16"]
@@ -335,9 +341,9 @@ def test_the_vote_as_the_defense_is_told_and_older_reports_have_single_draws():
 def test_the_precision_of_the_search_is_told_and_older_reports_have_float32():
     report = simulated()
     assert report.settings["attack_precision"] == "fp32"
-    assert describe(report).endswith("seed 0, float32.")
+    assert "autocast" not in " ".join(describe(report))
     half = simulated(attack_precision="bf16")
-    assert "float32; attacks on the random defense search in bf16 (autocast)" in describe(half)
+    assert "search in bf16 (autocast); what they find is judged in float32." in " ".join(describe(half))
     assert RobustnessReport.from_dict(half.to_dict()) == half
     (line,) = [line for line in compare(report, half).splitlines() if "attack_precision" in line]
     assert [part.strip() for part in line.split("|")[1:-1]] == ["attack_precision", "fp32", "bf16"]
@@ -357,3 +363,80 @@ def test_a_sigma_without_rivals_is_not_said_to_beat_them():
     report = trade_off({None: (98, 10), 0.0: (97, 30), 25.0: (94, 47), 50.0: (86, 52), 75.0: (70, 52)})
     assert "the only one" in render(report, 0.98)
     assert "distinguishable from every other allowed sigma" in render(report, 0.9)
+
+
+def test_a_report_is_printed_and_kept_where_it_is_told(tmp_path):
+    report = simulated()
+    assert str(report) == render(report)
+    assert repr(report) == f"<RobustnessReport: {verdict(report)}>"
+    report.samples = [{"clean": np.zeros((2, 2, 3))}]
+    path = report.save(tmp_path / "kept" / "mine.json")
+    assert path == tmp_path / "kept" / "mine.json"
+    again = RobustnessReport.load(path)
+    assert again == report
+    assert again.samples == []
+    assert "samples" not in report.to_dict()
+
+
+def plain(text):
+    return " ".join(text.split())
+
+
+def test_the_verdict_comes_first():
+    report = replace(simulated(), checks=[])
+    strongest, known = report.strongest(50.0), report.row("EOT-PGD, noise known", 50.0)
+    row = strongest.row
+
+    def whole(share):
+        return f"{100 * share:.0f}"
+
+    assert plain(str(report)).startswith(
+        f"sigma 50: {whole(row.clean.mean)} % clean, {whole(row.accuracy.mean)} % [{whole(row.accuracy.low)},"
+        f" {whole(row.accuracy.high)}] under the strongest of {len(strongest.candidates)} attacks at Linf 8/255,"
+        f" {whole(row.worst_of_10.mean)} % if it may try ten times, {whole(known.accuracy.mean)} % if it knows the"
+        " noise; 40 images: enough to see a collapse, too few to rank the sigmas. outputs/quickstart on 40 images"
+    )
+    assert verdict(replace(report, settings=report.settings | {"num_samples": 16})).startswith(
+        "sigma 50, vote of 16: "
+    )
+
+
+def test_the_verdict_without_random_answers():
+    one = (clean((None,)), {None: [[0], [1]] * 20})
+    assert verdict(hand_made([0, 1] * 20, [one], sigma=None)) == "no defense: 100 % clean on 40 images; not attacked"
+    attacks = [one, (attack("AutoAttack", sigmas=(None,), attack_sigma=None), {None: [[1], [1]] * 20})]
+    text = verdict(hand_made([0, 1] * 20, attacks, sigma=None))
+    assert text.startswith(
+        "no defense: 100 % clean, 50 % [35, 65] under the attack AutoAttack at Linf 8/255, 50 % under"
+    )
+    assert "ten times" not in text
+    assert text.endswith("too few to tell apart models closer than about 22 points")
+
+
+def test_a_failed_check_leaves_an_upper_limit():
+    text = verdict(simulated())
+    assert "NOT RELIABLE under attack: 1 of 2 sanity checks failed (monotone)" in text
+    assert text.endswith("are no more than an upper limit")
+    assert "if it may try" not in text
+
+
+def test_no_robustness_of_a_model_at_chance():
+    """It calls every image 0, which is right for most of them."""
+    labels = [0] * 30 + [1] * 10
+    attacks = [(clean(), {50.0: [[0] * 11] * 40}), (attack("EOT-PGD"), {50.0: [[0] * 11] * 40})]
+    report = hand_made(labels, attacks)
+    assert report.chance(50.0) == 0.75
+    assert not report.is_above_chance(50.0)
+    assert "clean, which cannot be told from chance (75 %) on 40 images; nothing can be said" in verdict(report)
+    right = hand_made(labels, [(clean(), {50.0: [[label] * 11 for label in labels]})])
+    assert right.chance(50.0) == 0.75**2 + 0.25**2
+    assert right.is_above_chance(50.0)
+
+
+def test_few_images_do_not_even_show_a_collapse():
+    right, wrong = [[index] for index in range(6)], [[0]] * 6
+    attacks = [
+        (clean((None,)), {None: right}),
+        (attack("EOT-PGD", sigmas=(None,), attack_sigma=None), {None: wrong}),
+    ]
+    assert verdict(hand_made(list(range(6)), attacks, sigma=None)).endswith("6 images: too few to see even a collapse")

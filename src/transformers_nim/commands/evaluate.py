@@ -39,7 +39,7 @@ from ..attacks import PixelClassifier, attack_options
 from ..data.evaluation_set import EvaluationSet, add_split_arguments, load_split
 from ..data.loading import ImageData
 from ..model.noise import FROM_CONFIG
-from ..robustness import RobustnessReport, compare, plot_eps_curve, plot_examples, plot_tradeoff, render
+from ..robustness import RobustnessReport, compare, render
 from ..robustness.checks import make_report
 from ..robustness.classifiers import classifier_maker, has_defense, load_with_processor, model_hash
 from ..robustness.protocol import (
@@ -470,14 +470,10 @@ def make_samples(
 def write_report(report: RobustnessReport, images: EvaluationSet, subject: Subject, args: argparse.Namespace) -> None:
     """Write results and pictures, and print the tables."""
     output_dir = Path(args.output_dir)
-    report.save(output_dir)
-    plot_tradeoff(report, output_dir / "tradeoff.png")
-    plot_eps_curve(report, output_dir / "eps_curve.png")
-    samples = make_samples(report, images, subject, output_dir)
-    if samples:
-        plot_examples(samples, output_dir / "examples.png", report.classes)
+    report.samples = make_samples(report, images, subject, output_dir)
+    written = [report.save(output_dir), *report.plot(output_dir)]
     print(f"\n{render(report, args.min_clean_accuracy)}\n")
-    print(f"results.json, tradeoff.png, eps_curve.png, examples.png: {output_dir}")
+    print(f"{', '.join(path.name for path in written)}: {output_dir}")
 
 
 def main(argv: list[str] | None = None) -> RobustnessReport | str | None:

@@ -9,8 +9,8 @@ from typing import Any
 
 from ..robustness import Accuracy, RobustnessReport, render
 from ..robustness.certificates import certificate_table
+from ..robustness.measurements import ATTACK_GROUPS, STRONGEST
 from ..robustness.protocol import CLEAN, DEFAULT_PRECISION, HEADLINE, AttackConfiguration
-from ..robustness.report import ATTACK_GROUPS, STRONGEST
 from ..utils.text_table import percent, render_table
 
 

@@ -15,6 +15,7 @@ from .figures import Row, SigmaChoice, Strongest, TradeOff
 from .plots import plot_eps_curve, plot_examples, plot_tradeoff
 from .report import RobustnessReport
 from .tables import render
+from .verdict import verdict
 
 
 __all__ = [
@@ -34,5 +35,6 @@ __all__ = [
     "plot_tradeoff",
     "render",
     "unpaired_difference",
+    "verdict",
     "wilson_interval",
 ]

@@ -9,8 +9,8 @@ import numpy as np
 from ..utils.statistics import mean_accuracy, paired_difference, unpaired_difference
 from ..utils.text_table import bullets, render_table, sigma_label, wrapped
 from .figures import Row
+from .measurements import Measurements
 from .protocol import AttackConfiguration
-from .report import RobustnessReport
 
 
 # Fields that two attacks of one name must share; steps, draws and restarts may differ and are listed.
@@ -19,7 +19,7 @@ _SAME_ATTACK = ("attack", "eps", "norm", "gradient", "fixed_noise", "source")
 _NOT_LISTED = ("sigmas", "output_dir", "batch_size", "device")
 
 
-def compare(a: RobustnessReport, b: RobustnessReport) -> str:
+def compare(a: Measurements, b: Measurements) -> str:
     """Return a table of the accuracies of two reports and of their differences.
 
     Every attack that both have is compared at the main sigma of each report, which may differ or be off, and at each
@@ -81,7 +81,7 @@ def compare(a: RobustnessReport, b: RobustnessReport) -> str:
     return "\n\n".join(sections + ([bullets(notes)] if notes else []))
 
 
-def _common_images(a: RobustnessReport, b: RobustnessReport) -> np.ndarray:
+def _common_images(a: Measurements, b: Measurements) -> np.ndarray:
     """Return the places in `a` and in `b` of the images that both hold, shape `(images, 2)`.
 
     Images are identified by their hashes, so that subsets and shuffled copies of a data set have images in common. An
@@ -105,7 +105,7 @@ def _what_differs(a: AttackConfiguration, b: AttackConfiguration) -> str:
     return ", ".join(f"{name} is {getattr(a, name)!r} and {getattr(b, name)!r}" for name in different)
 
 
-def _sigmas_of(a: RobustnessReport, b: RobustnessReport, name: str) -> list[tuple[float | None, float | None]]:
+def _sigmas_of(a: Measurements, b: Measurements, name: str) -> list[tuple[float | None, float | None]]:
     """Return pairs of sigmas: the main ones, if the attack was made for them, and those that both measured."""
     both, mains = (a.configuration(name), b.configuration(name)), (a.settings["sigma"], b.settings["sigma"])
     found = []
@@ -136,7 +136,7 @@ def _line(
     return [name, sigma, number, str(rows[0].accuracy), str(rows[1].accuracy), str(difference)]
 
 
-def _how(a: RobustnessReport, b: RobustnessReport, pairs: np.ndarray) -> str:
+def _how(a: Measurements, b: Measurements, pairs: np.ndarray) -> str:
     """Return sentences that say what is compared."""
     names = [f"{key} = {report.settings['model']}" for key, report in (("a", a), ("b", b))]
     numbers = [len(report.images) for report in (a, b)]
@@ -156,7 +156,7 @@ def _how(a: RobustnessReport, b: RobustnessReport, pairs: np.ndarray) -> str:
     )
 
 
-def _settings_that_differ(a: RobustnessReport, b: RobustnessReport) -> list[tuple[str, Any, Any]]:
+def _settings_that_differ(a: Measurements, b: Measurements) -> list[tuple[str, Any, Any]]:
     """Return names and both values; parts of the attack budget and versions one by one."""
     flat = []
     for report in (a, b):

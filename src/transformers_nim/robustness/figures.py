@@ -57,7 +57,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Strongest:
-    """The strongest of several attacks on each image; see [`RobustnessReport.strongest`].
+    """The strongest of several attacks on each image; see [`Measurements.strongest`].
 
     Attributes:
         row: Its accuracies.
@@ -132,7 +132,7 @@ def treating_all_alike(
 
 
 def find_knee(points: Sequence[TradeOff]) -> TradeOff | None:
-    """Return the knee of the points that no other beats in both accuracies; see [`RobustnessReport.knee`]."""
+    """Return the knee of the points that no other beats in both accuracies; see [`Measurements.knee`]."""
     front: list[TradeOff] = []
     for point in sorted(points, key=lambda point: (-point.clean.mean, -point.robust.mean)):
         if not front or point.robust.mean > front[-1].robust.mean:

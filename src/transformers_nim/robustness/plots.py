@@ -10,21 +10,27 @@ import numpy as np
 from ..utils.extras import require
 from ..utils.statistics import Accuracy
 from ..utils.text_table import sigma_label
-from .protocol import CLEAN
-from .report import RobustnessReport
-from .tables import column_label
+from .measurements import Measurements
+from .protocol import CLEAN, HEADLINE
+from .verdict import column_label, predictor_name
 
 
 _DPI = 120
-# Fields of a sample that a picture of examples shows, and the titles of their columns.
-_COLUMNS = {"clean": "clean", "adversarial": "adversarial", "noisy": "with noise", "denoised": "denoised"}
+# What a picture of examples shows of a sample, and what it is called.
+_COLUMNS = {
+    "clean": "clean",
+    "adversarial": "attacked",
+    "difference": "difference",
+    "noisy": "attacked, with noise",
+    "denoised": "the same, denoised",
+}
 
 
-def plot_tradeoff(report: RobustnessReport, path: str | Path) -> Path:
+def plot_tradeoff(report: Measurements, path: str | Path) -> Path:
     """Plot robust against clean accuracy, one point per sigma of the defense.
 
     Robust accuracy is that under the strongest of the attacks that were made for every sigma alike, at the main eps;
-    see [`RobustnessReport.strongest`]. Bars are 95 % intervals.
+    see [`Measurements.strongest`]. Bars are 95 % intervals.
 
     Args:
         report: The evaluation.
@@ -60,12 +66,12 @@ def plot_tradeoff(report: RobustnessReport, path: str | Path) -> Path:
         title=_title(report),
     )
     axes.grid(alpha=0.3)
-    axes.margins(0.18, 0.12)
+    axes.set(xlim=(-2, 102), ylim=(-2, 102))
     _label_points(figure, axes, list(zip(clean, robust)), names, colors)
     return save_figure(figure, path)
 
 
-def plot_eps_curve(report: RobustnessReport, path: str | Path) -> Path:
+def plot_eps_curve(report: Measurements, path: str | Path) -> Path:
     """Plot accuracy under the headline attack over eps, from the clean images at 0.
 
     There is one line per sigma for which several eps were measured, each attacked with its own sigma. Bands are 95 %
@@ -120,17 +126,17 @@ def plot_eps_curve(report: RobustnessReport, path: str | Path) -> Path:
     return save_figure(figure, path)
 
 
-def plot_examples(
-    samples: Sequence[Mapping[str, Any]], path: str | Path, classes: Sequence[str] | None = None
-) -> Path:
+def plot_examples(report: Measurements, path: str | Path) -> Path:
     """Show clean, adversarial, noisy and denoised images beside each other, one image per row.
 
+    Above each picture that was classified stands what it was taken for, in red if that is wrong.
+
     Args:
-        samples: Per image the arrays `clean`, `adversarial`, `noisy` and `denoised` of shape
-            `(height, width, channels)` in [0, 1], the last two `None` for models without a defense; `label`,
-            `clean_prediction` and `adversarial_prediction`; and, if known, its `row` in the data set.
+        report: The evaluation. Its `samples` have per image the arrays `clean`, `adversarial`, `noisy` and `denoised`
+            of shape `(height, width, channels)` in [0, 1], the last two `None` for models without a defense; `label`,
+            `clean_prediction` and `adversarial_prediction`; and, if known, the `row` in the data set. Names of classes
+            are those of the report, otherwise their numbers.
         path: Where the PNG file goes.
-        classes: Names of the classes; without them their numbers are shown.
 
     Returns:
         The path.
@@ -138,34 +144,30 @@ def plot_examples(
     Raises:
         ValueError: There are no samples.
     """
+    samples = report.samples
     if not samples:
         raise ValueError("a picture of examples needs at least one sample, got none")
     plt = require("matplotlib.pyplot")
-    shown = [name for name in _COLUMNS if any(sample[name] is not None for sample in samples)]
-    titles = [_COLUMNS[name] for name in shown]
+    shown = [name for name in _COLUMNS if name == "difference" or any(sample[name] is not None for sample in samples)]
     factor = _magnification(samples)
-    shown.insert(2, "difference")
-    titles.insert(2, f"difference x {factor:g}")
-    size = (2.0 * len(shown), 2.4 * len(samples) + 0.3)
+    size = (2.1 * len(shown), 2.5 * len(samples) + 0.6)
     figure, grid = plt.subplots(len(samples), len(shown), figsize=size, squeeze=False, layout="constrained")
+    figure.suptitle(f"{predictor_name(report)}; {HEADLINE} at {_radius(report)}", fontsize=11)
     for sample, line in zip(samples, grid):
-        captions = _captions(sample, classes)
         if sample.get("row") is not None:
             line[0].set_ylabel(f"row {sample['row']}", fontsize=9)
         for name, axes in zip(shown, line):
             axes.set(xticks=[], yticks=[])
             for side in axes.spines.values():
                 side.set_visible(False)
-            text, color = captions.get(name, ("", "black"))
-            axes.set_xlabel(text, fontsize=8, color=color)
+            title, color = _caption(sample, name, report.classes)
+            axes.set_title(f"{title} x {factor:g}" if name == "difference" else title, fontsize=8, color=color)
             image = sample.get(name)
             if name == "difference":
                 # Grey is no change.
                 image = 0.5 + factor * (np.asarray(sample["adversarial"]) - np.asarray(sample["clean"]))
             if image is not None:
                 _show(axes, np.clip(np.asarray(image, dtype=float), 0, 1))
-    for title, axes in zip(titles, grid[0]):
-        axes.set_title(title, fontsize=10)
     return save_figure(figure, path)
 
 
@@ -183,21 +185,20 @@ def _magnification(samples: Sequence[Mapping[str, Any]]) -> float:
     return max(fits, default=1)
 
 
-def _captions(sample: Mapping[str, Any], classes: Sequence[str] | None) -> dict[str, tuple[str, str]]:
-    """Return text and color below the pictures of one image."""
+def _caption(sample: Mapping[str, Any], name: str, classes: Sequence[str] | None) -> tuple[str, str]:
+    """Return text and color above one picture: what it is, and what it was taken for."""
+    title = _COLUMNS[name]
+    if f"{name}_prediction" not in sample:
+        return title, "black"
+    predicted, label = sample[f"{name}_prediction"], sample["label"]
+    if predicted == label:
+        return f"{title}: {_class_name(label, classes)},\nright", "black"
+    return f"{title}: {_class_name(predicted, classes)},\nwrong (is {_class_name(label, classes)})", "C3"
 
-    def name_of(index: int) -> str:
-        name = str(index) if classes is None else str(classes[index]).split(",")[0]
-        return name if len(name) <= 15 else f"{name[:14].rstrip()}…"
 
-    label = sample["label"]
-    captions = {}
-    for key in ("clean", "adversarial"):
-        predicted = sample[f"{key}_prediction"]
-        captions[key] = (f"predicted: {name_of(predicted)}", "black" if predicted == label else "C3")
-    text, color = captions["clean"]
-    captions["clean"] = (f"true: {name_of(label)}\n{text}", color)
-    return captions
+def _class_name(index: int, classes: Sequence[str] | None) -> str:
+    name = str(index) if classes is None else str(classes[index]).split(",")[0]
+    return name if len(name) <= 15 else f"{name[:14].rstrip()}…"
 
 
 def _label_points(
@@ -242,11 +243,11 @@ def _bars(accuracies: Sequence[Accuracy]) -> np.ndarray:
     return np.array([low, high])
 
 
-def _radius(report: RobustnessReport) -> str:
+def _radius(report: Measurements) -> str:
     return f"{report.settings['norm']} {report.settings['eps']:g}/255"
 
 
-def _title(report: RobustnessReport) -> str:
+def _title(report: Measurements) -> str:
     settings = report.settings
     number = len(report.correct(CLEAN, settings["sigma"]))
     model = Path(str(settings["model"])).name

@@ -3,8 +3,9 @@
 
 import math
 
-from ..utils.text_table import bullets, plural, render_table, sigma_key, sigma_label, wrapped
+from ..utils.text_table import bullets, plural, render_table, sigma_label, wrapped
 from .figures import NUM_TRIES, NUM_VOTES, Row
+from .measurements import Measurements
 from .protocol import (
     AUTOATTACK,
     CLEAN,
@@ -15,20 +16,15 @@ from .protocol import (
     AttackBudget,
     AttackConfiguration,
 )
-from .report import RobustnessReport
+from .verdict import column_label, verdict
 
 
 # Clean accuracy that the recommended sigma may cost, if nothing else is asked for.
 _CLEAN_LOSS = 0.05
-_VERDICTS = {True: "PASS", False: "FAIL", None: "n.a."}
+_RESULTS = {True: "PASS", False: "FAIL", None: "n.a."}
 
 
-def column_label(report: RobustnessReport, sigma: float | None) -> str:
-    """Return the name of a sigma in a report: the only one of a model without a defense is not "off"."""
-    return "no defense" if report.sigmas == (None,) else sigma_label(sigma)
-
-
-def render(report: RobustnessReport, min_clean_accuracy: float | None = None) -> str:
+def render(report: Measurements, min_clean_accuracy: float | None = None) -> str:
     """Return all figures of a report, for a terminal or as Markdown.
 
     Args:
@@ -36,88 +32,120 @@ def render(report: RobustnessReport, min_clean_accuracy: float | None = None) ->
         min_clean_accuracy: Least clean accuracy of the recommended sigma, in [0, 1]; five points below the highest if
             left out.
     """
+    columns, rows, notes = attack_table(report)
     sections = [
-        wrapped(describe(report)),
+        wrapped(f"{verdict(report)}."),
+        wrapped(_what_was_measured(report)),
         "### Attacks",
-        _attack_table(report),
+        render_table(columns, rows),
+        wrapped(notes),
         *_matrix(report),
         *_eps_table(report),
         *_sigma_choice(report, min_clean_accuracy),
     ]
     if report.checks:
-        rows = [[check["name"], _VERDICTS[check["passed"]], check["detail"]] for check in report.checks]
-        sections += ["### Sanity checks", render_table(["check", "result", "detail"], rows, numbers=False)]
+        lines = [[check["name"], _RESULTS[check["passed"]], check["detail"]] for check in report.checks]
+        sections += ["### Sanity checks", render_table(["check", "result", "detail"], lines, numbers=False)]
     for title, sentences in (("Left out", report.left_out), ("Cut to fit the time budget", report.cut)):
         if sentences:
             sections += [f"### {title}", bullets(sentences)]
+    sections += ["### How it was measured", bullets(describe(report))]
     return "\n\n".join(sections)
 
 
-def describe(report: RobustnessReport) -> str:
-    """Return sentences that say what the figures of a report mean and how they were made."""
-    settings, budget = report.settings, report.settings["strength"]
-    sigma, num_images = settings["sigma"], len(report.correct(CLEAN, settings["sigma"]))
-    num_draws = report.row(CLEAN, sigma).num_draws
-    defense = "no defense" if sigma is None else f"defense with sigma {sigma_key(sigma)} (units of 0..255 pixels)"
-    votes = f"{NUM_VOTES} for the vote, up to {NUM_TRIES} for the worst of {NUM_TRIES}"
-    passes = f"1 for one shot, {votes}"
-    predictor, drawn, gradient_draws = "", "fresh noise draws", plural(budget["num_draws"], "noise draw")
-    queries, num_samples = f"{budget['num_queries']:,} queries, draws counted", settings["num_samples"]
-    if num_samples > 1:
-        how = {"mean": "by mean probability", "majority": "each for one class"}[settings["vote"]]
-        predictor = (
-            f" Each prediction at a sigma above 0 is the vote of {num_samples} noise draws ({how}), which is"
-            " attacked as a whole; below, a draw is such a vote."
-        )
-        drawn = f"votes of {num_samples} fresh noise draws"
-        made = AttackBudget(**budget)
-        gradient_draws = f"{plural(made.votes(num_samples), 'vote')} of {num_samples} noise draws"
-        queries = f"{made.queries(num_samples):,} queries, every vote counted"
-        passes = (
-            f"{num_samples} for one shot, {num_samples} times {NUM_VOTES} for the majority, up to {num_samples} times"
-        )
-        passes += f" {NUM_TRIES} for the worst of {NUM_TRIES}"
-    if num_draws == 1:
-        passes = "1, as equal images are answered equally, so one shot, worst of ten and vote are the same"
-    draws = f"{num_draws} {drawn}" if num_draws > 1 else "the one answer"
-    gradients = f", {gradient_draws} per gradient" if any(settings["sigmas"]) else ""
-    iterative = f"{budget['steps']} steps{gradients}, {plural(budget['restarts'], 'restart')} per loss"
-    dtype = settings["dtype"]
-    if settings["attack_precision"] != DEFAULT_PRECISION:
-        approximate = f"{settings['attack_precision']} (autocast)"
-        dtype += f"; attacks on the random defense search in {approximate}, and what they find is judged in {dtype}"
+def _what_was_measured(report: Measurements) -> str:
+    settings = report.settings
+    number = plural(len(report.correct(CLEAN, settings["sigma"])), "image")
     return (
-        f"{settings['model']} on {num_images} images of {settings['dataset']} ({settings['split']}, hash"
-        f" {report.images_hash}): {defense}.{predictor} Accuracies in %, with 95 % intervals. One shot: mean over"
-        f" {draws} of the finished image, which the attack never saw (bootstrap over images and draws). Worst of"
-        f" {NUM_TRIES}: right in each of {NUM_TRIES} draws; majority of {NUM_VOTES}: most votes are right, ties are"
-        f" wrong (Wilson). Forward passes per prediction: {passes}. Attacks: {settings['norm']}, eps ="
-        f" {settings['eps']:g}/255 for pixels in [0, 1]; iterative ones {iterative}; Square"
-        f" {queries}; the options of each are in the JSON file of results."
-        f" Suite {settings['suite']}, seed {settings['seed']}, {dtype}."
+        f"{settings['model']} on {number} of {settings['dataset']} ({settings['split']}). Accuracies in %, in brackets"
+        " their 95 % intervals."
     )
 
 
-def _attack_table(report: RobustnessReport) -> str:
-    sigma, eps = report.settings["sigma"], report.settings["eps"]
-    columns = ["attack", "images", "one shot", f"worst of {NUM_TRIES}", f"majority of {NUM_VOTES}", "clean, one shot"]
-    shown = [one for one in report.configurations.values() if _is_shown(one, sigma, eps)]
-    marks = [" *" if one.fixed_noise else " **" if one.group == "check" else "" for one in shown]
-    rows = [_attack_line(report.row(one.name, sigma), one.name + mark) for one, mark in zip(shown, marks)]
-    notes = [
-        "The strongest attack is chosen image by image, on noise draws that the accuracy is not measured on.",
-        "\\* The attacker knows the noise: what randomness alone protects is gone. Not one of the strongest."
-        if " *" in marks
-        else "",
-        "\\*\\* For a check only, not one of the strongest." if " **" in marks else "",
-        _robustbench_note([one.name for one in shown], sigma),
+def describe(report: Measurements) -> list[str]:
+    """Return sentences that say how the figures of a report were made."""
+    settings, budget = report.settings, AttackBudget(**report.settings["strength"])
+    sigma, num_samples = settings["sigma"], settings["num_samples"]
+    num_draws = report.row(CLEAN, sigma).num_draws
+    has_vote = num_samples > 1
+    lines = ["The model has no defense."]
+    if report.sigmas != (None,):
+        lines = [f"Defense: {column_label(report, sigma)}, in units of 0..255 pixels."]
+    if has_vote:
+        how = {"mean": "the mean of their probabilities", "majority": "the class that most of them choose"}
+        lines.append(
+            f"Each prediction at a sigma above 0 combines {num_samples} noise draws: {how[settings['vote']]}. This"
+            " vote is what is attacked and counted."
+        )
+    if num_draws == 1:
+        lines.append("Equal images get equal answers, so one prediction decides. It takes 1 forward pass.")
+    else:
+        votes = f" of {num_samples} noise draws each" if has_vote else ", each with fresh noise"
+        lines += [
+            f"Every finished image is classified {num_draws} times{votes}; the attack saw none of this noise.",
+            f"Forward passes: {num_samples} for one prediction, {num_samples * NUM_VOTES} for the majority of"
+            f" {NUM_VOTES}, up to {num_samples * NUM_TRIES} for {NUM_TRIES} tries.",
+        ]
+    per_gradient, queries = "", f"{budget.num_queries:,} predictions"
+    if any(settings["sigmas"]):
+        per_gradient = f", {plural(budget.num_draws, 'noise draw')} per gradient"
+        queries += ", each noise draw counted"
+        if has_vote:
+            per_gradient = f", {plural(budget.votes(num_samples), 'vote')} of {num_samples} noise draws per gradient"
+            queries = f"{budget.queries(num_samples):,} votes of {num_samples} noise draws"
+    lines += [
+        f"Attacks: {settings['norm']}, eps {settings['eps']:g}/255 for pixels in [0, 1]; those by gradients take"
+        f" {budget.steps} steps{per_gradient}, {plural(budget.restarts, 'restart')} per loss; Square asks for"
+        f" {queries}. All options are in the file of results.",
+        f"Suite {settings['suite']}, seed {settings['seed']}, {settings['dtype']}; hash of the images"
+        f" {report.images_hash}.",
+        "Intervals: bootstrap over images and noise draws; for the worst and the majority of several, Wilson's. That"
+        " training again gives another model is not part of them.",
     ]
-    try:
+    if settings["attack_precision"] != DEFAULT_PRECISION:
+        lines.append(
+            f"Attacks on the random defense search in {settings['attack_precision']} (autocast); what they find is"
+            f" judged in {settings['dtype']}."
+        )
+    return lines
+
+
+def attack_table(report: Measurements) -> tuple[list[str], list[list[str]], str]:
+    """Return heading, cells and notes of the table of attacks at the main eps and sigma.
+
+    The strongest attack on each image comes first, then the clean images and single attacks from strong to weak; last
+    those that are not part of the strongest.
+    """
+    sigma, eps = report.settings["sigma"], report.settings["eps"]
+    shown = [one for one in report.configurations.values() if _is_shown(one, sigma, eps)]
+    rows = [report.row(one.name, sigma) for one in shown]
+    rows.sort(key=lambda row: (_mark(row) != "", _mark(row) != " *", row.group != "clean", row.accuracy.mean))
+    lines = [_attack_line(row, row.configuration + _mark(row)) for row in rows]
+    notes = []
+    if report.has_attacks:
         strongest = report.strongest(sigma)
-        rows.append(_attack_line(strongest.row, f"strongest of {len(strongest.candidates)} on each image"))
-    except ValueError:
-        notes[0] = "No attack was measured."
-    return "\n\n".join([render_table(columns, rows), wrapped(" ".join(note for note in notes if note))])
+        lines.insert(0, _attack_line(strongest.row, f"strongest of {len(strongest.candidates)} on each image"))
+        fresh = ", judged by other noise than the accuracy" if strongest.row.num_draws > 1 else ""
+        notes.append(f"Strongest: on each image the attack that works best there{fresh}.")
+    is_random = any(row.num_draws > 1 for row in rows)
+    if is_random:
+        columns = ["one shot", f"worst of {NUM_TRIES}", f"majority of {NUM_VOTES}", "clean, one shot"]
+        notes.append(
+            f"One shot: one prediction. Worst of {NUM_TRIES}: right in each of {NUM_TRIES} predictions, so the"
+            f" attacker may try {NUM_TRIES} times. Majority of {NUM_VOTES}: most of {NUM_VOTES} predictions are right."
+        )
+    else:
+        columns, lines = ["accuracy"], [line[:3] for line in lines]
+    if any(_mark(row) == " *" for row in rows):
+        notes.append("\\* The attacker knows the noise, which is always the same here.")
+    if any(_mark(row) == " **" for row in rows):
+        notes.append("\\*\\* Only for the sanity checks. Rows with a star are no part of the strongest.")
+    notes.append(_robustbench_note([row.configuration for row in rows], sigma))
+    return ["attack", "images", *columns], lines, " ".join(note for note in notes if note)
+
+
+def _mark(row: Row) -> str:
+    return " *" if row.fixed_noise else " **" if row.group == "check" else ""
 
 
 def _robustbench_note(names: list[str], sigma: float | None) -> str:
@@ -151,7 +179,7 @@ def _attack_line(row: Row, name: str) -> list[str]:
     return [name, str(row.num_images), *map(str, (row.accuracy, row.worst_of_10, row.majority_of_11, row.clean))]
 
 
-def _matrix(report: RobustnessReport) -> list[str]:
+def _matrix(report: Measurements) -> list[str]:
     """Return the table of assumed against used sigma; nothing for a single sigma."""
     sigmas, eps = report.sigmas, report.settings["eps"]
     if len(sigmas) == 1:
@@ -188,7 +216,7 @@ def _matrix(report: RobustnessReport) -> list[str]:
     return ["### Sigma of the attacker and of the defense", table, wrapped(note)]
 
 
-def _eps_table(report: RobustnessReport) -> list[str]:
+def _eps_table(report: Measurements) -> list[str]:
     """Return the table of accuracy over eps; nothing for a single eps."""
     curves = {sigma: {row.eps: row for row in report.eps_curve(sigma)} for sigma in report.sigmas}
     main = report.settings["sigma"]
@@ -217,7 +245,7 @@ def _eps_table(report: RobustnessReport) -> list[str]:
     return ["### Accuracy over eps", table, wrapped(note)]
 
 
-def _sigma_choice(report: RobustnessReport, min_clean_accuracy: float | None) -> list[str]:
+def _sigma_choice(report: Measurements, min_clean_accuracy: float | None) -> list[str]:
     if len(report.sigmas) == 1:
         return []
     best = max(point.clean.mean for point in report.trade_off())

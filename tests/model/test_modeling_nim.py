@@ -308,6 +308,31 @@ class TestDefense:
         with pytest.raises(ValueError, match=message):
             robust_model(images(), **{"sigma": 10, **arguments})
 
+    @pytest.mark.filterwarnings("ignore:There is a performance drop")
+    def test_sigma_0_is_a_function_of_the_image(self, robust_model):
+        pixels = images()
+        expected = robust_model(pixels, sigma=0).logits
+        mapped = torch.vmap(lambda image: robust_model(image[None], sigma=0).logits[0])(pixels)
+        torch.testing.assert_close(mapped, expected)
+
+    @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
+    @pytest.mark.parametrize("shape", [(3,), (3, 1)])
+    def test_labels_are_integers_of_any_kind(self, robust_model, dtype, shape):
+        labels = torch.tensor([0, 4, 2])
+        outputs = robust_model(images(), labels=labels.to(dtype).view(shape), sigma=0)
+        torch.testing.assert_close(outputs.loss, F.cross_entropy(outputs.logits, labels))
+
+    @pytest.mark.parametrize(
+        "labels",
+        [torch.tensor([0, 1]), torch.tensor([0.0, 1.0, 2.0]), torch.eye(5)[:3].long(), torch.zeros(3, 4)],
+        ids=["too few", "floats", "one-hot integers", "too few classes"],
+    )
+    def test_other_labels_are_refused(self, robust_model, labels):
+        with pytest.raises(
+            ValueError, match=r"integers of shape \(3,\), or class probabilities, floats of shape \(3, 5\)"
+        ):
+            robust_model(images(), labels=labels, sigma=0)
+
     @pytest.mark.parametrize("problem", [{"problem_type": "regression"}, {"num_labels": 1}])
     def test_only_classification(self, problem):
         with pytest.raises(ValueError, match="choose one of at least two labels"):
@@ -334,10 +359,41 @@ class TestFrozenDenoiser:
             model(images(), **labels).loss.backward()
             assert not [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None], cls
 
+    def test_adapters_in_the_denoiser_are_not_frozen(self):
+        model = copy.deepcopy(tiny_model())
+        attention = model.denoiser.nim.layers[0].attention
+        adapter = torch.nn.Sequential(attention.q_proj, torch.nn.Linear(32, 32))
+        attention.q_proj = adapter
+        model.requires_grad_().train()
+        assert {n for n, p in model.denoiser.named_parameters() if p.requires_grad} == {
+            f"nim.layers.0.attention.q_proj.1.{name}" for name in ("weight", "bias")
+        }
+        assert (adapter[0].training, adapter[1].training) == (False, True)
+
+    def test_another_denoiser_is_frozen_too(self, denoiser):
+        model = tiny_model()
+        model.denoiser = copy.deepcopy(denoiser).requires_grad_()
+        model.train()
+        assert not model.denoiser.training
+        assert not any(parameter.requires_grad for parameter in model.denoiser.parameters())
+
     def test_fixed_tables_are_no_parameters(self, tmp_path):
         NIMForPreTraining(tiny_config()).save_pretrained(tmp_path)
         model = NIMForPreTraining.from_pretrained(tmp_path)
         assert not [name for name, _ in model.named_parameters() if "position_embeddings" in name]
+
+
+@pytest.mark.parametrize(
+    "cls", [NIMModel, NIMForPreTraining, NIMForImageClassification, NIMForRobustImageClassification]
+)
+def test_tuples_are_returned_if_the_config_says_so(cls):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = cls(tiny_config(return_dict=False)).eval()
+    given = {} if cls in (NIMModel, NIMForImageClassification) else {"sigma": 0}
+    outputs, expected = model(images(), **given), model(images(), **given, return_dict=True)
+    assert isinstance(outputs, tuple)
+    torch.testing.assert_close(outputs, expected.to_tuple())
 
 
 class TestShapes:
@@ -508,6 +564,8 @@ class TestTrainer:
         trainer = Trainer(model, options, train_dataset=data, eval_dataset=data)
         trainer.train()
         assert math.isfinite(trainer.evaluate()["eval_loss"]), "also for a model without labels"
+        shape = (8, 16, 192) if cls is NIMForPreTraining else (8, 5)
+        assert trainer.predict(data).predictions.shape == shape, "no pictures are gathered"
         moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
         assert "nim.layers.0.mlp.fc1.weight" in moved
         assert not [name for name in moved if name.startswith("denoiser.")]

@@ -139,6 +139,27 @@ def test_generators_per_image():
         split_generator([generator()], 2)
 
 
+def test_seeds_per_image():
+    """A column of a data set, as a Trainer's collator makes a tensor of it."""
+    images = torch.zeros(2, 1, 4, 4)
+    expected = draw_noise(images, UniformSigma(0, 50), 2, generator=[generator(5), generator(6)])
+    for drawn, wanted in zip(draw_noise(images, UniformSigma(0, 50), 2, generator=torch.tensor([5, 6])), expected):
+        torch.testing.assert_close(drawn, wanted, rtol=0, atol=0)
+    for wrong in (torch.tensor([5]), torch.tensor(5), torch.tensor([5.0, 6.0])):
+        with pytest.raises(ValueError, match=r"seeds must be integers of shape \(2,\)"):
+            draw_noise(images, ConstantSigma(1), generator=wrong)
+
+
+def test_no_noise_is_drawn_for_sigma_0():
+    state = torch.get_rng_state()
+    _, noise = draw_noise(torch.zeros(2, 1, 4, 4), ConstantSigma(0))
+    assert not noise.any()
+    assert torch.equal(state, torch.get_rng_state())
+    # Generators go on as they always did.
+    _, noise = draw_noise(torch.zeros(2, 1, 4, 4), ConstantSigma(0), generator=generator())
+    assert noise.all()
+
+
 def test_generator_leaves_the_global_state_alone():
     state = torch.get_rng_state()
     draw_noise(torch.zeros(2, 1, 4, 4), GammaSigma(25, 3), 3, generator=generator())

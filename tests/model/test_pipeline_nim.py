@@ -208,9 +208,17 @@ def test_bad_options_are_named(pipe, robust_model, pictures, options, message):
         make_pipeline(model=robust_model, image_processor=pipe.image_processor, **options)
 
 
-def test_unknown_options_are_refused_as_in_the_stock_pipeline(pipe, pictures):
-    with pytest.raises(TypeError, match="sigmas"):
-        pipe(pictures[0], sigmas=3)
+def test_unknown_options_are_named_with_the_nearest_right_one(pipe, robust_path, pictures):
+    for name, hint in (
+        ("sigmas", "did you mean 'sigma'"),
+        ("topk", "did you mean 'top_k'"),
+        ("device", "belongs to the construction"),
+        ("colour", "known are alpha, "),
+    ):
+        with pytest.raises(TypeError, match=f"no option '{name}' here; .*{hint}"):
+            pipe(pictures, **{name: 0})
+    with pytest.raises(TypeError, match="no option 'sgima' here; did you mean 'sigma'"):
+        make_pipeline(model=robust_path, sgima=50)
 
 
 # Seeds.

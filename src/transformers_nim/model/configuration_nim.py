@@ -167,6 +167,8 @@ class NIMConfig(PreTrainedConfig):
     ```"""
 
     model_type = "nim"
+    # A Trainer would gather the pictures of a whole evaluation set.
+    keys_to_ignore_at_inference = ["denoised_pixel_values", "noisy_pixel_values", "sigma"]
 
     hidden_size: int = 768
     num_hidden_layers: int = 12

@@ -29,7 +29,7 @@ logger = logging.get_logger(__name__)
 
 # Fields of a classifier's config that the outer config holds, or that do not describe the model.
 _NOT_OF_THE_CLASSIFIER = {"auto_map", "dtype", "id2label", "label2id", "label_names", "num_classes", "torch_dtype"}
-_NOT_OF_THE_CLASSIFIER |= {"_name_or_path", "problem_type", "transformers_version"}
+_NOT_OF_THE_CLASSIFIER |= {"_name_or_path", "problem_type", "return_dict", "transformers_version"}
 _RESAMPLE = {None: "bicubic", 2: "bilinear", 3: "bicubic", "bilinear": "bilinear", "bicubic": "bicubic"}
 # With this margin, float32 rounding does not push white pixels to where clamping has no gradient.
 _PIXEL_TOLERANCE = 1e-5

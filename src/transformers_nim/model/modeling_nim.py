@@ -221,7 +221,7 @@ class NIMForPreTraining(NIMPreTrainedModel):
             Noise scale in units of 0..255 pixels. Drawn from `config.pretraining_sigma` by default.
         pixel_noise (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`, *optional*):
             Standard normal noise to use instead of drawing it.
-        generator (`torch.Generator` or a list with one per image, *optional*):
+        generator (`torch.Generator`, a list with one per image or a tensor of `batch_size` seeds, *optional*):
             Source of the noise, and of sigma if it is drawn. A single generator gives each image its own seed.
         return_loss (`bool`, *optional*, defaults to `True`):
             Whether to compute the loss.
@@ -302,7 +302,10 @@ class NIMForPreTraining(NIMPreTrainedModel):
             The encoder's outputs, the decoder's raw prediction for each patch, and the denoised images in float32,
             normalized and not clamped.
         """
-        outputs = self.nim(noisy_pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+        # `return_dict=False` of the config is about the outermost output alone.
+        outputs = self.nim(
+            noisy_pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True, **kwargs
+        )
         size = noisy_pixel_values.shape[-2:]
         patch_height, patch_width = self.config.patch_shape
         grid = (size[0] // patch_height, size[1] // patch_width)
@@ -422,14 +425,22 @@ class NIMForImageClassification(NIMPreTrainedModel):
     def _classify(
         self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool, **kwargs: Unpack[TransformersKwargs]
     ) -> tuple[BaseModelOutput, torch.Tensor]:
-        outputs = self.nim(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+        outputs = self.nim(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True, **kwargs)
         return outputs, self.classifier(self.fc_norm(outputs.last_hidden_state[:, 1:].mean(dim=1)))
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor | None:
         # Not transformers' loss_function, which takes float labels for a multi-label problem.
         if labels is None:
             return None
-        labels = labels.to(logits.device, torch.float32 if labels.is_floating_point() else torch.long)
+        are_probabilities = labels.is_floating_point()
+        if not are_probabilities and labels.shape == (logits.shape[0], 1):
+            labels = labels.squeeze(1)
+        if labels.shape != (logits.shape if are_probabilities else logits.shape[:1]):
+            raise ValueError(
+                f"labels must be class indices, integers of shape ({logits.shape[0]},), or class probabilities, floats"
+                f" of shape {tuple(logits.shape)}; got {labels.dtype} of shape {tuple(labels.shape)}"
+            )
+        labels = labels.to(logits.device, torch.float32 if are_probabilities else torch.long)
         return nn.functional.cross_entropy(logits.to(torch.float32), labels)
 
 
@@ -452,18 +463,27 @@ class NIMForRobustImageClassification(SmoothingMixin, OtherClassifierMixin, NIMF
         self.denoiser = NIMForPreTraining(config) if config.denoise else None
         if self.denoiser is None:
             self._keys_to_ignore_on_load_unexpected = [*self._keys_to_ignore_on_load_unexpected, r"^denoiser\."]
+        # Layers of adapters, which others put into the denoiser later, are not among them.
+        self._denoiser_modules: list[nn.Module] = []
         self.post_init()
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "NIMForRobustImageClassification":
         """Set train or eval mode. With `config.freeze_denoiser`, the denoiser stays frozen and in eval mode.
 
-        The field is read when the model is made or loaded; changed later, it does not unfreeze the denoiser.
+        The field is read when the model is made or loaded; changed later, it does not unfreeze the denoiser. Adapters
+        that were added to the denoiser are trained.
         """
         super().train(mode)
-        if self.denoiser is not None and self.config.freeze_denoiser:
-            # Not only in __init__, because from_pretrained makes loaded parameters trainable.
-            self.denoiser.requires_grad_(False).eval()
+        if self.denoiser is None or not self.config.freeze_denoiser:
+            return self
+        if not self._denoiser_modules or self._denoiser_modules[0] is not self.denoiser:
+            self._denoiser_modules = list(self.denoiser.modules())
+        # Not only in __init__, because from_pretrained makes loaded parameters trainable.
+        for module in self._denoiser_modules:
+            module.training = False
+            for parameter in module.parameters(recurse=False):
+                parameter.requires_grad_(False)
         return self
 
     @classmethod
@@ -578,9 +598,10 @@ class NIMForRobustImageClassification(SmoothingMixin, OtherClassifierMixin, NIMF
         pixel_noise (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`, *optional*):
             Standard normal noise to use instead of drawing it. For several draws, its shape is
             `(batch_size, num_samples, num_channels, height, width)`.
-        generator (`torch.Generator` or a list with one per image, *optional*):
+        generator (`torch.Generator`, a list with one per image or a tensor of `batch_size` seeds, *optional*):
             Source of the noise, and of sigma if it is drawn. A single generator gives each image its own seed, so a
-            prediction does not depend on the rest of the batch.
+            prediction does not depend on the rest of the batch. Seeds can be a column of a data set, which makes the
+            evaluation of a `Trainer` repeatable (docs/own_loop.md).
         max_batch_size (`int`, *optional*):
             Noisy images per pass through the network. By default a single draw is one pass, and several draws are
             split into passes of 256, or of 64 on a CPU.

@@ -21,8 +21,8 @@ from .pixels_nim import per_channel
 # The value of a `sigma` argument that means "as the config says", because None means "defense off".
 FROM_CONFIG = "config"
 
-# One generator for the whole batch, or one per image.
-Generators = torch.Generator | Sequence[torch.Generator]
+# One generator for the whole batch, or one per image, or a tensor with a seed per image.
+Generators = torch.Generator | Sequence[torch.Generator] | torch.Tensor
 
 # Class and names of its parameters, by type. Names are stored because torch.compile cannot trace `fields`.
 _DISTRIBUTIONS: dict[str, tuple[type["SigmaDistribution"], list[str]]] = {}
@@ -227,16 +227,24 @@ def split_generator(generator: Generators, batch_size: int) -> list[torch.Genera
 
     A single generator gives each image a seed. So an image's noise depends on the generator's state and on the image's
     position, not on the rest of its batch: two batches of 4 in a row see the same noise as one batch of 8. A sequence
-    of generators is returned as a list.
+    of generators is returned as a list. Seeds are those of generators on the CPU, so that noise is the same on every
+    device.
 
     Raises:
-        ValueError: The number of generators is not the batch size.
+        ValueError: The number of generators or seeds is not the batch size, or seeds are no integers.
     """
     if isinstance(generator, torch.Generator):
         # One by one, because a vectorized draw of n seeds need not agree with n draws of one.
         device = generator.device
         seeds = [torch.randint(2**63 - 1, (), generator=generator, device=device).item() for _ in range(batch_size)]
         return [torch.Generator(device).manual_seed(int(seed)) for seed in seeds]
+    if isinstance(generator, torch.Tensor):
+        if generator.is_floating_point() or generator.shape != (batch_size,):
+            raise ValueError(
+                f"seeds must be integers of shape ({batch_size},), one per image, got {generator.dtype} of shape"
+                f" {tuple(generator.shape)}"
+            )
+        return [torch.Generator().manual_seed(seed) for seed in generator.tolist()]
     generators = list(generator)
     if len(generators) != batch_size:
         raise ValueError(f"got {len(generators)} generators for a batch of {batch_size} images; pass one per image")
@@ -267,8 +275,9 @@ def draw_noise(
         num_samples: Draws per image.
         pixel_noise: Noise to use instead of drawing it, shape `(batch, num_samples, channels, height, width)`, or
             `(batch, channels, height, width)` for a single draw.
-        generator: Source of randomness for the whole batch, or one per image; see [`split_generator`]. The global
-            generator of the images' device by default.
+        generator: Source of randomness for the whole batch, or one per image, or a seed per image; see
+            [`split_generator`]. The global generator of the images' device by default. It is left alone if sigma is
+            the constant 0, as no noise is needed.
 
     Returns:
         sigma of shape `(batch, num_samples)` and noise of shape `(batch, num_samples, channels, height, width)`, both
@@ -305,7 +314,8 @@ def draw_noise(
         if isinstance(sigma, SigmaDistribution):
             drawn = sigma.sample(batch_size * num_samples, device=device).view(batch_size, num_samples)
         if pixel_noise is None:
-            pixel_noise = torch.randn((batch_size, *shape), dtype=torch.float32, device=device)
+            draw = torch.zeros if sigma == ConstantSigma(0) else torch.randn
+            pixel_noise = draw((batch_size, *shape), dtype=torch.float32, device=device)
 
     if drawn is not None and not torch.compiler.is_compiling() and not bool((drawn >= 0).all()):
         raise ValueError(f"{sigma} drew a negative or undefined sigma: {drawn.min().item()}")

@@ -1,6 +1,9 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
 """`pipeline("image-classification")` with the options of the De^3 defense."""
 
+import inspect
+from collections.abc import Callable
+from difflib import get_close_matches
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -22,6 +25,9 @@ _UNSET: Any = object()
 _CERTIFY_OPTIONS = ("n0", "n", "alpha", "sequential", "radius_tolerance", "target_radius")
 _OPTIONS = {"sigma", "num_samples", "vote", "seed", "return_denoised", "certify", *_CERTIFY_OPTIONS}
 
+# Of the construction of a pipeline; they do not reach `_sanitize_parameters`.
+_PIPELINE_ARGUMENTS = {"batch_size", "device", "device_map", "dtype", "image_processor", "model", "num_workers"}
+
 
 def to_picture(pixel_values: torch.Tensor, config: NIMConfig) -> Image.Image:
     """Convert one normalized image of shape `(1 or 3 channels, height, width)` to a PIL image."""
@@ -31,15 +37,29 @@ def to_picture(pixel_values: torch.Tensor, config: NIMConfig) -> Image.Image:
 
 
 def _has_defense(model: Any) -> bool:
-    # By name, because transformers loads the modules of a checkpoint that carries its code more than once.
-    return any(base.__name__ == NIMForRobustImageClassification.__name__ for base in type(model).__mro__)
+    # Not by type: PEFT and torch.compile wrap a model and pass its attributes on, and transformers loads the modules
+    # of a checkpoint that carries its code more than once.
+    return callable(getattr(model, "classify_noisy", None))
+
+
+def _check_names(options: dict[str, Any], theirs: Callable) -> None:
+    """Refuse options that neither this pipeline nor transformers' own function knows, and say what may be meant."""
+    own = inspect.signature(theirs).parameters.keys()
+    known = sorted({*_OPTIONS, *own, *_PIPELINE_ARGUMENTS})
+    for name in sorted(options.keys() - own):
+        nearest = get_close_matches(name, known, n=1)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(known)}"
+        if name in _PIPELINE_ARGUMENTS:
+            hint = "it belongs to the construction of the pipeline"
+        raise TypeError(f"the pipeline has no option {name!r} here; {hint}")
 
 
 class NIMImageClassificationPipeline(ImageClassificationPipeline):
     """Image classification with De^3.
 
-    All options of transformers' `ImageClassificationPipeline` work. These are added, for the construction of the
-    pipeline and for every call, which takes precedence:
+    All options of transformers' `ImageClassificationPipeline` work. The model may be wrapped by PEFT or
+    `torch.compile`. These options are added, for the construction of the pipeline and for every call, which takes
+    precedence:
 
     Args:
         sigma (number, mapping, [`SigmaDistribution`] or `None`):
@@ -63,6 +83,7 @@ class NIMImageClassificationPipeline(ImageClassificationPipeline):
 
     Raises:
         ValueError: An option is out of range, or the image processor does not fit the model.
+        TypeError: There is no option of this name.
 
     For any other model, this class makes the pipeline that transformers would have made.
 
@@ -122,12 +143,16 @@ class NIMImageClassificationPipeline(ImageClassificationPipeline):
                 "certify=True votes under n0 + n noise draws: leave out num_samples, vote and return_denoised"
             )
         options = {name: kwargs.pop(name) for name in _CERTIFY_OPTIONS if name in kwargs}
+        _check_names(kwargs, super()._sanitize_parameters)
         preprocess, _, postprocess = super()._sanitize_parameters(**kwargs)
         given = {"num_samples": num_samples, "vote": vote, "return_denoised": return_denoised, "certify": certify}
         forward = {name: value for name, value in given.items() if value is not None} | options
         # None has a meaning for these two.
         forward |= {name: value for name, value in (("sigma", sigma), ("seed", seed)) if value is not _UNSET}
         return preprocess, forward, postprocess
+
+    def check_model_type(self, supported_models):
+        """Accept every model that `__new__` has let through; transformers would warn of a wrapped one."""
 
     def get_iterator(self, *args, **kwargs):
         iterator = super().get_iterator(*args, **kwargs)
@@ -165,6 +190,7 @@ class NIMImageClassificationPipeline(ImageClassificationPipeline):
             vote=vote,
             generator=generators,
             output_draws=return_denoised,
+            return_dict=True,
         )
         seen = None
         if return_denoised:

@@ -3,11 +3,12 @@
 
     python examples/certify.py --model_name_or_path MODEL --dataset_name DATA --output_dir DIR
 
-The command is `transformers_nim.commands.certify`; `--help` explains its options.
+It is the command `transformers-nim certify`; `--help` explains its options.
 """
 
 from transformers_nim.commands.certify import main
+from transformers_nim.utils.cli import run_command
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -3,11 +3,12 @@
 
     python examples/plan_run.py
 
-The command is `transformers_nim.commands.plan`; `--help` explains its options.
+It is the command `transformers-nim plan`; `--help` explains its options.
 """
 
 from transformers_nim.commands.plan import main
+from transformers_nim.utils.cli import run_command
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

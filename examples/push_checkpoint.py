@@ -3,13 +3,12 @@
 
     python examples/push_checkpoint.py FOLDER --repo_id OWNER/NAME
 
-The command is `transformers_nim.commands.push`; `--help` explains its options.
+It is the command `transformers-nim push`; `--help` explains its options.
 """
 
-import sys
-
 from transformers_nim.commands.push import main
+from transformers_nim.utils.cli import run_command
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -13,6 +13,7 @@ from accelerate.commands.launch import launch_command_parser
 from transformers_nim import NIM_SIZES, NIMConfig, NIMForPreTraining
 from transformers_nim.commands import finetune, plan, pretrain
 from transformers_nim.hub.model_card import empty_model
+from transformers_nim.utils.processes import launch_file, launch_options
 from transformers_nim.utils.text_table import render_table
 
 
@@ -120,19 +121,25 @@ def test_hours(base):
         ("finetune", ["--config_name", "tiny", "--task", "finetuning", "--gradient_checkpointing"], 1024, 100),
     ],
 )
-def test_its_commands_are_accepted(script, arguments, total, epochs, capsys):
-    """By Accelerate and by the scripts, and they make up the batch that was asked for."""
+def test_its_commands_are_accepted(script, arguments, total, epochs, capsys, monkeypatch):
+    """By Accelerate and by the commands, and they make up the batch that was asked for."""
     text = plan.main(arguments)
     assert text in capsys.readouterr().out
     assert "40% of their peak" in text
-    commands = re.findall(r"^accelerate launch (.*?)(?=\n\n|\Z)", text, flags=re.MULTILINE | re.DOTALL)
+    commands = commands_in(text)
+    launches: list[list] = []
+    monkeypatch.setattr("transformers_nim.utils.cli.launch", lambda *call: launches.append(call))
     assert len(commands) == len(plan.HARDWARE) == 4
     assert text.count("\n| ") == 2 + 4
     for command, hardware in zip(commands, plan.HARDWARE.values()):
         words = shlex.split(command.replace("\\\n", " ").replace("$RANK", "3").replace("$ADDRESS", "10.0.0.1"))
-        launch = launch_command_parser().parse_args(words)
-        assert (EXAMPLES.parent / launch.config_file).is_file()
-        assert (EXAMPLES.parent / launch.training_script).samefile(EXAMPLES / f"{script}.py")
+        assert words[:2] == ["transformers-nim", script]
+        with pytest.raises(SystemExit):
+            SCRIPTS[script].parse_arguments(words[2:])
+        module, _, choice, arguments_of_command = launches.pop()
+        assert module == f"transformers_nim.commands.{script}"
+        options = ["--config_file", str(launch_file(choice[0])), *launch_options(launch_command_parser(), choice[1:])]
+        launch = launch_command_parser().parse_args([*options, "-m", module, *arguments_of_command])
         assert launch.num_processes == hardware.num_gpus
         args = SCRIPTS[script].parse_arguments(launch.training_script_args)
         assert args.num_train_epochs == epochs
@@ -140,25 +147,25 @@ def test_its_commands_are_accepted(script, arguments, total, epochs, capsys):
         assert batch == total
         assert args.mixed_precision == (None if hardware.precision == "bf16" else hardware.precision)
         assert args.gradient_checkpointing == ("--gradient_checkpointing" in arguments)
-    assert "--machine_rank" in commands[-1]
+    assert "machine_rank=" in commands[-1]
 
 
 def test_own_gpus_that_are_too_small(capsys):
     arguments = ["--config_name", "huge", "--gpu_peak_tflops", "65", "--num_gpus", "2", "--bytes_per_gpu", "12e9"]
     text = plan.main(arguments)
     assert "does not fit" in text
-    assert "accelerate launch" not in text
+    assert "transformers-nim pretrain" not in text
     with pytest.raises(SystemExit):
         plan.main(["--utilization", "40"])
     assert "--utilization has to be more than 0 and at most 1" in capsys.readouterr().err
 
 
 PAGE = (EXAMPLES.parent / "docs" / "imagenet.md").read_text()
-PLANS = [shlex.split(command) for command in re.findall(r"`python examples/plan_run.py ?(.*?)`", PAGE)]
+PLANS = [shlex.split(command) for command in re.findall(r"`transformers-nim plan ?(.*?)`", PAGE)]
 
 
 def commands_in(text: str) -> list[str]:
-    return re.findall(r"^accelerate launch .*?(?=\n```|\n\n|\Z)", text, flags=re.MULTILINE | re.DOTALL)
+    return re.findall(r"^transformers-nim .*?(?=\n```|\n\n|\Z)", text, flags=re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.slow

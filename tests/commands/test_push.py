@@ -19,6 +19,7 @@ from transformers_nim.hub import publication as publications, upload as publishi
 from transformers_nim.hub.publication import prepare
 from transformers_nim.hub.remote_code import remote_code_files
 from transformers_nim.robustness.classifiers import model_hash
+from transformers_nim.utils.cli import run_command
 
 
 SCRIPT = Path(__file__).parent.parent.parent / "examples" / "push_checkpoint.py"
@@ -76,8 +77,9 @@ def push(loopback_hub, monkeypatch, tmp_path, capsys):
     def run(*arguments, **hub) -> subprocess.CompletedProcess:
         loopback_hub.lead_here(monkeypatch, tmp_path, **hub)
         capsys.readouterr()
-        status = main([str(argument) for argument in arguments])
-        return subprocess.CompletedProcess(arguments, status, *capsys.readouterr())
+        with pytest.raises(SystemExit) as stopped:
+            run_command(lambda: main([str(argument) for argument in arguments]))
+        return subprocess.CompletedProcess(arguments, stopped.value.code, *capsys.readouterr())
 
     return run
 

@@ -33,6 +33,7 @@ from transformers_nim.conversion import (
 )
 from transformers_nim.conversion.__main__ import main
 from transformers_nim.conversion.authors import config_from_weights, load_authors_checkpoint
+from transformers_nim.utils.cli import run_command
 
 
 DATA = Path(__file__).parents[1] / "golden"
@@ -136,7 +137,7 @@ def test_command_line_from_the_authors(golden, tmp_path, capsys):
     arguments = ["--pretraining", str(folder / "pretraining.pt"), "--finetuned", str(folder / "finetuned.pt")]
     arguments += ["--output_dir", str(tmp_path / "out"), "--num_attention_heads", "4"]
     with pytest.raises(SystemExit) as stopped:
-        main(arguments)
+        run_command(lambda: main(arguments))
     assert stopped.value.code == 2
     assert "--decoder_num_attention_heads" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -208,27 +209,25 @@ def test_half_the_size_on_disk_and_float32_in_memory(cls, tmp_path):
 
 def test_only_models_of_this_package_are_rounded(tmp_path, capsys):
     with pytest.raises(SystemExit):
-        main(["--to_bfloat16", str(tmp_path / "nothing"), "--output_dir", str(tmp_path / "half")])
+        run_command(lambda: main(["--to_bfloat16", str(tmp_path / "nothing"), "--output_dir", str(tmp_path / "half")]))
     assert "nothing" in capsys.readouterr().err
     config = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=32)
     ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
-    with pytest.raises(SystemExit):
+    with pytest.raises(ValueError, match="holds no NIM model"):
         main(["--to_bfloat16", str(tmp_path / "vit"), "--output_dir", str(tmp_path / "half")])
-    assert "holds no NIM model" in capsys.readouterr().err
     assert not (tmp_path / "half").exists()
 
 
-def test_exact_weights_are_not_overwritten_by_rounded_ones(tmp_path, capsys):
+def test_exact_weights_are_not_overwritten_by_rounded_ones(tmp_path):
     save_with_processor(tiny_model(), tmp_path / "model")
-    with pytest.raises(SystemExit):
+    with pytest.raises(ValueError, match="holds the only copy"):
         main(["--to_bfloat16", str(tmp_path / "model"), "--output_dir", str(tmp_path / "model")])
-    assert "holds the only copy" in capsys.readouterr().err
     assert load_file(tmp_path / "model" / "model.safetensors")["classifier.weight"].dtype == torch.float32
 
 
 def test_nothing_is_written_without_an_image_processor(tmp_path):
     tiny_model().save_pretrained(tmp_path / "model")
-    with pytest.raises(SystemExit):
+    with pytest.raises(OSError, match="preprocessor_config"):
         main(["--to_bfloat16", str(tmp_path / "model"), "--output_dir", str(tmp_path / "half")])
     assert not (tmp_path / "half").exists()
 
@@ -352,7 +351,7 @@ def test_command_line_to_the_authors(models, tmp_path):
 )
 def test_command_line_errors(tmp_path, capsys, arguments, message):
     with pytest.raises(SystemExit) as stopped:
-        main([*arguments, "--output_dir", str(tmp_path / "out")])
+        run_command(lambda: main([*arguments, "--output_dir", str(tmp_path / "out")]))
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

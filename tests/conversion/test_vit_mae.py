@@ -14,6 +14,7 @@ from vit_mae_reference import random_vit_mae, vit_mae_config
 from transformers_nim import NIMConfig, NIMForPreTraining, NIMForRobustImageClassification, NIMImageProcessor
 from transformers_nim.conversion.__main__ import main
 from transformers_nim.conversion.vit_mae import convert_vit_mae_state_dict, load_vit_mae
+from transformers_nim.utils.cli import run_command
 
 
 TOLERANCE = 1e-5
@@ -308,7 +309,7 @@ def test_command_line(saved, vit_mae, pixel_values, tmp_path):
 )
 def test_command_line_errors(tmp_path, capsys, arguments, message):
     with pytest.raises(SystemExit) as exit_info:
-        main([*arguments, "--output_dir", str(tmp_path / "out")])
+        run_command(lambda: main([*arguments, "--output_dir", str(tmp_path / "out")]))
     assert exit_info.value.code == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

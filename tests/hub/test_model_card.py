@@ -688,7 +688,7 @@ def test_files_of_the_wrong_kind(tmp_path):
         save(tmp_path, "card.json", content)
         with pytest.raises(ValueError, match=message):
             card_files(tmp_path)
-    with pytest.raises(SystemExit):
+    with pytest.raises(ValueError, match="results must be a list of"):
         main([str(tmp_path)])
     (tmp_path / "card.json").write_text("{")
     with pytest.raises(ValueError, match=r"card\.json is no JSON: "):

@@ -1,9 +1,8 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
 """Certify the accuracy of De^3 over a data set (randomized smoothing, arXiv 1902.02918), which no attack can lower.
 
-    python examples/certify.py --model_name_or_path MODEL --dataset_name DATA --every_k 20 --output_dir DIR
-    accelerate launch --multi_gpu --num_processes 8 examples/certify.py ...
-    torchrun --nproc_per_node 8 -- examples/certify.py ...  # without the two dashes torchrun takes --n for its own
+    transformers-nim certify --model_name_or_path MODEL --dataset_name DATA --every_k 20 --output_dir DIR
+    transformers-nim certify --launch ddp ...  # on the 8 GPUs of a node
 
 Writes to `--output_dir`: `results.json` (curves, settings and one record per image and sigma) and
 `certified_accuracy.png`. A killed run goes on with `--resume`, with any number of processes; no image is certified
@@ -29,9 +28,9 @@ from ..data.images import EvaluationImages
 from ..model.smoothing_nim import certifiable_sigma
 from ..robustness.certificates import certificate_table, certified_curves, describe_certificates, plot_certificates
 from ..robustness.classifiers import model_hash
-from ..utils.cli import check_arguments, make_parser
+from ..utils.cli import check_arguments, make_parser, run_command
 from ..utils.extras import require
-from ..utils.processes import measuring_accelerator
+from ..utils.processes import MEASURING_PACKAGES, measuring_accelerator
 from ..utils.records import append_record, read_records, replace_file, start_records
 from ..utils.seeding import derive_seed_32
 from ..utils.text_table import plural
@@ -46,7 +45,12 @@ _SETTINGS = ("dataset_config_name", "split", "every_k", "max_eval_samples", "lab
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Parse the command line, or exit with an error."""
-    parser = make_parser(__doc__, "--model_name_or_path MODEL --dataset_name DATA --output_dir DIR")
+    parser = make_parser(
+        __doc__,
+        "--model_name_or_path MODEL --dataset_name DATA --output_dir DIR",
+        (*MEASURING_PACKAGES, "scipy"),
+        "transformers_nim.commands.certify",
+    )
     model = parser.add_argument_group("model and data")
     model.add_argument("--model_name_or_path", help="a NIMForRobustImageClassification checkpoint")
     model.add_argument(
@@ -200,4 +204,4 @@ def write_results(
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -1,12 +1,12 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
 """Measure the robustness of an image classifier by a suite of attacks that does not flatter random defenses.
 
-    accelerate launch examples/evaluate_robustness.py --model_name_or_path MODEL --dataset_name DATA --output_dir DIR
+    transformers-nim evaluate --model_name_or_path MODEL --dataset_name DATA --output_dir DIR
     ... --suite full --eps 4 --sigmas off 0 25 50 75 100 --eps_grid 1 2 4
     ... --num_samples 16                                     # the vote of 16 noise draws is the defense
     ... --budget_minutes 60                                  # as many images and draws as fit
     ... --surrogates undefended=MODEL2 adversarial=MODEL3    # models from which attacks are transferred
-    python examples/evaluate_robustness.py --compare A/results.json B/results.json
+    transformers-nim evaluate --compare A/results.json B/results.json
 
 Writes to `--output_dir`: `results.json` (every prediction of every image), `tradeoff.png`, `eps_curve.png` and
 `examples.png`. A killed run goes on with `--resume`, with any number of processes; no attack runs twice. Figures
@@ -55,9 +55,9 @@ from ..robustness.protocol import (
 )
 from ..robustness.runner import KEYS, Runner, kept_path
 from ..robustness.time_budget import fit, seconds_per_pass
-from ..utils.cli import check_arguments, make_parser
+from ..utils.cli import check_arguments, make_parser, run_command
 from ..utils.extras import require
-from ..utils.processes import measuring_accelerator
+from ..utils.processes import MEASURING_PACKAGES, measuring_accelerator
 from ..utils.records import replace_file, start_records
 from ..utils.text_table import plural, sigma_key
 from ..utils.versions import VERSION, package_versions
@@ -92,7 +92,12 @@ def sigma_argument(text: str) -> float | str | None:
 
 def make_arguments() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = make_parser(__doc__, "--model_name_or_path MODEL --dataset_name DATA --output_dir DIR")
+    parser = make_parser(
+        __doc__,
+        "--model_name_or_path MODEL --dataset_name DATA --output_dir DIR",
+        MEASURING_PACKAGES,
+        "transformers_nim.commands.evaluate",
+    )
     parser.add_argument("--compare", nargs=2, metavar="RESULTS", help="compare two results.json, and do nothing else")
     model = parser.add_argument_group("model and data")
     model.add_argument("--model_name_or_path", help="an image classifier of transformers")
@@ -514,4 +519,4 @@ def main(argv: list[str] | None = None) -> RobustnessReport | str | None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

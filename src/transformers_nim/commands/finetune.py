@@ -1,11 +1,11 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
 """Fine-tune a pretrained model to classify: with the De^3 defense (arXiv 2302.01056), or as one of its baselines.
 
-    accelerate launch examples/finetune.py --model_name_or_path outputs/nim --dataset_name DATA --output_dir outputs/d
+    transformers-nim finetune --model_name_or_path outputs/nim --dataset_name DATA --output_dir outputs/de3
 
 `--train_on denoised` trains a classifier with the defense, `smoothed` one that adds noise and does not denoise,
-`noisy` and `clean` one without a defense. Each can be trained adversarially. Runs wherever examples/pretrain.py does,
-and resumes as exactly.
+`noisy` and `clean` one without a defense. Each can be trained adversarially. Runs wherever pretraining does, and
+resumes as exactly.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from ..training.evaluation import evaluate_classifier, evaluate_denoiser, figure
 from ..training.objectives import TRAIN_ON, ClassificationObjective
 from ..training.optimization import parameter_groups
 from ..training.plots import plot_reconstructions
-from ..utils.cli import make_parser
+from ..utils.cli import make_parser, run_command
 from ..utils.seeding import seed_step
 from ..utils.text_table import plural
 
@@ -45,7 +45,7 @@ UNATTACKED = {"adversarial_norm": "Linf", "adversarial_noise": "shared", "advers
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Return the arguments of the command line."""
-    parser = make_parser(__doc__)
+    parser = make_parser(__doc__, packages=(*arguments.PACKAGES, "timm"), module="transformers_nim.commands.finetune")
     task = parser.add_argument_group("task")
     add = task.add_argument
     add("--model_name_or_path", help="checkpoint to start from; if left out, a new model (not for denoised images)")
@@ -277,4 +277,4 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

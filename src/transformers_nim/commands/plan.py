@@ -1,8 +1,8 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
 """Plan a long run before GPUs are paid for: FLOPs, hours, memory, the largest batch that fits, and the command.
 
-    python examples/plan_run.py --config_name base
-    python examples/plan_run.py --task finetuning --num_gpus 4 --gpu_peak_tflops 312 --bytes_per_gpu 40e9
+    transformers-nim plan --config_name base
+    transformers-nim plan --task finetuning --num_gpus 4 --gpu_peak_tflops 312 --bytes_per_gpu 40e9
 
 Nothing is trained: FLOPs are counted, and activations measured, on tensors without contents. What is assumed is
 printed with the result; above all, how much of its peak a GPU reaches.
@@ -28,7 +28,7 @@ from transformers.initialization import no_init_weights
 from .. import NIMConfig, NIMForPreTraining, NIMForRobustImageClassification
 from ..training import arguments
 from ..training.mae import MaskedAutoencoder
-from ..utils.cli import make_parser
+from ..utils.cli import make_parser, run_command
 from ..utils.text_table import render_table
 
 
@@ -212,13 +212,14 @@ def launch_command(args: argparse.Namespace, hardware: Hardware, split: tuple[in
     """Return the command for a row of the table."""
     num_gpus, num_nodes = hardware.num_gpus, math.ceil(hardware.num_gpus / GPUS_PER_NODE)
     name = "multi_node" if num_nodes > 1 else "ddp" if num_gpus > 1 else "single_gpu"
-    lines = [f"accelerate launch --config_file examples/configs/{name}.yaml --num_processes {num_gpus}"]
+    command = "finetune" if args.task == "finetuning" else "pretrain"
+    lines = [f"transformers-nim {command} --launch {name} num_processes={num_gpus}"]
     if num_nodes > 1:
-        lines += [f"--num_machines {num_nodes} --machine_rank $RANK --main_process_ip $ADDRESS"]
+        lines += [f"num_machines={num_nodes} machine_rank=$RANK main_process_ip=$ADDRESS"]
     if args.task == "finetuning":
-        lines += ["examples/finetune.py --model_name_or_path outputs/nim --output_dir outputs/robust"]
+        lines += ["--model_name_or_path outputs/nim --output_dir outputs/robust"]
     else:
-        lines += [f"examples/pretrain.py --config_name {args.config_name} --output_dir outputs/{args.pretext}"]
+        lines += [f"--config_name {args.config_name} --output_dir outputs/{args.pretext}"]
         if args.pretext == "mae":
             lines += [f"--pretext mae --mask_ratio {args.mask_ratio:g}"]
         if args.config_overrides:
@@ -314,7 +315,7 @@ def plan_for(args: argparse.Namespace, cost: Cost, name: str, hardware: Hardware
         f"{split[0]} x {hardware.num_gpus} x {split[1]}" if split else "does not fit",
     ]
     if split is None:
-        return row, f"# {name}: try --gradient_checkpointing; examples/configs/fsdp2.yaml shares out the weights"
+        return row, f"# {name}: try --gradient_checkpointing; --launch fsdp2 shares out the weights"
     return row, f"# {name}, {needed:,.1f} hours\n{launch_command(args, hardware, split, num_workers)}"
 
 
@@ -343,4 +344,4 @@ def describe(args: argparse.Namespace, cost: Cost) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

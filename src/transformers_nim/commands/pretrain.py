@@ -1,9 +1,10 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
 """Pretrain a denoiser by noisy image modeling (NIM, arXiv 2302.01056), or a masked autoencoder as its baseline.
 
-    accelerate launch examples/pretrain.py --dataset_name DATA --config_name tiny-patch4-32 --output_dir outputs/nim
+    transformers-nim pretrain --dataset_name DATA --config_name tiny-patch4-32 --output_dir outputs/nim
 
-Runs on one CPU, one GPU, several nodes, FSDP or DeepSpeed; see examples/README.md. With `--resume_from_checkpoint
+Runs on one CPU or GPU; with `--launch` in several processes, on several nodes, with FSDP or DeepSpeed (`accelerate
+launch -m transformers_nim.commands.pretrain` does the same; see examples/README.md). With `--resume_from_checkpoint
 latest` an interrupted run continues exactly from its last checkpoint.
 """
 
@@ -26,7 +27,7 @@ from ..training.mae import MaskedAutoencoder, draw_mask
 from ..training.objectives import denoising_loss, masking_loss
 from ..training.optimization import parameter_groups
 from ..training.plots import plot_reconstructions
-from ..utils.cli import make_parser
+from ..utils.cli import make_parser, run_command
 from ..utils.seeding import seed_step
 
 
@@ -39,7 +40,7 @@ SUMMARIES = {
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Return the arguments of the command line."""
-    parser = make_parser(__doc__)
+    parser = make_parser(__doc__, packages=arguments.PACKAGES, module="transformers_nim.commands.pretrain")
     task = parser.add_argument_group("task")
     task.add_argument(
         "--pretext", choices=("nim", "mae"), default="nim", help="task: remove noise, or fill in hidden patches"
@@ -119,4 +120,4 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -1,8 +1,8 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
 """Publish a checkpoint with its card and results on the Hub. Without --push nothing is sent.
 
-    python examples/push_checkpoint.py outputs/de3 --repo_id NAME/nim-vit-tiny-de3          # what would change
-    python examples/push_checkpoint.py outputs/de3 --repo_id NAME/nim-vit-tiny-de3 --push
+    transformers-nim push outputs/de3 --repo_id NAME/nim-vit-tiny-de3          # what would change
+    transformers-nim push outputs/de3 --repo_id NAME/nim-vit-tiny-de3 --push
 
 It refuses cards that do not agree with the results (and shows the difference), results of other weights, missing or
 broken files, formats that execute code when they are read, secrets and absolute paths. detect-secrets looks for
@@ -18,15 +18,16 @@ from huggingface_hub import ModelCard
 
 from ..hub.publication import Publication, prepare
 from ..hub.upload import stale_files, upload
+from ..utils.cli import make_parser, run_command
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, "FOLDER --repo_id OWNER/NAME")
     parser.add_argument("folder", help="with weights, configs, card.json and the result files that it names")
     parser.add_argument("--repo_id", required=True, help="repository, OWNER/NAME")
     parser.add_argument("--push", action="store_true", help="send it")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
-    parser.add_argument("--revision", default="main", help="branch (default: main)")
+    parser.add_argument("--revision", default="main", help="branch")
     parser.add_argument(
         "--with_code",
         action="store_true",
@@ -55,29 +56,30 @@ def describe(publication: Publication, args: argparse.Namespace) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; return 1 if the folder must not be published as it is."""
+    """Run the command line; return 1 if the folder must not be published as it is.
+
+    Raises:
+        ValueError: The folder, its card or the repository's name is none.
+        OSError: The Hub cannot be reached, or refuses.
+    """
     args = parse_arguments(argv)
-    try:
-        publication = prepare(args.folder, args.repo_id, args.with_code, args.token)
-        print(describe(publication, args))
-        if publication.notes:
-            print("\nnot checked:", *publication.notes, sep="\n- ")
-        if publication.problems:
-            print("\nnot ready to be published:", *publication.problems, sep="\n- ", file=sys.stderr)
-            return 1
-        stale = stale_files(publication, args.revision, args.token)
-        if stale:
-            print("\non the Hub but not in the folder, to be removed:", *stale, sep="\n- ")
-        if not args.push:
-            print("\nnothing was sent; pass --push to send it")
-            return 0
-        repo_id, commit = upload(publication, args.private, args.revision, args.token)
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
+    publication = prepare(args.folder, args.repo_id, args.with_code, args.token)
+    print(describe(publication, args))
+    if publication.notes:
+        print("\nnot checked:", *publication.notes, sep="\n- ")
+    if publication.problems:
+        print("\nnot ready to be published:", *publication.problems, sep="\n- ", file=sys.stderr)
         return 1
+    stale = stale_files(publication, args.revision, args.token)
+    if stale:
+        print("\non the Hub but not in the folder, to be removed:", *stale, sep="\n- ")
+    if not args.push:
+        print("\nnothing was sent; pass --push to send it")
+        return 0
+    repo_id, commit = upload(publication, args.private, args.revision, args.token)
     print(f"\npublished and compared: {repo_id} at {commit}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -3,36 +3,42 @@
 
 Checkpoints of the authors' code (github.com/youzunzhi/NIM-AdvDef):
 
-    python -m transformers_nim.conversion --pretraining nim.pth --output_dir nim-vit-base
-    python -m transformers_nim.conversion --pretraining nim.pth --finetuned de3.pth --output_dir nim-vit-base-de3
+    transformers-nim convert --pretraining nim.pth --output_dir nim-vit-base
+    transformers-nim convert --pretraining nim.pth --finetuned de3.pth --output_dir nim-vit-base-de3
 
 transformers' masked autoencoders, to start NIM pretraining from:
 
-    python -m transformers_nim.conversion --vit_mae facebook/vit-mae-base --output_dir nim-from-mae
+    transformers-nim convert --vit_mae facebook/vit-mae-base --output_dir nim-from-mae
 
 A denoiser and an image classifier that somebody else has trained, to one De^3 model:
 
-    python -m transformers_nim.conversion --denoiser nim-vit-base --classifier google/vit-base-patch16-224 \
+    transformers-nim convert --denoiser nim-vit-base --classifier google/vit-base-patch16-224 \
         --output_dir nim-vit-base-de3
 
 Models of this package, back to the authors' code:
 
-    python -m transformers_nim.conversion --to_authors nim-vit-base-de3 --output_dir authors
+    transformers-nim convert --to_authors nim-vit-base-de3 --output_dir authors
 
 A trained model, to half its size on disk:
 
-    python -m transformers_nim.conversion --to_bfloat16 outputs/de3 --output_dir nim-vit-base-de3
+    transformers-nim convert --to_bfloat16 outputs/de3 --output_dir nim-vit-base-de3
 """
 
 import argparse
 
 from ..model.modeling_nim import NIMForRobustImageClassification
+from ..utils.cli import make_parser, run_command
 from .authors import convert_authors_checkpoint, save_authors_checkpoint, save_bfloat16, save_model
 from .vit_mae import load_vit_mae
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command line; see `--help`."""
+    """Run the command line; see `--help`.
+
+    Raises:
+        ValueError: A checkpoint is not what it is taken for.
+        OSError: There is none, or the folder cannot be written.
+    """
     parser = _parser()
     args = parser.parse_args(argv)
     if args.pretraining is None:
@@ -43,34 +49,27 @@ def main(argv: list[str] | None = None) -> None:
                 parser.error(f"argument --{name}: not allowed with --{other}, which says everything by itself")
     if (args.denoiser is None) != (args.classifier is None):
         parser.error("--denoiser and --classifier belong together: one is put in front of the other")
-    try:
-        if args.denoiser is not None:
-            save_model(NIMForRobustImageClassification.from_denoiser(args.denoiser, args.classifier), args.output_dir)
-        elif args.to_authors is not None:
-            save_authors_checkpoint(args.to_authors, args.output_dir)
-        elif args.to_bfloat16 is not None:
-            save_bfloat16(args.to_bfloat16, args.output_dir)
-        elif args.vit_mae is not None:
-            save_model(load_vit_mae(args.vit_mae), args.output_dir)
-        else:
-            convert_authors_checkpoint(
-                args.pretraining,
-                args.output_dir,
-                finetuned=args.finetuned,
-                num_attention_heads=args.num_attention_heads,
-                decoder_num_attention_heads=args.decoder_num_attention_heads,
-                norm_pix_loss=not args.no_norm_pix_loss,
-            )
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
+    if args.denoiser is not None:
+        save_model(NIMForRobustImageClassification.from_denoiser(args.denoiser, args.classifier), args.output_dir)
+    elif args.to_authors is not None:
+        save_authors_checkpoint(args.to_authors, args.output_dir)
+    elif args.to_bfloat16 is not None:
+        save_bfloat16(args.to_bfloat16, args.output_dir)
+    elif args.vit_mae is not None:
+        save_model(load_vit_mae(args.vit_mae), args.output_dir)
+    else:
+        convert_authors_checkpoint(
+            args.pretraining,
+            args.output_dir,
+            finetuned=args.finetuned,
+            num_attention_heads=args.num_attention_heads,
+            decoder_num_attention_heads=args.decoder_num_attention_heads,
+            norm_pix_loss=not args.no_norm_pix_loss,
+        )
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m transformers_nim.conversion",
-        description="Convert checkpoints of the authors' NIM code, or a ViT-MAE, to folders for from_pretrained; and"
-        " models of this package back, or to half their size on disk.",
-    )
+    parser = make_parser(__doc__, "--pretraining A.pt --output_dir DIR")
     parser.add_argument("--output_dir", required=True, metavar="DIR", help="the folder to write")
     start = parser.add_mutually_exclusive_group(required=True)
     start.add_argument("--pretraining", metavar="A.pt", help="the authors' pretraining checkpoint")
@@ -107,4 +106,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -12,6 +12,8 @@ from ..model.noise import GammaSigma, SigmaDistribution, UniformSigma, parse_sig
 from .optimization import SCHEDULES
 
 
+# Optional packages that training cannot do without.
+PACKAGES = ("accelerate", "datasets", "matplotlib", "tqdm")
 # Not written to logs, results or trackers.
 _SECRETS = ("token", "hub_token")
 # Fields of the config that arguments of their own decide.

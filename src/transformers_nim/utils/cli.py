@@ -1,8 +1,28 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""Command lines that show defaults and report errors in one line."""
+"""Command lines that show defaults, start processes by `--launch`, and report errors in one line."""
 
 import argparse
-from collections.abc import Sequence
+import difflib
+import linecache
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, NoReturn
+
+from .extras import check_installed
+from .processes import PROGRAM, launch
+
+
+DEBUG = "TRANSFORMERS_NIM_DEBUG"
+# Seconds that other processes than the main one wait before they tell of an error, which mostly is the main one's too.
+PATIENCE = 10.0
+_PACKAGE = __name__.split(".")[0]
+# Functions by which other libraries read what a user has named.
+_READERS = {"from_pretrained", "cached_file", "load_dataset", "load_from_disk"}
+# Libraries whose own kinds of errors are about what they were asked to read or send.
+_LIBRARIES = {"huggingface_hub", "datasets", "safetensors"}
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -18,14 +38,82 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
         return super()._get_help_string(action)
 
 
-def make_parser(description: str | None, required: str = "--output_dir OUTPUT_DIR") -> argparse.ArgumentParser:
-    """Return a parser whose help shows defaults and whose errors are not preceded by a list of all options."""
-    return argparse.ArgumentParser(
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose errors are one line; see [`make_parser`]."""
+
+    module: str | None = None
+    packages: Sequence[str] = ()
+
+    def parse_args(self, args=None, namespace=None):
+        """Return the arguments, or exit: with an error, or with the status of the processes that `--launch` starts."""
+        argv = list(sys.argv[1:] if args is None else args)
+        parsed, unknown = self.parse_known_args(argv, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{self._advice(unknown[0])}")
+        check_installed(*self.packages)
+        if getattr(parsed, "launch", None):
+            assert self.module is not None
+            try:
+                status = launch(self.module, self.prog, parsed.launch, _without_launch(argv))
+            except ValueError as error:
+                self.error(str(error))
+            self.exit(status)
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with a line that says what is wrong."""
+        exit_with_error(self.prog, message, 2)
+
+    def _advice(self, unknown: str) -> str:
+        name = unknown.split("=")[0]
+        near = difflib.get_close_matches(name, self._option_string_actions, n=1)
+        return f" (did you mean {near[0]}?)" if near else " (--help lists what there is)"
+
+
+def make_parser(
+    description: str | None,
+    required: str = "--output_dir OUTPUT_DIR",
+    packages: Sequence[str] = (),
+    module: str | None = None,
+) -> CommandParser:
+    """Return a parser whose help shows defaults and whose errors are one line.
+
+    Args:
+        description: What its help begins with.
+        required: What the line of usage shows besides options.
+        packages: Optional packages that the command cannot do without. They are looked for as soon as the arguments
+            are parsed, so that their lack does not end the command later.
+        module: The command's module, if it can work in several processes: it gets the option `--launch`.
+    """
+    parser = CommandParser(
+        prog=program_name(),
         usage=f"%(prog)s {required} [options]",
         description=description,
         formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
+    parser.packages, parser.module = packages, module
+    if module is not None:
+        _add_launch(parser)
+    return parser
+
+
+def _add_launch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--launch",
+        nargs="+",
+        # Not one of the run's settings.
+        default=argparse.SUPPRESS,
+        metavar=("FILE", "OPTION=VALUE"),
+        help="start processes by a launch file of Accelerate, one of this package's (cpu_2_processes, ddp, fsdp2, ...)"
+        " or a path, with options of `accelerate launch` such as num_processes=4; if left out, one process",
+    )
+
+
+def _without_launch(argv: list[str]) -> list[str]:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    _add_launch(parser)
+    return parser.parse_known_args(argv)[1]
 
 
 def check_arguments(
@@ -45,3 +133,106 @@ def check_arguments(
     for name in counts:
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
+
+
+def program_name() -> str:
+    """Return how this program was called, which usage and errors name."""
+    if PROGRAM in os.environ:
+        return os.environ[PROGRAM]
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is None or spec.name == f"{_PACKAGE}.__main__":
+        # A script, or transformers-nim, which puts itself and the command there.
+        return os.path.basename(sys.argv[0])
+    # Accelerate sets this for what it launches.
+    starter = "accelerate launch" if "ACCELERATE_MIXED_PRECISION" in os.environ else "python"
+    return f"{starter} -m {spec.name.removesuffix('.__main__')}"
+
+
+def run_command(main: Callable[[], Any]) -> NoReturn:
+    """Run a command and exit with its status.
+
+    An error that the user can mend is one line; others keep their traceback.
+
+    The status is 2 where an argument has to be changed, and 1 for other errors. With the environment variable
+    TRANSFORMERS_NIM_DEBUG every error shows its traceback.
+
+    Args:
+        main: The command's main function. If it returns an integer, that is the status.
+    """
+    try:
+        result = main()
+    except KeyboardInterrupt:
+        exit_with_error(program_name(), "interrupted", 130)
+    except Exception as error:
+        if os.environ.get(DEBUG) or not is_users_error(error):
+            raise
+        exit_with_error(program_name(), _describe(error), _status(error))
+    sys.exit(result if isinstance(result, int) else 0)
+
+
+def exit_with_error(program: str, message: str, status: int) -> NoReturn:
+    """Print an error as one line, and exit.
+
+    Of several processes the main one speaks. The others wait to be stopped, as launchers do when one process ends, and
+    speak if nobody stops them: then the error is theirs alone.
+    """
+    rank = int(os.environ.get("RANK", "0"))
+    if rank:
+        time.sleep(PATIENCE)
+        message = f"process {rank}: {message}"
+    print(f"{program}: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    sys.exit(status)
+
+
+def is_users_error(error: Exception) -> bool:
+    """Tell errors that a user can mend from bugs.
+
+    A user can mend what a `raise` of this package says (but no assertion), what the operating system or the Hub says,
+    and what libraries say while they read the model or data set that an argument names. All else is a bug.
+    """
+    *_, last = _steps(error.__traceback__)
+    kind = type(error).__module__.split(".")[0]
+    if isinstance(error, (AssertionError, NotImplementedError)):
+        return False
+    if isinstance(error, OSError) or kind in _LIBRARIES or kind == _PACKAGE:
+        return True
+    if isinstance(error, (ValueError, RuntimeError)) and _is_read(error):
+        return True
+    return _is_ours(last) and _line(last).startswith("raise ")
+
+
+def _steps(traceback: TracebackType | None):
+    while traceback is not None:
+        yield traceback
+        traceback = traceback.tb_next
+
+
+def _is_read(error: Exception) -> bool:
+    return any(step.tb_frame.f_code.co_name in _READERS for step in _steps(error.__traceback__))
+
+
+def _is_ours(step: TracebackType) -> bool:
+    return step.tb_frame.f_globals.get("__name__", "").split(".")[0] == _PACKAGE
+
+
+def _line(step: TracebackType) -> str:
+    return linecache.getline(step.tb_frame.f_code.co_filename, step.tb_lineno).strip()
+
+
+def _status(error: Exception) -> int:
+    """Return 2 for errors about arguments, and 1 for errors of the machine or of a run."""
+    if isinstance(error, OSError) and error.errno is None and _is_read(error):
+        # Not of the operating system, so about a name that is not found.
+        return 2
+    return 2 if isinstance(error, (ValueError, FileNotFoundError, NotADirectoryError)) else 1
+
+
+def _describe(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    if isinstance(error, OSError) and error.errno is not None and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if "Original Traceback (most recent call last)" in text:
+        # From a worker that reads images.
+        text = text.splitlines()[-1].partition(": ")[2]
+    *_, last = _steps(error.__traceback__)
+    return text if _is_ours(last) else f"{text} ({DEBUG}=1 shows where)"

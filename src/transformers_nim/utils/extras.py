@@ -2,6 +2,7 @@
 """Import optional packages, and name the extra that installs a missing one."""
 
 import importlib
+import importlib.util
 from types import ModuleType
 
 
@@ -35,6 +36,22 @@ def require(name: str) -> ModuleType:
         package = name.split(".")[0]
         if (error.name or "").split(".")[0] != package:
             raise
-        raise ImportError(
-            f"this needs the package {package!r}: pip install 'transformers-nim[{_EXTRA_OF[package]}]'"
-        ) from error
+        raise _missing([package]) from error
+
+
+def check_installed(*packages: str) -> None:
+    """Check that optional packages are installed, without importing them.
+
+    Raises:
+        ImportError: Some are not; the message says which extras install them.
+    """
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    if missing:
+        raise _missing(missing)
+
+
+def _missing(packages: list[str]) -> ImportError:
+    extras = ",".join(sorted({_EXTRA_OF[package] for package in packages}))
+    names = ", ".join(map(repr, packages))
+    noun = "package" if len(packages) == 1 else "packages"
+    return ImportError(f"this needs the {noun} {names}: pip install 'transformers-nim[{extras}]'")

@@ -1,15 +1,115 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
 """Start processes that work together through Accelerate."""
 
+import difflib
+import logging
 import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 
 from .extras import require
 from .memory import keep_freed_memory
 from .text_table import plural
+
+
+# Files for `accelerate launch --config_file`.
+LAUNCH_FILES = Path(__file__).parents[1] / "launch_files"
+# Optional packages that measurements cannot do without.
+MEASURING_PACKAGES = ("accelerate", "datasets", "matplotlib", "tqdm")
+# The variable by which processes know how the user has called the command.
+PROGRAM = "TRANSFORMERS_NIM_PROGRAM"
+
+
+def launch(module: str, program: str, choice: Sequence[str], arguments: Sequence[str]) -> int:
+    """Run a module in the processes of a launch file of Accelerate, and return its exit status.
+
+    It does what `accelerate launch --config_file FILE -m MODULE ARGUMENTS` does, but where a process has failed, no
+    traceback of the launcher follows what the process has printed.
+
+    Args:
+        module: Module to run.
+        program: How the user has called it, for usage and errors.
+        choice: The name of a file in `launch_files` or a path; then options of `accelerate launch`, such as
+            `"num_processes=4"`.
+        arguments: Arguments of the module.
+
+    Raises:
+        ValueError: There is no such file or option.
+        OSError: The processes cannot be started; mostly, their port is taken.
+    """
+    commands = require("accelerate.commands.launch")
+    parser = commands.launch_command_parser()
+    options = ["--config_file", str(launch_file(choice[0])), *launch_options(parser, choice[1:]), "-m", module]
+    print(f"accelerate launch {' '.join(options)} ...", file=sys.stderr, flush=True)
+    elastic = require("torch.distributed.elastic.multiprocessing.api")
+    failed = require("torch.distributed.elastic.multiprocessing.errors").ChildFailedError
+    os.environ[PROGRAM] = program
+    # The launcher reports failed processes in many lines, beside their own.
+    logging.disable(logging.ERROR)
+    try:
+        commands.launch_command(parser.parse_args([*options, *arguments]))
+    except subprocess.CalledProcessError as error:
+        return _exit_status(error.returncode)
+    except failed as error:
+        return _exit_status(error.get_first_failure()[1].exitcode)
+    except elastic.SignalException as error:
+        return 128 + error.sigval
+    finally:
+        logging.disable(logging.NOTSET)
+        os.environ.pop(PROGRAM, None)
+    return 0
+
+
+def launch_file(name: str) -> Path:
+    """Return the path of a launch file, of this package by its name or of the user's own.
+
+    Raises:
+        ValueError: There is none.
+    """
+    path = Path(name) if Path(name).suffix else LAUNCH_FILES / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(path.stem for path in LAUNCH_FILES.glob("*.yaml")))
+        raise ValueError(f"--launch {name}: no such launch file; pass a path, or a name of this package's: {known}")
+    return path
+
+
+def launch_options(parser: Any, pairs: Sequence[str]) -> list[str]:
+    """Return `OPTION=VALUE` as options for Accelerate's parser, which raises its errors from then on.
+
+    Raises:
+        ValueError: There is no such option.
+    """
+    known = [name.removeprefix("--") for name in parser._option_string_actions if name.startswith("--")]
+    options = []
+    for pair in pairs:
+        name, separator, value = pair.partition("=")
+        if not separator or name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            advice = f"; did you mean {near[0]}=VALUE?" if near else ""
+            raise ValueError(f"--launch takes options of `accelerate launch` as OPTION=VALUE, got {pair!r}{advice}")
+        options += [f"--{name}", value]
+
+    def refuse(message: str) -> NoReturn:
+        raise ValueError(f"--launch: {message}")
+
+    # By itself it prints all its options, and exits.
+    parser.error = refuse
+    return options
+
+
+def _exit_status(code: int) -> int:
+    if code >= 0:
+        return code
+    # It could not say so itself.
+    print(f"a process was ended by {signal.Signals(-code).name}", file=sys.stderr)
+    return 128 - code
 
 
 def train_on_cpu() -> bool:

@@ -18,9 +18,9 @@ from training_runs import environment, losses, main, same_weights, save_digits, 
 
 from transformers_nim import NIMForPreTraining, NIMForRobustImageClassification
 from transformers_nim.training import launch as launch_module
+from transformers_nim.utils.processes import LAUNCH_FILES, launch_file
 
 
-CONFIGS = Path(__file__).parents[2] / "examples" / "configs"
 EXPECTED = {
     "cpu": ("NO", 1, "no"),
     "cpu_2_processes": ("MULTI_GPU", 2, "no"),
@@ -34,10 +34,10 @@ needs_distributed = pytest.mark.skipif(not torch.distributed.is_available(), rea
 
 
 def launch(config: str, jobs: list[list], *options: str, backend: str = "") -> str:
-    """Runs scripts one after the other in the processes that Accelerate starts by a file of `examples/configs`."""
+    """Runs scripts one after the other in the processes that Accelerate starts by a launch file."""
     done = subprocess.run(
         [
-            sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{config}.yaml"),
+            sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(launch_file(config)),
             "--main_process_port", "0", *options, __file__, json.dumps([list(map(str, job)) for job in jobs]), backend,
         ],
         capture_output=True,
@@ -108,12 +108,12 @@ def num_processes(folder: Path) -> int:
 
 
 def test_there_is_a_test_for_each_file():
-    assert {path.stem for path in CONFIGS.iterdir()} == set(EXPECTED)
+    assert {path.stem for path in LAUNCH_FILES.iterdir()} == set(EXPECTED)
 
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_it_is_what_accelerate_reads(name):
-    path = CONFIGS / f"{name}.yaml"
+    path = launch_file(name)
     config = load_config_from_file(str(path))
     assert (config.distributed_type.value, config.num_processes, config.mixed_precision) == EXPECTED[name]
     # Unknown fields of these are ignored without a word.
@@ -121,7 +121,7 @@ def test_it_is_what_accelerate_reads(name):
     assert {f"--{field}" for field in (*config.fsdp_config, *config.deepspeed_config)} <= known
     text = path.read_text()
     assert text.startswith("# ")
-    assert f"--config_file examples/configs/{name}.yaml" in text
+    assert f"transformers-nim pretrain --launch {name} " in text
 
 
 @pytest.mark.slow

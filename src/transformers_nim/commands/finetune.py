@@ -22,7 +22,7 @@ from ..hub import training_results as publish
 from ..model.checks_nim import check_counts
 from ..training import arguments, launch
 from ..training.attack import TrainingAttack
-from ..training.evaluation import evaluate_classifier, evaluate_denoiser, figure_name
+from ..training.evaluation import evaluate_classifier, evaluate_denoiser, figure_name, gather_weights
 from ..training.objectives import TRAIN_ON, ClassificationObjective
 from ..training.optimization import parameter_groups
 from ..training.plots import plot_reconstructions
@@ -182,9 +182,8 @@ def check_draws(args: argparse.Namespace, accelerator: Any) -> None:
         raise ValueError(f"--train_denoiser needs a denoiser; --train_on {args.train_on} has none")
     if args.denoising_weight and not args.train_denoiser:
         raise ValueError("denoising_weight is for a denoiser that learns; pass --train_denoiser too")
-    if args.denoising_weight and accelerator.distributed_type.value in ("FSDP", "DEEPSPEED"):
-        kind = accelerator.distributed_type.value
-        raise ValueError(f"denoising_weight does not work with {kind}, which shards the weights")
+    if args.denoising_weight and accelerator.distributed_type.value == "DEEPSPEED":
+        raise ValueError("denoising_weight does not work with DeepSpeed; FSDP2 (launch file fsdp2) shares weights too")
 
 
 def choose_best_metric(args: argparse.Namespace) -> str:
@@ -256,8 +255,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     def evaluate(model: NIMForImageClassification, loader: Any) -> dict[str, float]:
         figures = evaluate_classifier(accelerator, model, loader, [None, *args.eval_sigmas])
         if args.train_denoiser:
-            # A denoiser that has stopped to denoise is seen. FSDP2 gathers weights only when the whole is called.
-            getattr(model, "unshard", lambda: None)()
+            # A denoiser that has stopped to denoise is seen.
+            gather_weights(model)
             assert isinstance(model, NIMForRobustImageClassification)
             assert model.denoiser is not None
             measured = evaluate_denoiser(accelerator, model.denoiser, loader, args.eval_sigmas)

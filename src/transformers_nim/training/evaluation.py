@@ -37,6 +37,11 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
+def gather_weights(model: nn.Module) -> None:
+    """Make weights whole before a part of a model is called; FSDP2 does so only when the whole model is called."""
+    getattr(model, "unshard", lambda: None)()
+
+
 def psnr(images: torch.Tensor, targets: torch.Tensor, image_std: Sequence[float]) -> torch.Tensor:
     """Return the peak signal-to-noise ratio of each image, in dB, at most 100.
 

@@ -19,6 +19,7 @@ from ..model.noise import add_noise
 from ..model.outputs_nim import combine_draws
 from ..model.pixels_nim import normalize, to_pixels
 from .attack import TrainingAttack, attacked_mode
+from .evaluation import gather_weights
 
 
 def denoising_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
@@ -89,6 +90,7 @@ class ClassificationObjective:
 
     def _denoising_loss(self, batch: Batch, clean: torch.Tensor, perturbed: torch.Tensor) -> torch.Tensor:
         """Return the pretraining loss: from clean and perturbed images, under the first draw, to the clean ones."""
+        gather_weights(self.inner_model)
         denoiser, sigma = self.inner_model.denoiser, batch["sigma"]
         losses = []
         for images in [clean] if self.attack is None else [clean, perturbed]:

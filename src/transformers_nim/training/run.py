@@ -25,6 +25,7 @@ from .checkpoints import (
     require_empty_or_resumed,
     save_checkpoint,
 )
+from .evaluation import gather_weights
 from .mae import MaskedAutoencoder
 
 
@@ -186,8 +187,8 @@ class TrainingRun:
                 if evaluate is not None and (is_last or _is_due(self.step, options.eval_steps)):
                     self._evaluate(evaluate, bar)
                 if draw is not None and (is_last or _is_due(self.step, image_steps)):
-                    # A part of the model may be plotted, and FSDP2 gathers weights only when the whole is called.
-                    getattr(self.evaluation_model, "unshard", lambda: None)()
+                    # A part of the model may be plotted.
+                    gather_weights(self.evaluation_model)
                     draw(self.evaluation_model, self.step)
                 if _is_due(self.step, options.checkpointing_steps):
                     self._save_checkpoint()

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -21,8 +22,11 @@ from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from transformers_nim import NIMConfig, NIMForPreTraining, NIMImageProcessor
+from transformers_nim.model import noise
+from transformers_nim.training.run import TrainingRun
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -150,6 +154,40 @@ def load_script(name: str) -> ModuleType:
     """The command that a script in `examples/` runs."""
     module = {"evaluate_robustness": "evaluate", "plan_run": "plan", "push_checkpoint": "push"}.get(name, name)
     return importlib.import_module(f"transformers_nim.commands.{module}")
+
+
+class Waits(TorchDispatchMode):
+    """Lists what would make the host wait for an accelerator: a look at a number, numbers copied from the host, and
+    results whose shape depends on numbers."""
+
+    NAMES = ("_local_scalar_dense", "is_nonzero", "equal", "lift_fresh", "nonzero", "masked_select", "_unique2")
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name in self.NAMES:
+            self.found.append((name, "".join(traceback.format_stack(limit=8))))
+        return func(*args, **(kwargs or {}))
+
+
+def watch_updates(monkeypatch) -> list[Waits]:
+    """Of each update that follows, what would wait if the CPU were an accelerator."""
+    watched = []
+    update = TrainingRun._update
+
+    def watched_update(self, stream, compute_loss):
+        # The next batches come from the host.
+        batches = [next(stream) for _ in range(self.accelerator.gradient_accumulation_steps)]
+        with Waits() as waits:
+            update(self, iter(batches), compute_loss)
+        watched.append(waits)
+
+    monkeypatch.setattr(TrainingRun, "_update", watched_update)
+    monkeypatch.setattr(noise, "_on_host", lambda tensor: False)
+    return watched
 
 
 def losses(output_dir: Path) -> list[tuple[int, float]]:

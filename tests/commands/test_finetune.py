@@ -21,6 +21,7 @@ from training_runs import (
     save_digits,
     save_tiny_config,
     save_tiny_denoiser,
+    watch_updates,
 )
 from transformers import ViTImageProcessor, pipeline
 
@@ -202,6 +203,14 @@ def test_a_denoiser_is_trained_along_and_resumes_exactly(arguments, denoiser, tm
     frozen = NIMForRobustImageClassification.from_pretrained(tmp_path / "frozen")
     assert frozen.config.freeze_denoiser is True
     assert all(torch.equal(p, frozen.denoiser.get_parameter(name)) for name, p in trained.named_parameters())
+
+
+@pytest.mark.parametrize("options", [RANDOM[:4], ["--train_on", "smoothed"], ALL_ON], ids=["plain", "smoothed", "all"])
+def test_no_update_waits_for_an_accelerator(options, arguments, tmp_path, monkeypatch):
+    watched = watch_updates(monkeypatch)
+    main("finetune", *arguments, *options, "--max_train_steps", 2, "--logging_steps", 2, "--max_grad_norm", 1,
+         "--eval_sigmas", "--output_dir", tmp_path)  # fmt: skip
+    assert [waits.found for waits in watched] == [[], []]
 
 
 @pytest.mark.slow

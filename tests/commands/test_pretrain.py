@@ -22,6 +22,7 @@ from training_runs import (
     save_digits,
     save_tiny_config,
     save_tiny_denoiser,
+    watch_updates,
 )
 from transformers import AutoImageProcessor, AutoModelForPreTraining
 from vit_mae_reference import random_vit_mae
@@ -124,6 +125,14 @@ def test_a_resumed_run_keeps_the_precision_that_was_measured(name, arguments, tm
     assert f"precision {name} (as in {tmp_path / 'checkpoint-4'})\n" in capsys.readouterr().out
     assert results["mixed_precision"] == name
     assert losses(tmp_path) == whole
+
+
+@pytest.mark.parametrize("pretext", ["nim", "mae"])
+def test_no_update_waits_for_an_accelerator(pretext, arguments, tmp_path, monkeypatch):
+    watched = watch_updates(monkeypatch)
+    main("pretrain", *arguments, "--pretext", pretext, "--max_train_steps", 2, "--logging_steps", 2, "--num_workers",
+         0, "--eval_sigmas", "--output_dir", tmp_path)  # fmt: skip
+    assert [waits.found for waits in watched] == [[], []]
 
 
 @pytest.mark.slow

@@ -103,5 +103,5 @@ def test_a_distribution_that_draws_nonsense():
         def sample(self, num, *, device=None, generator=None):
             return torch.full((num,), float("nan"))
 
-    with pytest.raises(ValueError, match="drew a negative or undefined sigma: nan"):
+    with pytest.raises(ValueError, match="drew a sigma that is negative, undefined or infinite, got nan"):
         NoiseDraw(Broken(1))(SHAPE, torch.Generator())

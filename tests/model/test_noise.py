@@ -1,4 +1,5 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from transformers_nim import ConstantSigma, GammaSigma, NIMConfig, SigmaDistribution, UniformSigma, parse_sigma
+from transformers_nim.model import noise
 from transformers_nim.model.noise import (
     _DISTRIBUTIONS,
     add_noise,
@@ -181,6 +183,14 @@ def test_sigma_tensors_are_checked():
     for wrong in (torch.zeros(2), torch.zeros(3, 1), torch.tensor([1.0, -1, 0]), torch.tensor(float("nan"))):
         with pytest.raises(ValueError, match="sigma must be"):
             check_sigma_tensor(wrong, 3)
+
+
+def test_an_accelerator_is_not_waited_for(monkeypatch):
+    """What is wrong becomes NaN there, and nothing else changes."""
+    monkeypatch.setattr(noise, "_on_host", lambda tensor: False)
+    sigma = torch.tensor([0, 25.5, -1, math.nan, math.inf])
+    expected = torch.tensor([0, 25.5, math.nan, math.nan, math.nan])
+    assert torch.equal(check_sigma_tensor(sigma, 5).nan_to_num(-7), expected.nan_to_num(-7))
 
 
 def test_fewer_images_pass_at_once_on_a_cpu():

@@ -194,6 +194,8 @@ def assert_same(actual: dict, expected: dict) -> None:
 
 def log(output_dir: Path) -> list[dict]:
     """Rows of the log without what is a matter of time."""
+    if not (output_dir / "log.jsonl").exists():
+        return []
     rows = [json.loads(line) for line in (output_dir / "log.jsonl").read_text().splitlines()]
     return [{name: value for name, value in row.items() if name != "images_per_second"} for row in rows]
 
@@ -356,6 +358,26 @@ def test_a_gradient_that_is_not_finite(tmp_path, max_grad_norm, value):
         training.fit(compute_loss)
     assert_same(training.state(), states[3])
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]
+
+
+@pytest.mark.parametrize("is_fused", [True, False])
+def test_diverged_between_two_looks(is_fused, tmp_path):
+    """Nothing is learned after it, though what follows is finite, and the step is named."""
+    training = Training(Recipe(), tmp_path, checkpointing_steps=6, eval_steps=6, logging_steps=6)
+    for options in (training.optimizer.defaults, *training.optimizer.param_groups):
+        options["fused"] = is_fused
+    states = []
+
+    def compute_loss(batch):
+        states.append(training.state())
+        return training.compute_loss(batch) * (math.nan if training.run.step == 3 else 1.0)
+
+    with pytest.raises(TrainingDivergedError, match=r"the loss is nan in step 4\."):
+        training.fit(compute_loss)
+    # Where a step cannot be taken back, each is looked at.
+    assert len(states) == (6 if is_fused else 4)
+    assert_same(training.state(), states[3])
+    assert log(tmp_path) == []
 
 
 def test_diverged_without_a_checkpoint(tmp_path):

@@ -12,7 +12,7 @@ import torch
 
 from ..attacks.geometry import NORMS, Ball
 from ..model.checks_nim import check_counts
-from ..model.noise import SigmaDistribution
+from ..model.noise import SigmaDistribution, checked_sigma
 
 
 # Function from the shape of an image and its generator to random numbers by name.
@@ -59,7 +59,7 @@ class NoiseDraw:
             there is an attack; `attack_sigma` and `attack_noise` if the attack gets noise of its own.
 
         Raises:
-            ValueError: The distribution drew a negative or undefined sigma.
+            ValueError: The distribution drew a sigma that is negative, undefined or infinite.
         """
         drawn = self._noise("sigma", "pixel_noise", shape, generator)
         if self.attack_norm is not None:
@@ -73,9 +73,9 @@ class NoiseDraw:
     ) -> dict[str, torch.Tensor]:
         if self.sigma is None:
             return {}
-        sigma = self.sigma.sample(1, generator=generator)[0]
-        if not sigma >= 0:
-            raise ValueError(f"{self.sigma} drew a negative or undefined sigma: {sigma.item()}")
+        drawn = self.sigma.sample(1, generator=generator)[0]
+        # Here, because sigma is not looked at where an accelerator has it.
+        sigma = checked_sigma(drawn, f"{self.sigma} drew a sigma that is negative, undefined or infinite")
         return {sigma_name: sigma, noise_name: torch.randn((self.num_draws, *shape), generator=generator)}
 
 

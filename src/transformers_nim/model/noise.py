@@ -189,16 +189,41 @@ def check_sigma_tensor(sigma: torch.Tensor, batch_size: int) -> torch.Tensor:
     """Check a tensor of sigmas, one for the batch or one per image, and expand it to `(batch_size,)`.
 
     Raises:
-        ValueError: The shape is wrong, or a value is negative, NaN or infinite. Values are not checked while
-            `torch.compile` or `torch.export` traces.
+        ValueError: The shape is wrong, or a value is negative, NaN or infinite. Values are looked at on the CPU only,
+            see [`checked_sigma`].
     """
     if sigma.ndim > 1 or (sigma.ndim == 1 and sigma.shape[0] not in (1, batch_size)):
         raise ValueError(f"sigma must be one number or one per image ({batch_size}), got shape {tuple(sigma.shape)}")
-    if not torch.compiler.is_compiling():
-        values = sigma.detach()
-        if not bool((torch.isfinite(values) & (values >= 0)).all()):
-            raise ValueError(f"sigma must be finite and at least 0 (units of 0..255 pixels), got {values.tolist()}")
-    return sigma.to(torch.float32).expand(batch_size)
+    sigma = checked_sigma(sigma.to(torch.float32), "sigma must be finite and at least 0 (units of 0..255 pixels)")
+    return sigma.expand(batch_size)
+
+
+def checked_sigma(sigma: torch.Tensor, message: str) -> torch.Tensor:
+    """Return sigmas in which no value is negative, undefined or infinite, unless it is NaN.
+
+    On an accelerator such values become NaN, and with them all that is computed from them: a look at the values would
+    make every forward pass wait for the accelerator.
+
+    Args:
+        sigma: Sigmas of any shape.
+        message: What is said of others, before their values.
+
+    Raises:
+        ValueError: A value on the CPU is negative, NaN or infinite. Nothing is checked while `torch.compile` or
+            `torch.export` traces.
+    """
+    if torch.compiler.is_compiling():
+        return sigma
+    valid = torch.isfinite(sigma) & (sigma >= 0)
+    if not _on_host(sigma):
+        return torch.where(valid, sigma, math.nan)
+    if not bool(valid.all()):
+        raise ValueError(f"{message}, got {sigma.tolist()}")
+    return sigma
+
+
+def _on_host(tensor: torch.Tensor) -> bool:
+    return tensor.device.type == "cpu"
 
 
 def resolve_sigma(sigma: Sigma | str, default: Sigma, batch_size: int) -> torch.Tensor | SigmaDistribution | None:
@@ -317,10 +342,10 @@ def draw_noise(
             draw = torch.zeros if sigma == ConstantSigma(0) else torch.randn
             pixel_noise = draw((batch_size, *shape), dtype=torch.float32, device=device)
 
-    if drawn is not None and not torch.compiler.is_compiling() and not bool((drawn >= 0).all()):
-        raise ValueError(f"{sigma} drew a negative or undefined sigma: {drawn.min().item()}")
-    if drawn is None:
-        assert isinstance(sigma, torch.Tensor)
+    if isinstance(sigma, SigmaDistribution):
+        assert drawn is not None
+        drawn = checked_sigma(drawn, f"{sigma} drew a sigma that is negative, undefined or infinite")
+    else:
         drawn = sigma.to(device=device, dtype=torch.float32).unsqueeze(1).expand(batch_size, num_samples)
     assert pixel_noise is not None
     return drawn, pixel_noise

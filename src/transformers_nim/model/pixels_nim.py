@@ -17,7 +17,8 @@ def per_channel(values: Sequence[float], images: torch.Tensor) -> torch.Tensor:
         A tensor of shape `(channels, 1, 1)`, float32, or float64 for images in float64.
     """
     dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
-    return torch.tensor(values, dtype=dtype, device=images.device)[:, None, None]
+    # Filled where it is needed: a copy from the host would wait for an accelerator.
+    return torch.cat([torch.full((1, 1, 1), value, dtype=dtype, device=images.device) for value in values])
 
 
 def normalize(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:

@@ -54,7 +54,7 @@ class RunOptions:
         checkpoints_total_limit: Number of checkpoints to keep; None for all.
         resume_from_checkpoint: `"latest"`, the path of a checkpoint, or None for a new run.
         eval_steps: Updates between validations; None for a single one at the end.
-        logging_steps: Updates between lines of `log.jsonl`.
+        logging_steps: Updates between lines of `log.jsonl`, at which a diverged run stops.
         max_grad_norm: Norm to clip gradients to; None for no clipping.
         best_metric: Figure that chooses the best model; None to keep none.
         greater_is_better: Whether a larger figure is better.
@@ -111,6 +111,10 @@ class TrainingRun:
         self.metrics: dict[str, float] = {}
         # Losses of the updates since the last line of the log.
         self.losses: list[float] = []
+        # Loss and gradient norm of updates by number, where they were computed, not read yet.
+        self._unread: dict[int, torch.Tensor] = {}
+        # 1 once one of them was not finite.
+        self._diverged = torch.zeros((), device=accelerator.device)
         self.undecodable: set[str] = set()
         require_empty_or_resumed(options.output_dir, options.resume_from_checkpoint)
         if options.resume_from_checkpoint is not None:
@@ -164,16 +168,23 @@ class TrainingRun:
             dynamic_ncols=True,
             smoothing=0.05,
         )
-        window, first = time.monotonic(), self.step
+        logged, first = self.seconds, self.step
+        reads = (options.logging_steps, options.eval_steps, image_steps, options.checkpointing_steps)
         self.model.train()
         with bar:
+            started = time.monotonic()
             while self.step < options.total_steps:
-                started, rate_of_step = time.monotonic(), max(self.scheduler.get_last_lr())
-                self.losses.append(self._update(stream, compute_loss))
-                self.seconds += time.monotonic() - started
+                rate_of_step = max(self.scheduler.get_last_lr())
+                self._update(stream, compute_loss)
+                bar.update()
                 is_last = self.step == options.total_steps
+                if not is_last and not any(_is_due(self.step, every) for every in reads):
+                    continue
+                # First of all, so that nothing is logged, validated or saved that is not finite.
+                self._read_figures()
+                self.seconds += time.monotonic() - started
                 if is_last or _is_due(self.step, options.logging_steps):
-                    rate = (self.step - first) * options.total_batch_size / (time.monotonic() - window)
+                    rate = (self.step - first) * options.total_batch_size / (self.seconds - logged)
                     row = {
                         "loss": sum(self.losses) / len(self.losses),
                         "learning_rate": rate_of_step,
@@ -181,9 +192,7 @@ class TrainingRun:
                     }
                     self._log(row)
                     bar.set_postfix(loss=f"{row['loss']:.4f}", images_per_s=f"{rate:.0f}")
-                    self.losses, window, first = [], time.monotonic(), self.step
-                bar.update()
-                pause = time.monotonic()
+                    self.losses, logged, first = [], self.seconds, self.step
                 if evaluate is not None and (is_last or _is_due(self.step, options.eval_steps)):
                     self._evaluate(evaluate, bar)
                 if draw is not None and (is_last or _is_due(self.step, image_steps)):
@@ -193,18 +202,17 @@ class TrainingRun:
                 if _is_due(self.step, options.checkpointing_steps):
                     self._save_checkpoint()
                 # Validation, plots and checkpoints do not count as training.
-                window += time.monotonic() - pause
+                started = time.monotonic()
             if evaluate is not None and not self.metrics:
                 # The run was resumed after its last step.
                 self._evaluate(evaluate, bar)
         return self.metrics
 
-    def _update(self, stream: Iterator[Batch], compute_loss: Callable[[Batch], torch.Tensor]) -> float:
-        """Take one step of the optimizer, and return the mean loss over all processes."""
+    def _update(self, stream: Iterator[Batch], compute_loss: Callable[[Batch], torch.Tensor]) -> None:
+        """Take one step of the optimizer. Nothing here waits for an accelerator."""
         accelerator, options = self.accelerator, self.options
         seed_step(options.seed, self.step, accelerator.process_index)
         total = torch.zeros((), device=accelerator.device)
-        mean_loss = math.nan
         for _ in range(accelerator.gradient_accumulation_steps):
             batch = next(stream)
             self.undecodable.update(batch.pop("undecodable"))
@@ -215,32 +223,67 @@ class TrainingRun:
                 accelerator.backward(loss)
                 total += loss.detach().float()
                 if accelerator.sync_gradients:
-                    # Checked before the weights change, so that memory and disk stay usable.
-                    mean_loss = accelerator.reduce(total, "mean").item() / accelerator.gradient_accumulation_steps
-                    self._check_finite("loss", mean_loss)
-                    # Computed without a limit too: a finite loss can have a gradient that is not.
-                    limit = math.inf if options.max_grad_norm is None else options.max_grad_norm
-                    norm = accelerator.clip_grad_norm_(self.model.parameters(), limit)
-                    # fp16 skips steps with an overflow by itself.
-                    if norm is not None and accelerator.mixed_precision != "fp16":
-                        # With FSDP2 each process may hold a part of the norm.
-                        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-                        self._check_finite("gradient norm", float(norm))
+                    self._guard_step(accelerator.reduce(total, "mean"))
                 self.optimizer.step()
                 self.optimizer.zero_grad()
         self.step += 1
         if self.ema is not None and not accelerator.optimizer_step_was_skipped:
             self.ema.update(self.inner_model)
         self.scheduler.step()
-        return mean_loss
 
-    def _check_finite(self, what: str, value: float) -> None:
-        if not math.isfinite(value):
-            last = find_checkpoint(self.options.output_dir)
-            raise TrainingDivergedError(
-                f"the {what} is {value} in step {self.step + 1}. Lower the learning rate, warm up for longer or clip"
-                f" gradients (--max_grad_norm 1). The last complete checkpoint is {last or 'none'}"
-            )
+    def _guard_step(self, loss: torch.Tensor) -> None:
+        """Clip gradients, and make the optimizer skip this step and all others once a number is not finite.
+
+        So memory and disk stay usable, though the number is read later. The device decides, because a look at the
+        number would make every step wait for it.
+
+        Args:
+            loss: Sum of the losses of an update's passes.
+        """
+        # Without a limit the norm is computed too: a finite loss can have a gradient that is not.
+        limit = math.inf if self.options.max_grad_norm is None else self.options.max_grad_norm
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
+        # With FSDP2 each process may hold a part of the norm.
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        # fp16 skips steps with an overflow by itself. DeepSpeed may have no norm.
+        is_fp16 = self.accelerator.mixed_precision == "fp16"
+        norm = torch.zeros_like(loss) if norm is None or is_fp16 else torch.as_tensor(norm).to(loss)
+        figures = torch.stack([loss, norm])
+        self._unread[self.step + 1] = figures
+        if is_fp16:
+            return
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        if getattr(optimizer, "defaults", {}).get("fused"):
+            self._diverged = torch.maximum(self._diverged, (~figures.isfinite().all()).to(self._diverged.dtype))
+            # The way in which a gradient scaler tells a fused optimizer of an overflow.
+            optimizer.found_inf = self._diverged
+        else:
+            self._read_figures()
+
+    def _read_figures(self) -> None:
+        """Read the losses of the last updates, and stop if one of their numbers is not finite."""
+        unread, self._unread = self._unread, {}
+        if not unread:
+            return
+        for step, (total, norm) in zip(unread, torch.stack(list(unread.values())).tolist()):
+            loss = total / self.accelerator.gradient_accumulation_steps
+            for what, value in (("loss", loss), ("gradient norm", norm)):
+                if math.isfinite(value):
+                    continue
+                self._go_to(step - 1)
+                last = find_checkpoint(self.options.output_dir)
+                raise TrainingDivergedError(
+                    f"the {what} is {value} in step {step}. Lower the learning rate, warm up for longer or clip"
+                    f" gradients (--max_grad_norm 1). The last complete checkpoint is {last or 'none'}"
+                )
+            self.losses.append(loss)
+
+    def _go_to(self, step: int) -> None:
+        """Set number of updates and learning rates."""
+        self.step = step
+        # The schedule is a function of the step alone. Repeating its last step sets the rates.
+        self.scheduler.load_state_dict({**self.scheduler.state_dict(), "last_epoch": step - 1, "_step_count": step})
+        self.scheduler.step()
 
     def _evaluate(self, evaluate: Callable[[Any], dict[str, float]], bar: Any) -> None:
         self.metrics = evaluate(self.evaluation_model)
@@ -321,20 +364,17 @@ class TrainingRun:
             raise ValueError(f"{path} was saved {'without' if ema is None else 'with'} averaged weights (--ema_decay)")
         if ema is not None:
             self.ema.module.load_state_dict(ema)
-        self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
+        self.seconds, self.best = state["seconds"], state["best"]
         self.losses, self.undecodable = state["losses"], set(state["undecodable"])
         best = self.options.output_dir / "best" / "best.json"
-        if best.is_file() and json.loads(best.read_text())["step"] > self.step:
+        if best.is_file() and json.loads(best.read_text())["step"] > state["step"]:
             # It is from steps that will be repeated, maybe with other results, and it replaced the one from before.
             self.best = None
         # Learning rate, schedule and weight decay are those of this run's arguments: a user can lower the rate after
         # the loss has diverged.
         for group, own in zip(self.optimizer.param_groups, settings):
             group.update(own)
-        # The schedule is a function of the step alone. Repeating its last step sets the rates.
-        place = {"last_epoch": self.step - 1, "_step_count": self.step}
-        self.scheduler.load_state_dict({**self.scheduler.state_dict(), **place})
-        self.scheduler.step()
+        self._go_to(state["step"])
         self.accelerator.print(f"going on from {path} at step {self.step}")
 
     def _check_resumable(self, path: Path) -> None:

@@ -183,7 +183,7 @@ def check_draws(args: argparse.Namespace, accelerator: Any) -> None:
     if args.denoising_weight and not args.train_denoiser:
         raise ValueError("denoising_weight is for a denoiser that learns; pass --train_denoiser too")
     if args.denoising_weight and accelerator.distributed_type.value == "DEEPSPEED":
-        raise ValueError("denoising_weight does not work with DeepSpeed; FSDP2 (launch file fsdp2) shares weights too")
+        raise ValueError("denoising_weight does not work with DeepSpeed; FSDP2 (--launch fsdp2) shares weights too")
 
 
 def choose_best_metric(args: argparse.Namespace) -> str:

@@ -85,8 +85,11 @@ class Misleading:
 @pytest.fixture(scope="module")
 def linear():
     classifier = Linear(classes=3, shape=SHAPE)
-    pixels = torch.rand(NUM, *SHAPE, generator=torch.Generator().manual_seed(1))
-    return classifier, pixels, classifier(pixels).argmax(dim=1)
+    pixels = torch.rand(2000, *SHAPE, generator=torch.Generator().manual_seed(1))
+    labels = classifier(pixels).argmax(dim=1)
+    # As many of one class as of the others: a model that calls all images alike is at chance.
+    chosen = torch.cat([(labels == 1).nonzero()[: NUM // 2], (labels != 1).nonzero()[: NUM // 2]])[:, 0]
+    return classifier, pixels[chosen], labels[chosen]
 
 
 def test_an_undefended_model_falls_and_passes_every_check(tmp_path, linear):
@@ -159,25 +162,28 @@ GOOD = {
 PROBES = [{"has_gradient": True, "norm": 2.0, "differences": [2.01, 1.5]}] * 10
 
 
-def verdicts(shares, probes=PROBES, losses=(0.1, 2.0), off=0.0):
-    """Checks of a made-up evaluation in which each attack leaves a given share of a hundred images."""
-    budget = AttackBudget(100, 100, 11, steps=20, num_draws=2, restarts=1, num_queries=300)
+def verdicts(shares, probes=PROBES, losses=(0.1, 2.0), off=0.0, num=100):
+    """Checks of a made-up evaluation in which each attack leaves a given share of the images."""
+    budget = AttackBudget(num, num, 11, steps=20, num_draws=2, restarts=1, num_queries=300)
     attacks = Suite("quick", budget, ModelFacts(50.0, [None]), 8, [4], surrogates=["other"]).configurations()
     records = []
     for one in attacks:
-        for row in range(100):
-            right = {"50": row < 100 * {**GOOD, **shares}[one.name], "off": row < 100 * off}
+        for row in range(num):
+            label = row % 2
+            right = {"50": row < num * {**GOOD, **shares}[one.name], "off": row < num * off}
             if one.name == "clean":
-                right["off"] = row < 90
+                right["off"] = row < 0.9 * num
             elif one.name == "EOT-PGD, sigma off, large eps":
                 right["off"] = right["50"]
             keys = ["off" if sigma is None else "50" for sigma in one.defense_sigmas]
             records.append({
                 "cell": one.name, "row": row, "skipped": False, "distance": 0.0, "loss": list(losses), "seconds": 0.0,
-                "predictions": {key: [0 if right[key] else 1] * (11 if key == "50" else 1) for key in keys},
+                "predictions": {
+                    key: [label if right[key] else 1 - label] * (11 if key == "50" else 1) for key in keys
+                },
                 "scores": {key: [0.0, 0.0] for key in keys},
             })  # fmt: skip
-    images = [{"row": row, "image": str(row), "label": 0} for row in range(100)]
+    images = [{"row": row, "image": str(row), "label": row % 2} for row in range(num)]
     report = RobustnessReport(fake_reports.settings(), [asdict(one) for one in attacks], images, records)
     checks = run_checks(report, probes)
     return {check["name"] for check in checks if check["passed"] is False}, checks
@@ -229,3 +235,45 @@ def test_gradients_and_losses_are_judged():
     zero = {"has_gradient": True, "norm": 0.0, "differences": []}
     assert "gradients are there and not zero" in verdicts({}, probes=[*PROBES[:8], zero, zero])[0]
     assert verdicts({}, losses=(1.0, 0.9))[0] == {"the attack raises the loss"}
+
+
+def results(checks):
+    return {check["name"]: check["passed"] for check in checks}
+
+
+def test_an_untrained_model_passes_no_check_of_accuracies():
+    """Half of two classes are right, and attacks take them all."""
+    chance = {"clean": 0.5, "uniform noise": 0.5, "clean, noise known": 0.5}
+    bad, checks = verdicts({**dict.fromkeys(GOOD, 0.0), **chance})
+    assert not bad
+    passed = {check["name"] for check in checks if check["passed"]}
+    assert passed == {
+        "gradients are there and not zero",
+        "gradients agree with finite differences, at fixed noise",
+        "the attack raises the loss",
+    }
+    assert "the clean accuracy cannot be told from chance (50 %): " in " ".join(one["detail"] for one in checks)
+
+
+def test_checks_that_could_not_fail_are_not_judged():
+    """On eight images an attack that does nothing at all cannot be told from one that leaves six."""
+    _, checks = verdicts({HEADLINE: 0.75, FGSM: 0.75, SQUARE: 0.8, "EOT-PGD, noise known": 0.75}, num=8)
+    found = results(checks)
+    assert found["iterative attacks beat single steps and noise"] is None
+    assert found["white-box attacks beat transfer and query attacks"] is None
+    assert found["an attacker who knows the noise does no worse"] is None
+    (detail,) = [one["detail"] for one in checks if "Square" in one["detail"]]
+    assert detail.startswith("had EOT-PGD done nothing, it would not show, as Square took too little: ")
+    # An unbounded attack has everything to take.
+    assert found["accuracy falls to about 0 at a large eps, or without bound"] is True
+    assert "iterative attacks beat single steps and noise" in verdicts({HEADLINE: 0.75, FGSM: 0.0}, num=8)[0]
+
+
+def test_few_images_are_too_few_for_checks_of_single_images():
+    found = results(verdicts({}, probes=PROBES[:6])[1])
+    assert found["gradients are there and not zero"] is None
+    assert found["gradients agree with finite differences, at fixed noise"] is None
+    assert results(verdicts({}, probes=PROBES[:7])[1])["gradients are there and not zero"] is True
+    zero = {"has_gradient": True, "norm": 0.0, "differences": []}
+    assert "gradients are there and not zero" in verdicts({}, probes=[zero])[0]
+    assert results(verdicts({}, num=6)[1])["the attack raises the loss"] is None

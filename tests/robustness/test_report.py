@@ -16,6 +16,10 @@ from transformers_nim.robustness.tables import describe
 SIGMAS = (None, 0.0, 25.0, 50.0, 75.0)
 
 
+def plain(text):
+    return " ".join(text.split())
+
+
 def clean(sigmas=(50.0,), num_images=100):
     return AttackConfiguration("clean", "clean", "none", 0.0, num_images, 50.0, tuple(sigmas))
 
@@ -272,10 +276,12 @@ def test_table_of_a_defended_model():
         assert result in text
     assert "- transfer attacks: no other model was named" in text
     assert "- Square: 400 queries instead of 1,600" in text
-    assert "recommended (clean accuracy at most 5 points below the best): sigma 0" in text
-    assert "recommended: none, as no sigma has a clean accuracy of at least 0.99" in render(
-        trade_off({25.0: (90, 10), 50.0: (80, 20)}), 0.99
-    ).replace("\n  ", " ")
+    assert "- No recommendation: sanity checks failed" in text
+    text = plain(render(replace(report, checks=[])))
+    assert "- Recommended (clean accuracy at most 5 points below the best): sigma 0" in text
+    assert "No recommendation: no sigma has a clean accuracy of at least 0.99" in plain(
+        render(trade_off({25.0: (90, 10), 50.0: (80, 20)}), 0.99)
+    )
 
 
 def test_table_of_a_model_without_defense():
@@ -287,17 +293,17 @@ def test_table_of_a_model_without_defense():
 
 def test_what_compares_with_robustbench():
     note = " ".join(render(simulated()).split())
-    assert "RobustBench takes no models with random answers, so these figures have no counterpart there." in note
+    assert "RobustBench takes no models with random answers, so these figures have no counterpart there" in note
     quick = " ".join(render(simulated(sigma=None, sigmas=(), eps_grid=())).split())
-    assert "Answers are not random here, but nothing above compares with RobustBench" in quick
+    assert "Nothing above compares with RobustBench: it ranks" in quick
     assert "it ranks by AutoAttack (--suite full), of which APGD-T is a part." in quick
     own = {"sigma": None, "sigmas": ()}
     records = [(clean((None,)), {None: [[0]]}), *(
         (attack(name, sigmas=(None,), attack_sigma=None), {None: [[1]]}) for name in ("APGD-T", "AutoAttack")
     )]  # fmt: skip
     full = " ".join(render(hand_made([0], records, **own)).split())
-    assert "Answers are not random here: AutoAttack may be compared with the figures of RobustBench" in full
-    assert "nothing above compares" not in full
+    assert "The row AutoAttack may be compared with the figures of RobustBench" in full
+    assert "Nothing above compares" not in full
     assert "strongest of 2 on each image" in full
     # Reports from before there were these attacks are read as they are.
     older = " ".join(render(hand_made([0], [records[0]], **own)).split())
@@ -361,8 +367,26 @@ def test_the_matrix_says_how_far_its_intervals_reach():
 
 def test_a_sigma_without_rivals_is_not_said_to_beat_them():
     report = trade_off({None: (98, 10), 0.0: (97, 30), 25.0: (94, 47), 50.0: (86, 52), 75.0: (70, 52)})
-    assert "the only one" in render(report, 0.98)
-    assert "distinguishable from every other allowed sigma" in render(report, 0.9)
+    assert "It is told apart from every other allowed sigma." in plain(render(report, 0.9))
+    assert "No other sigma is allowed." in plain(render(report, 0.98))
+
+
+def test_no_sigma_is_recommended_that_cannot_be_told_from_off():
+    """3 of 100 images more than off: the interval includes 0."""
+    report = trade_off({None: (98, 10), 25.0: (97, 13), 50.0: (60, 40)})
+    choice = report.recommend_sigma(0.9)
+    assert (choice.sigma, choice.indistinguishable) == (25.0, (None,))
+    assert choice.against_off.mean == pytest.approx(0.03)
+    assert choice.against_off.includes_zero
+    text = plain(render(report))
+    assert "No recommendation (clean accuracy at most 5 points below the best): the best is sigma 25" in text
+    assert f"which cannot be told from off (difference {choice.against_off})" in text
+    free = report.recommend_sigma()
+    assert (free.sigma, free.against_off.mean) == (50.0, pytest.approx(0.3))
+    assert "Recommended (clean accuracy of at least 10 %): sigma 50" in plain(render(report, 0.1))
+    # Off itself, and reports without it.
+    assert trade_off({None: (98, 50), 25.0: (97, 13)}).recommend_sigma().against_off is None
+    assert trade_off({0.0: (98, 50), 25.0: (97, 13)}).recommend_sigma().against_off is None
 
 
 def test_a_report_is_printed_and_kept_where_it_is_told(tmp_path):
@@ -376,10 +400,6 @@ def test_a_report_is_printed_and_kept_where_it_is_told(tmp_path):
     assert again == report
     assert again.samples == []
     assert "samples" not in report.to_dict()
-
-
-def plain(text):
-    return " ".join(text.split())
 
 
 def test_the_verdict_comes_first():

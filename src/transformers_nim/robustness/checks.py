@@ -4,10 +4,21 @@
 A defense that hides its gradients looks robust to attacks that follow them. Athalye et al. (arXiv 1802.00420) and
 Carlini et al. (arXiv 1902.06705) list the signs; these are their tests, for defenses with noise. A check fails when
 the contrary is significant at 99 %, so noise alone seldom fails one.
+
+A check that could not have failed shows nothing, so it does not pass: it is not judged (`passed` is `None`).
+
+- A check of accuracies passes only if the clean accuracy is above chance at 99 %: of a model that guesses, there is
+  nothing that an attack could take. See [`Measurements.is_above_chance`].
+- That a stronger attack leaves no more than a weaker one passes if it leaves less, significantly; or if it would have
+  failed had the stronger attack done nothing at all, which needs images enough and something that the weaker one took.
+- That an attack leaves about nothing is judged if the clean accuracy of its images is above chance, and above what
+  counts as about nothing, at 99 %.
+- Checks of gradients and losses need seven images: if half of all images were bad, fewer could all be good by chance,
+  with a probability above 1 %.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +28,8 @@ import numpy as np
 
 from ..data.evaluation_set import EvaluationSet
 from ..utils.records import read_records
-from ..utils.statistics import paired_difference
+from ..utils.statistics import mean_accuracy, paired_difference
+from .measurements import Measurements
 from .protocol import (
     BPDA,
     CLEAN,
@@ -44,6 +56,8 @@ _CONFIDENCE = 0.99
 _TOLERANCE, _AGREEING = 0.1, 0.9
 # Share of images on which the attack must raise the loss.
 _RISING = 0.95
+# Images of which all are good, if half are bad, with a probability of at most 1 %.
+_LEAST = math.ceil(math.log2(1 / (1 - _CONFIDENCE)))
 
 # A sanity check: the `name` says what must hold, `passed` is `None` if it cannot be judged, `detail` has the figures.
 Check = dict[str, Any]
@@ -79,7 +93,7 @@ def make_report(
     return replace(report, checks=run_checks(report, [record for record in records if record["cell"] == PROBE]))
 
 
-def run_checks(report: RobustnessReport, probes: Sequence[Mapping[str, Any]]) -> list[Check]:
+def run_checks(report: Measurements, probes: Sequence[Mapping[str, Any]]) -> list[Check]:
     """Run all sanity checks of an evaluation.
 
     Args:
@@ -88,52 +102,62 @@ def run_checks(report: RobustnessReport, probes: Sequence[Mapping[str, Any]]) ->
     """
     names = report.configurations.keys()
     sigma, eps, norm = report.settings["sigma"], report.settings["eps"], report.settings["norm"]
-
-    def mean(name: str, at: float | None = sigma) -> float | None:
-        return float(report.correct(name, at).mean()) if name in names else None
-
-    def not_higher(text: str, stronger: str, weaker: str) -> Check:
-        """Check that one attack leaves no more than another."""
-        if not {stronger, weaker} <= names:
-            missing = " and ".join(name for name in (stronger, weaker) if name not in names)
-            return _check(text, None, f"not run: {missing}")
-        left, right = report.correct(stronger, sigma), report.correct(weaker, sigma)
-        num = min(len(left), len(right))
-        left, right = left[:num], right[:num]
-        difference = paired_difference(left, right, confidence=_CONFIDENCE)
-        detail = (
-            f"{stronger} leaves {100 * left.mean():.1f} %, {weaker} {100 * right.mean():.1f} % of {num} images"
-            f" (difference {100 * difference.mean:+.1f}, 99 % interval {100 * difference.low:+.1f} to"
-            f" {100 * difference.high:+.1f})"
-        )
-        return _check(text, not difference.low > 0, detail)
-
-    checks = [_falls_to_zero(mean, [large_eps_name(eps, norm), UNBOUNDED])]
+    checks = [_falls_to_zero(report, [large_eps_name(eps, norm), UNBOUNDED])]
     curve = report.eps_curve(sigma)
     by_eps = [name for name in (CLEAN, *(row.configuration for row in curve), UNBOUNDED) if name in names]
-    for smaller, larger in pairwise(by_eps):
-        checks.append(not_higher("a larger eps leaves no more", larger, smaller))
-    checks.append(not_higher("more steps leave no more", HEADLINE, FEW_STEPS))
+    pairs = [("a larger eps leaves no more", larger, smaller) for smaller, larger in pairwise(by_eps)]
+    pairs.append(("more steps leave no more", HEADLINE, FEW_STEPS))
     for weaker in (FGSM, "PGD-10, one draw", "uniform noise"):
-        checks.append(not_higher("iterative attacks beat single steps and noise", HEADLINE, weaker))
+        pairs.append(("iterative attacks beat single steps and noise", HEADLINE, weaker))
     for weaker in (SQUARE, *(name for name in names if name.startswith("transfer from"))):
-        checks.append(not_higher("white-box attacks beat transfer and query attacks", HEADLINE, weaker))
+        pairs.append(("white-box attacks beat transfer and query attacks", HEADLINE, weaker))
     if sigma is not None:
         for weaker in (BPDA, headline_at(None)):
-            checks.append(not_higher("exact gradients beat approximate ones", HEADLINE, weaker))
+            pairs.append(("exact gradients beat approximate ones", HEADLINE, weaker))
+    checks += [_not_higher(report, *pair) for pair in pairs]
     if sigma:
         checks.append(_known_noise(report))
-    checks.append(_undefended(mean, sigma))
-    checks += _gradients(probes)
-    checks.append(_loss_rises(report))
-    return checks
+    checks.append(_undefended(report))
+    if not report.is_above_chance(sigma):
+        reason = f"the clean accuracy cannot be told from chance ({100 * report.chance(sigma):.0f} %): "
+        checks = [
+            {**check, "passed": None, "detail": reason + check["detail"]} if check["passed"] else check
+            for check in checks
+        ]
+    return [*checks, *_gradients(probes), _loss_rises(report)]
 
 
 def _check(name: str, passed: bool | None, detail: str) -> Check:
     return {"name": name, "passed": passed, "detail": detail}
 
 
-def _known_noise(report: RobustnessReport) -> Check:
+def _not_higher(report: Measurements, text: str, stronger: str, weaker: str) -> Check:
+    """Check that one attack leaves no more than another."""
+    missing = [name for name in (stronger, weaker) if name not in report.configurations]
+    if missing:
+        return _check(text, None, f"not run: {' and '.join(missing)}")
+    sigma = report.settings["sigma"]
+    left, right, clean = (report.correct(name, sigma) for name in (stronger, weaker, CLEAN))
+    num = min(len(left), len(right))
+    left, right, clean = left[:num], right[:num], clean[:num]
+    difference = paired_difference(left, right, confidence=_CONFIDENCE)
+    detail = (
+        f"{stronger} leaves {100 * left.mean():.1f} %, {weaker} {100 * right.mean():.1f} % of {num} images"
+        f" (difference {100 * difference.mean:+.1f}, 99 % interval {100 * difference.low:+.1f} to"
+        f" {100 * difference.high:+.1f})"
+    )
+    passed = _judged(difference.low > 0, difference.high < 0, paired_difference(clean, right, _CONFIDENCE).low > 0)
+    if passed is None:
+        detail = f"had {stronger} done nothing, it would not show, as {weaker} took too little: {detail}"
+    return _check(text, passed, detail)
+
+
+def _judged(has_failed: bool, is_affirmed: bool, could_fail: bool) -> bool | None:
+    """Return whether a check passed; `None` if its data neither affirms it nor could have failed it."""
+    return False if has_failed else True if is_affirmed or could_fail else None
+
+
+def _known_noise(report: Measurements) -> Check:
     """Compare what the two attackers take from the clean accuracy: one draw of the noise may be kinder than others."""
     text = "an attacker who knows the noise does no worse"
     if not {NOISE_KNOWN, CLEAN_NOISE_KNOWN, HEADLINE} <= report.configurations.keys():
@@ -142,35 +166,51 @@ def _known_noise(report: RobustnessReport) -> Check:
         report.correct(name, report.settings["sigma"]) for name in (NOISE_KNOWN, CLEAN_NOISE_KNOWN, HEADLINE, CLEAN)
     )
     clean = clean[: len(fresh)]
-    kinder = clean_known.mean() - clean.mean()
-    difference = paired_difference(known, fresh, confidence=_CONFIDENCE)
+    kinder = max(clean_known.mean() - clean.mean(), 0)
+    difference, idle = (paired_difference(one, fresh, confidence=_CONFIDENCE) for one in (known, clean_known))
     detail = (
         f"of {100 * clean_known.mean():.1f} % it leaves {100 * known.mean():.1f} %; without knowing it,"
         f" {100 * fresh.mean():.1f} % of {100 * clean.mean():.1f} %"
     )
-    return _check(text, not difference.low > max(kinder, 0), detail)
+    passed = _judged(difference.low > kinder, difference.high < kinder, idle.low > kinder)
+    if passed is None:
+        detail = f"had it done nothing, it would not show on {len(fresh)} images: {detail}"
+    return _check(text, passed, detail)
 
 
-def _falls_to_zero(mean: Callable[[str], float | None], names: Sequence[str]) -> Check:
-    text = "accuracy falls to about 0 at a large eps, or without bound"
-    found = {name: value for name in names if (value := mean(name)) is not None}
+def _falls_to_zero(report: Measurements, names: Sequence[str]) -> Check:
+    text, sigma = "accuracy falls to about 0 at a large eps, or without bound", report.settings["sigma"]
+    found = {name: report.row(name, sigma) for name in names if name in report.configurations}
     if not found:
         return _check(text, None, "not run")
-    detail = ", ".join(f"{name}: {100 * value:.1f} %" for name, value in found.items())
-    return _check(text, min(found.values()) <= ABOUT_ZERO, detail)
+    detail = ", ".join(f"{name}: {100 * row.accuracy.mean:.1f} %" for name, row in found.items())
+    num = max(row.num_images for row in found.values())
+    return _about_zero(report, text, sigma, num, min(row.accuracy.mean for row in found.values()), detail)
 
 
-def _undefended(mean: Callable[..., float | None], sigma: float | None) -> Check:
+def _about_zero(
+    report: Measurements, text: str, sigma: float | None, num_images: int, left: float, detail: str
+) -> Check:
+    """Check that next to nothing is left, if there was something to take."""
+    clean = mean_accuracy(report.correct(CLEAN, sigma)[:num_images], _CONFIDENCE)
+    if clean.low <= max(ABOUT_ZERO, report.chance(sigma, num_images)):
+        return _check(text, None, f"too little accuracy to take, {clean} % of {num_images} clean images: {detail}")
+    return _check(text, left <= ABOUT_ZERO, detail)
+
+
+def _undefended(report: Measurements) -> Check:
     text = "with the defense off, accuracy falls to about 0"
-    if sigma is None:
+    if report.settings["sigma"] is None:
         return _check(text, None, "the figures are of no defense")
-    left, far = mean(headline_at(None), None), mean(OFF_LARGE, None)
-    if left is None or far is None:
+    if not {headline_at(None), OFF_LARGE} <= report.configurations.keys():
         return _check(text, None, "not run")
+    rows = [report.row(name, None) for name in (headline_at(None), OFF_LARGE)]
+    left, far = (row.accuracy.mean for row in rows)
     detail = f"{100 * left:.1f} % left, and {100 * far:.1f} % at the large eps"
     if left > ABOUT_ZERO and far <= ABOUT_ZERO:
         detail += ": the classifier resists by itself"
-    return _check(text, min(left, far) <= ABOUT_ZERO, detail)
+    num = rows[0].num_images if left <= far else rows[1].num_images
+    return _about_zero(report, text, None, num, min(left, far), detail)
 
 
 def _gradients(probes: Sequence[Mapping[str, Any]]) -> list[Check]:
@@ -182,7 +222,8 @@ def _gradients(probes: Sequence[Mapping[str, Any]]) -> list[Check]:
         return [_check(nonzero, False, detail), _check(agree, None, "there are none")]
     norms = np.array([probe["norm"] for probe in probes])
     zero = float((norms == 0).mean())
-    checks = [_check(nonzero, zero <= 1 - _AGREEING, f"zero on {100 * zero:.0f} % of {len(probes)} images")]
+    detail = f"zero on {100 * zero:.0f} % of {len(probes)} images"
+    checks = [_check(nonzero, *_enough(zero <= 1 - _AGREEING, len(probes), detail))]
     errors = [
         min(abs(difference / probe["norm"] - 1) for difference in probe["differences"])
         for probe in probes
@@ -191,10 +232,17 @@ def _gradients(probes: Sequence[Mapping[str, Any]]) -> list[Check]:
     errors += [math.inf] * int((norms == 0).sum())
     share = float((np.array(errors) <= _TOLERANCE).mean())
     detail = f"on {100 * share:.0f} % of {len(probes)} images, median error {100 * float(np.median(errors)):.2g} %"
-    return [*checks, _check(agree, share >= _AGREEING, detail)]
+    return [*checks, _check(agree, *_enough(share >= _AGREEING, len(probes), detail))]
 
 
-def _loss_rises(report: RobustnessReport) -> Check:
+def _enough(passed: bool, num_images: int, detail: str) -> tuple[bool | None, str]:
+    """Return the result of a check of single images: with too few of them it can fail, and cannot pass."""
+    if passed and num_images < _LEAST:
+        return None, f"{num_images} images are too few, {_LEAST} are needed: {detail}"
+    return passed, detail
+
+
+def _loss_rises(report: Measurements) -> Check:
     text = "the attack raises the loss"
     own = [r for r in report.records if r["cell"] == HEADLINE and not r["skipped"] and r["loss"] is not None]
     if not own:
@@ -202,4 +250,4 @@ def _loss_rises(report: RobustnessReport) -> Check:
     before, after = (np.array([record["loss"][index] for record in own]) for index in (0, 1))
     share = float((after > before).mean())
     detail = f"on {100 * share:.0f} % of {len(own)} attacked images, mean {before.mean():.2f} to {after.mean():.2f}"
-    return _check(text, share >= _RISING, detail)
+    return _check(text, *_enough(share >= _RISING, len(own), detail))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..utils.statistics import Accuracy, mean_accuracy, wilson_interval
+from ..utils.statistics import Accuracy, Difference, mean_accuracy, wilson_interval
 from .protocol import AttackConfiguration
 
 
@@ -94,9 +94,12 @@ class SigmaChoice(TradeOff):
     Attributes:
         indistinguishable: Other allowed sigmas whose robust accuracy cannot be told apart from this one's: the 95 %
             interval of the difference on the same images includes 0.
+        against_off: Robust accuracy minus that of the defense switched off, on the same images; `None` if that was not
+            measured, or is the choice. If it includes 0, the defense has not been shown to help.
     """
 
     indistinguishable: tuple[float | None, ...]
+    against_off: Difference | None = None
 
 
 def measure(predictions: np.ndarray, labels: np.ndarray) -> tuple[Accuracy, Accuracy, Accuracy]:

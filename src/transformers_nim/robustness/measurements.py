@@ -449,10 +449,14 @@ class Measurements:
                 f" {best.clean.mean:.4g}, of sigma {sigma_key(best.sigma)}"
             )
         winner = max(allowed, key=lambda point: (point.robust.mean, point.clean.mean))
-        correct = {point.sigma: self.strongest(point.sigma, comparable=True).correct for point in allowed}
-        own = correct.pop(winner.sigma)
-        close = [sigma for sigma, other in correct.items() if paired_difference(own, other).includes_zero]
-        return SigmaChoice(winner.sigma, winner.clean, winner.robust, tuple(close))
+        own = self.strongest(winner.sigma, comparable=True).correct
+        gains = {
+            point.sigma: paired_difference(own, self.strongest(point.sigma, comparable=True).correct)
+            for point in points
+            if point.sigma != winner.sigma
+        }
+        close = tuple(one.sigma for one in allowed if one.sigma in gains and gains[one.sigma].includes_zero)
+        return SigmaChoice(winner.sigma, winner.clean, winner.robust, close, gains.get(None))
 
     def knee(self) -> TradeOff | None:
         """Return the sigma beyond which robustness becomes expensive.

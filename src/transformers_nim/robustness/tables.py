@@ -151,21 +151,15 @@ def _mark(row: Row) -> str:
 def _robustbench_note(names: list[str], sigma: float | None) -> str:
     if sigma:
         return (
-            "RobustBench takes no models with random answers, so these figures have no counterpart there. A model"
-            " without a defense, or with sigma off or 0, compares with it."
+            "RobustBench takes no models with random answers, so these figures have no counterpart there; those of a"
+            " model without a defense, or with sigma off or 0, have."
         )
     own = [name for name in (TARGETED, AUTOATTACK) if name in names]
     if not own:
         return ""
     if AUTOATTACK in own:
-        return (
-            "Answers are not random here: AutoAttack may be compared with the figures of RobustBench, which takes no"
-            " models with random answers."
-        )
-    return (
-        "Answers are not random here, but nothing above compares with RobustBench, which takes no models with random"
-        " answers: it ranks by AutoAttack (--suite full), of which APGD-T is a part."
-    )
+        return "The row AutoAttack may be compared with the figures of RobustBench."
+    return "Nothing above compares with RobustBench: it ranks by AutoAttack (--suite full), of which APGD-T is a part."
 
 
 def _is_shown(one: AttackConfiguration, sigma: float | None, eps: float) -> bool:
@@ -207,11 +201,11 @@ def _matrix(report: Measurements) -> list[str]:
     accuracies = [one.row.accuracy for one in comparable.values()]
     widest = max(max(one.high - one.mean, one.mean - one.low) for one in accuracies)
     note = (
-        f"One-shot accuracies in % at eps {eps:g}/255, but for the row that says otherwise; columns are the sigma of"
-        f" the defense, and the intervals of the strongest reach at most {100 * widest:.1f} points to either side."
+        f"A row is an attack, made for one sigma; a column is the sigma that the defense uses. Accuracies of one shot"
+        f" at eps {eps:g}/255; intervals of the strongest reach at most {100 * widest:.1f} points to either side."
     )
     if len({len(one.candidates) for one in everything}) > 1:
-        note += " Compare columns by the rows before the last: in the last, some meet more attacks than others."
+        note += f" Compare columns by the strongest of these {len(attacks)}: in the last row some meet more attacks."
     table = render_table(["accuracy in %", *map(sigma_label, sigmas)], rows)
     return ["### Sigma of the attacker and of the defense", table, wrapped(note)]
 
@@ -238,7 +232,8 @@ def _eps_table(report: Measurements) -> list[str]:
     if largest:
         row = report.row(UNBOUNDED, main)
         rows.append(["unbounded", *(entry(row if sigma == main else None) for sigma in shown)])
-    note = f"One-shot accuracies in % under {HEADLINE} made for the sigma that it meets; eps in units of 1/255."
+    made_for = ", made for the sigma of the column" if report.sigmas != (None,) else ""
+    note = f"Accuracies in % under {HEADLINE}{made_for}; eps in units of 1/255."
     if any("(of " in text for row in rows for text in row):
         note += f" (of N): on the first N of the {number} images only."
     table = render_table(["eps", *(column_label(report, sigma) for sigma in shown)], rows)
@@ -246,30 +241,41 @@ def _eps_table(report: Measurements) -> list[str]:
 
 
 def _sigma_choice(report: Measurements, min_clean_accuracy: float | None) -> list[str]:
-    if len(report.sigmas) == 1:
+    if len(report.sigmas) == 1 or not report.has_attacks:
         return []
-    best = max(point.clean.mean for point in report.trade_off())
-    least = min_clean_accuracy
-    asked = f"clean accuracy of at least {100 * (least or 0):g} %"
+    lines = [_recommendation(report, min_clean_accuracy)]
+    knee = report.knee()
+    if knee is not None:
+        lines.append(f"Knee: {sigma_label(knee.sigma)}; beyond it, robustness costs more clean accuracy.")
+    else:
+        lines.append("Knee: none, as clean against robust accuracy does not bend outward between its ends.")
+    lines.append("Both are chosen on the images of these figures: confirm a choice on other images.")
+    return ["### Choice of sigma", bullets(lines)]
+
+
+def _recommendation(report: Measurements, min_clean_accuracy: float | None) -> str:
+    """Return the sigma to take, or why none is recommended."""
+    if any(check["passed"] is False for check in report.checks):
+        return "No recommendation: sanity checks failed, so attacks that work may rank the sigmas otherwise."
+    points = report.trade_off()
+    least, asked = min_clean_accuracy, f"clean accuracy of at least {100 * (min_clean_accuracy or 0):g} %"
     if least is None:
-        least = max(0.0, best - _CLEAN_LOSS)
+        least = max(0.0, max(point.clean.mean for point in points) - _CLEAN_LOSS)
         asked = f"clean accuracy at most {100 * _CLEAN_LOSS:g} points below the best"
     try:
         choice = report.recommend_sigma(least)
     except ValueError as error:
-        lines = [f"recommended: none, as {error}"]
+        return f"No recommendation: {error}."
+    figures = f"{sigma_label(choice.sigma)}, clean {choice.clean}, under attack {choice.robust}"
+    if choice.against_off is not None and choice.against_off.includes_zero:
+        return (
+            f"No recommendation ({asked}): the best is {figures}, which cannot be told from off (difference"
+            f" {choice.against_off}). More images may tell."
+        )
+    if choice.indistinguishable:
+        apart = f"It cannot be told from {', '.join(map(sigma_label, choice.indistinguishable))}."
+    elif sum(point.clean.mean >= least for point in points) == 1:
+        apart = "No other sigma is allowed."
     else:
-        close = ", ".join(map(sigma_label, choice.indistinguishable))
-        is_alone = sum(point.clean.mean >= least for point in report.trade_off()) == 1
-        apart = " the only one" if is_alone else " distinguishable from every other allowed sigma"
-        lines = [
-            f"recommended ({asked}): {sigma_label(choice.sigma)}, clean {choice.clean}, under attack {choice.robust};"
-            + (f" not distinguishable from {close}" if close else apart)
-        ]
-    knee = report.knee()
-    lines.append(
-        "knee of clean against robust accuracy: "
-        + (sigma_label(knee.sigma) if knee else "none, as fewer than three sigmas are unbeaten, or none bends outward")
-    )
-    lines.append("both were chosen on the images that the figures are measured on: confirm the choice on others")
-    return ["### Choice of sigma", bullets(lines)]
+        apart = "It is told apart from every other allowed sigma."
+    return f"Recommended ({asked}): {figures}. {apart}"

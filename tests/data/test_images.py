@@ -459,7 +459,7 @@ def test_too_many_broken_pictures(streamed, num_workers, impatient):
 
 def test_columns_that_hold_no_images():
     data = ImageData("x", table(digit_files()[:3]), None, "label")
-    with pytest.raises(ValueError, match=r"AttributeError.*Are the files there, and is 'label' the column of images"):
+    with pytest.raises(ValueError, match=r"TypeError.*got int.*Are the files there, and is 'label' the column of"):
         next(batches(data))
 
 

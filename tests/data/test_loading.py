@@ -17,6 +17,7 @@ import datasets
 import fsspec
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from transformers_nim.data import loading as data_module
@@ -600,7 +601,7 @@ def test_tokens_are_not_shown(load, tmp_path):
 
 # Pictures.
 
-PIXELS = np.arange(60, dtype=np.uint8).reshape(4, 5, 3)
+PIXELS = np.arange(90, dtype=np.uint8).reshape(5, 6, 3)
 
 
 def encoded(picture: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -627,6 +628,10 @@ def test_pictures_in_any_form(tmp_path):
         "array": PIXELS,
         "long integers": PIXELS.astype(np.int64),
         "lists": PIXELS.tolist(),
+        "fractions": PIXELS / 255,
+        "channels first": PIXELS.transpose(2, 0, 1),
+        "tensor": torch.from_numpy(PIXELS),
+        "file": tmp_path / "a.png",
     }
     for form, value in forms.items():
         decoded = decode_picture(value, 3)
@@ -672,10 +677,11 @@ BROKEN = {
     "a bomb": bomb(),
     "no file": {"bytes": None, "path": "nowhere.png"},
     "no address": "memory://nowhere/a.png",
-    "fractions": PIXELS / 255,
+    "fractions beyond one": PIXELS / 20,
+    "a batch": PIXELS[None],
+    "a folder": ".",
     "numbers beyond a byte": PIXELS.astype(np.int64) + 200,
     "negative numbers": PIXELS.astype(np.int64) - 1,
-    "channels first": PIXELS.transpose(2, 0, 1),
     "nothing": np.zeros((0, 5, 3), dtype=np.uint8),
     "a number": 5,
 }

@@ -1,7 +1,11 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
 """The image processor: pictures of every mode, arrays of every layout, and the errors for what cannot be an image."""
 
+import io
 import json
+import struct
+import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
@@ -11,6 +15,8 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 from transformers_nim import NIMConfig, NIMImageProcessor, NIMImageProcessorPil
+from transformers_nim.model import image_processing_nim
+from transformers_nim.model.image_processing_nim import load_picture
 
 
 # Means and deviations that no library has as a default.
@@ -90,6 +96,8 @@ UNIFORM = {
     "RGBA-opaque": (lambda: Image.new("RGBA", (40, 40), (*COLOR, 255)), COLOR, 1e-3),
     "RGBA-half": (lambda: Image.new("RGBA", (40, 40), (*COLOR, 128)), over_white(COLOR, 128), 1.01),
     "RGBA-clear": (lambda: Image.new("RGBA", (40, 40), (*COLOR, 0)), (255, 255, 255), 1e-3),
+    "La-half": (lambda: Image.new("LA", (40, 40), (77, 128)).convert("La"), over_white([77] * 3, 128), 1.01),
+    "RGBa-half": (lambda: Image.new("RGBA", (40, 40), (*COLOR, 128)).convert("RGBa"), over_white(COLOR, 128), 2.01),
     "LA-opaque": (lambda: Image.new("LA", (40, 40), (77, 255)), (77, 77, 77), 1e-3),
     "LA-half": (lambda: Image.new("LA", (40, 40), (77, 128)), over_white([77] * 3, 128), 1.01),
     "P": (lambda: palette_picture(COLOR), COLOR, 1e-3),
@@ -104,6 +112,8 @@ UNIFORM = {
     "1-white": (lambda: Image.new("1", (40, 40), 1), (255, 255, 255), 1e-3),
     "1-black": (lambda: Image.new("1", (40, 40), 0), (0, 0, 0), 1e-3),
     "I;16-mid": (lambda: sixteen_bit(32768), (127.5, 127.5, 127.5), 0.51),
+    "I;16-clear": (lambda: color_keyed("I;16", 257 * 20), (255, 255, 255), 1e-3),
+    "I-black": (lambda: Image.new("I", (40, 40), 0), (0, 0, 0), 1e-3),
     "I;16-dark": (lambda: sixteen_bit(257 * 20), (20, 20, 20), 1e-3),
     "I;16-white": (lambda: sixteen_bit(65535), (255, 255, 255), 1e-3),
     "I;16B-dark": (lambda: sixteen_bit(257 * 20, "I;16B"), (20, 20, 20), 1e-3),
@@ -177,6 +187,76 @@ def test_integer_picture_of_more_than_sixteen_bits_is_refused(rgb, value):
         rgb(images=Image.new("I", (40, 40), value))
 
 
+def test_integer_picture_of_8_or_16_bits_is_refused(rgb):
+    # Pillow converts both to mode I without scaling.
+    with pytest.raises(ValueError, match=r"mode I.*200.*8 or of 16 bits"):
+        rgb(images=Image.new("L", (40, 40), 200).convert("I"))
+
+
+def saved(picture: Image.Image, kind: str) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, kind)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "GIF", "WEBP"])
+def test_broken_file_is_named(rgb, tmp_path, kind):
+    path = tmp_path / f"broken.{kind}"
+    content = saved(random_picture(1, (400, 300)), kind)
+    for broken in (content[: len(content) // 2], content[:20], b"", b"a text"):
+        path.write_bytes(broken)
+        for source in (str(path), path):
+            with pytest.raises(OSError, match=rf"broken\.{kind}") as error:
+                rgb(images=source)
+            assert "\n" not in str(error.value)
+    path.write_bytes(content[: len(content) // 2])
+    if kind != "WEBP":  # which is read when it is opened
+        with Image.open(path) as opened, pytest.raises(OSError, match=rf"broken\.{kind}"):
+            rgb(images=opened)
+
+
+def test_folder_is_a_folder(rgb, tmp_path):
+    for source in (str(tmp_path), tmp_path):
+        with pytest.raises(IsADirectoryError, match=f"{tmp_path} is a folder"):
+            rgb(images=source)
+
+
+def png_of(width: int, height: int) -> bytes:
+    """A PNG file of black grey pixels, without the memory that Pillow would need."""
+    packer = zlib.compressobj(1)
+    data = b"".join(packer.compress(bytes(width + 1)) for _ in range(height)) + packer.flush()
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", data), (b"IEND", b"")]
+    body = b"".join(struct.pack(">I", len(c)) + t + c + struct.pack(">I", zlib.crc32(t + c)) for t, c in chunks)
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def test_picture_of_too_many_pixels_is_refused_before_it_is_read(rgb, tmp_path):
+    path = tmp_path / "big.png"
+    path.write_bytes(png_of(8192, 6145))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"big\.png has 8,192 x 6,145 pixels, more than 50,331,648"):
+        rgb(images=str(path))
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+    with Image.open(path) as picture, pytest.raises(ValueError, match="8,192 x 6,145 pixels"):
+        rgb(images=picture)
+
+
+def test_large_jpeg_is_read_at_a_part_of_its_size(rgb, tmp_path, monkeypatch):
+    path = tmp_path / "big.jpg"
+    picture = random_picture(3, (160, 120))
+    for factor, size in [(1, (160, 120)), (2, (160, 120)), (3, (240, 180)), (8, (160, 120)), (16, (320, 240))]:
+        picture.resize((160 * factor, 120 * factor)).save(path, quality=95)
+        monkeypatch.setattr(image_processing_nim, "_ENOUGH_PIXELS", 160 * 120)
+        opened = load_picture(str(path))
+        assert opened.size == size
+        result = pixels(rgb, str(path))
+        monkeypatch.setattr(image_processing_nim, "_ENOUGH_PIXELS", 2**40)
+        assert load_picture(str(path)).size == (160 * factor, 120 * factor)
+        np.testing.assert_allclose(result, pixels(rgb, str(path)), rtol=0, atol=4)
+
+
 # Row 0 and column 0 of the stored picture are these sides of the upright one.
 UPRIGHT = {
     1: lambda a: a,
@@ -235,7 +315,7 @@ def test_large_picture_is_cropped_at_its_center(rgb):
     np.testing.assert_allclose(blue[:, :, 6:-2], 100, rtol=0, atol=1.01)
 
 
-@pytest.mark.parametrize("size", [(1, 20000), (20000, 1)])
+@pytest.mark.parametrize("size", [(2, 40000), (40000, 2)])
 def test_elongated_picture_is_refused_if_it_would_become_gigantic(backend, size):
     processor = backend.from_config(tiny_config(image_size=224))
     for picture in (Image.new("RGB", size), np.zeros((3, *size[::-1]), dtype=np.uint8)):
@@ -345,45 +425,100 @@ def test_batches(rgb):
         np.testing.assert_allclose(values.amax(dim=(2, 3)), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", ["uint16", "int16", "int32", "int64", "bool", "int8"])
-def test_other_integers_are_refused(rgb, dtype):
+@pytest.mark.parametrize("dtype", ["uint16", "bool", "complex64"])
+def test_other_types_are_refused(rgb, dtype):
     array = np.ones((32, 32, 3), dtype=dtype)
     for image in (array, torch.from_numpy(array)):
         with pytest.raises(ValueError, match=f"uint8.*{dtype}$"):
             rgb(images=image)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-def test_float_array_up_to_one_needs_do_rescale_off(backend, rgb, dtype):
-    array = (ARRAYS[3] / 255).astype(dtype)
+@pytest.mark.parametrize("dtype", ["S3", "O", "M8[s]"])
+def test_arrays_of_no_numbers_are_refused(rgb, dtype):
+    with pytest.raises(ValueError, match=r"uint8.*got "):
+        rgb(images=np.zeros((32, 32, 3), dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int16", "int32", "int64", "uint32", ">i4", ">u4"])
+def test_integers_of_other_types_are_0_to_255(rgb, dtype):
+    array = np.minimum(ARRAYS[3], 127).astype(dtype)
+    images = [array] if dtype.startswith(">") else [array, torch.from_numpy(array)]
+    for image in images:
+        np.testing.assert_allclose(pixels(rgb, image), np.moveaxis(array, -1, 0), rtol=0, atol=1e-3)
+    if dtype != "int8":
+        array[3, 3, 1] = 256
+        with pytest.raises(ValueError, match=r"0\.\.255.* to 256"):
+            rgb(images=array)
+    if "u" not in dtype:
+        array[3, 3, 1] = -1
+        with pytest.raises(ValueError, match=r"0\.\.255.* from -1"):
+            rgb(images=array)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "longdouble", ">f8"])
+@pytest.mark.parametrize("channels", ARRAYS)
+def test_float_arrays_are_in_0_to_1(rgb, grey, dtype, channels):
+    array = (ARRAYS[channels] / 255).astype(dtype)
+    array.flags.writeable = False
+    for processor, num_channels in [(rgb, 3), (grey, 1)]:
+        for options in ({}, {"do_rescale": False}):
+            atol = 0.2 if dtype == "float16" else 1e-2
+            result = pixels(processor, array, **options)
+            np.testing.assert_allclose(result, shown(ARRAYS[channels], num_channels), rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("most", [1.01, 2, 16, 255, 65535, 1e300])
+@pytest.mark.parametrize("do_rescale", [True, False])
+def test_float_array_beyond_one_is_refused(rgb, most, do_rescale):
+    # 0..2 has another white than 0..255, and digits of scikit-learn are 0..16.
+    array = np.linspace(0, most, 32 * 32 * 3).reshape(32, 32, 3)
     for image in (array, torch.from_numpy(array)):
-        with pytest.raises(ValueError, match="do_rescale=False"):
-            rgb(images=image)
-        off = backend.from_config(rgb_config(), do_rescale=False)
-        for result in (pixels(rgb, image, do_rescale=False), pixels(off, image)):
-            # Pillow resizes 8-bit images only, and float16 is coarse.
-            atol = 1.01 if backend is NIMImageProcessorPil else 0.1 if dtype == "float16" else 1e-3
-            np.testing.assert_allclose(result, np.moveaxis(ARRAYS[3], -1, 0), rtol=0, atol=atol)
+        with pytest.raises(ValueError, match=r"in \[0, 1\]|infinite"):
+            rgb(images=image, do_rescale=do_rescale)
 
 
-@pytest.mark.parametrize("kind", ["integers", "fractions"])
-@pytest.mark.parametrize("channels", ARRAYS)
-def test_float_array_up_to_255(backend, rgb, grey, channels, kind):
-    array = ARRAYS[channels].astype(np.float32)
-    if kind == "fractions":
-        array = array * 0.99 + 0.3
+def test_rounding_is_clipped(rgb):
+    array = np.zeros((32, 32, 3), dtype=np.float32)
+    array[..., 1], array[..., 2] = -3e-8, 1.001
+    assert_color(pixels(rgb, array), (0, 0, 255))
+
+
+@pytest.mark.parametrize("make", [np.asarray, torch.as_tensor])
+def test_two_dimensional_array_is_grey(rgb, grey, make):
+    array = ARRAYS[1][..., 0]
     for processor, num_channels in [(rgb, 3), (grey, 1)]:
-        atol = 1.01 if backend is NIMImageProcessorPil else 1e-2
-        np.testing.assert_allclose(pixels(processor, array), shown(array, num_channels), rtol=0, atol=atol)
+        expected = shown(ARRAYS[1], num_channels)
+        np.testing.assert_allclose(pixels(processor, make(array)), expected, rtol=0, atol=1e-3)
+        np.testing.assert_allclose(pixels(processor, make(array / 255)), expected, rtol=0, atol=1e-2)
 
 
-@pytest.mark.parametrize("channels", ARRAYS)
-def test_float_array_up_to_one_of_other_channels(backend, rgb, grey, channels):
-    array = (ARRAYS[channels] / 255).astype(np.float32)
-    for processor, num_channels in [(rgb, 3), (grey, 1)]:
-        result = pixels(processor, array, do_rescale=False) / 255
-        atol = 1.01 / 255 if backend is NIMImageProcessorPil else 1e-4
-        np.testing.assert_allclose(result, shown(array, num_channels, white=1), rtol=0, atol=atol)
+@pytest.mark.parametrize("shape", [(3, 32, 3), (1, 8, 4), (4, 4, 4), (1, 1, 1)])
+def test_layout_that_the_shape_does_not_tell_is_refused(rgb, shape):
+    array = np.zeros(shape, dtype=np.uint8)
+    with pytest.raises(ValueError, match=r"shape \(\d, \d+, \d\) can be its channels.*input_data_format"):
+        rgb(images=array)
+    for layout in ("channels_first", "channels_last"):
+        assert_color(pixels(rgb, array[..., :3], input_data_format="channels_last"), (0, 0, 0))
+        assert rgb(images=array, input_data_format=layout, return_tensors="pt").pixel_values.shape == (1, 3, 32, 32)
+
+
+@pytest.mark.parametrize("shape", [(), (32,), (32, 32, 2), (32, 32, 32), (2, 2, 32, 32, 3)])
+def test_other_shapes_are_refused_in_a_short_sentence(rgb, shape):
+    with pytest.raises(ValueError, match=r"shape \(height, width\)") as error:
+        rgb(images=np.zeros(shape, dtype=np.uint8))
+    assert len(str(error.value)) < 200
+
+
+def test_masked_values_are_refused(rgb):
+    array = np.ma.masked_greater(ARRAYS[3], 200)
+    with pytest.raises(ValueError, match="masked"):
+        rgb(images=array)
+
+
+@pytest.mark.parametrize("nothing", [[], [[]], np.zeros((0, 32, 32, 3), dtype=np.uint8)])
+def test_no_images(rgb, nothing):
+    with pytest.raises(ValueError, match="no images"):
+        rgb(images=nothing)
 
 
 def test_black_float_array_is_black(rgb):
@@ -406,8 +541,8 @@ def test_float_and_uint8_array_are_resampled_alike(rgb):
     assert expected.min() > -1e-3
     assert expected.max() < 255 + 1e-3
     scaled = array.astype(np.float32) / 255
-    np.testing.assert_allclose(pixels(rgb, scaled, do_rescale=False), expected, rtol=0, atol=1.01)
-    np.testing.assert_allclose(pixels(rgb, scaled * 255), expected, rtol=0, atol=1.01)
+    for options in ({}, {"do_rescale": False}):
+        np.testing.assert_allclose(pixels(rgb, scaled, **options), expected, rtol=0, atol=1.01)
 
 
 def test_float_array_of_zeros_and_ones_is_averaged(rgb):
@@ -420,7 +555,7 @@ def test_float_array_of_zeros_and_ones_is_averaged(rgb):
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("do_rescale", [True, False])
 def test_nan_and_infinity_are_refused(rgb, bad, do_rescale):
-    array = np.full((32, 32, 3), 0.5 if not do_rescale else 100, dtype=np.float32)
+    array = np.full((32, 32, 3), 0.5, dtype=np.float32)
     array[5, 5, 1] = bad
     for image in (array, torch.from_numpy(array)):
         with pytest.raises(ValueError, match="NaN"):

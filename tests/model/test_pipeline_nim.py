@@ -6,6 +6,7 @@ import copy
 import math
 import pickle
 import threading
+from contextlib import suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
@@ -29,6 +30,8 @@ from transformers_nim import (
     NIMImageProcessorPil,
     UniformSigma,
 )
+from transformers_nim.data.loading import decode_picture
+from transformers_nim.model import image_processing_nim
 
 
 make_pipeline = partial(pipeline, "image-classification")
@@ -357,7 +360,14 @@ SOURCES = {
     "numpy, colors turned twice": lambda picture, path: np.ascontiguousarray(np.array(picture)[..., ::-1])[..., ::-1],
     "torch, channels first": lambda picture, path: torch.from_numpy(np.array(picture).transpose(2, 0, 1).copy()),
     "torch, channels last": lambda picture, path: torch.from_numpy(np.array(picture)),
-    "float array": lambda picture, path: np.array(picture).astype(np.float32),
+    "path object": lambda picture, path: path,
+    "float array": lambda picture, path: np.array(picture).astype(np.float32) / 255,
+    "big-endian floats": lambda picture, path: (np.array(picture) / 255).astype(">f8"),
+    "longdouble": lambda picture, path: np.array(picture).astype(np.longdouble) / 255,
+    "half": lambda picture, path: torch.from_numpy(np.array(picture)).to(torch.float32).div(255),
+    "long integers": lambda picture, path: np.array(picture).astype(np.int64),
+    "read-only": lambda picture, path: np.asarray(picture),
+    "opaque": lambda picture, path: np.array(picture.convert("RGBA")),
 }
 
 
@@ -371,6 +381,47 @@ def test_sources(pipe, tmp_path, name):
     for answer in pipe([source, source], seed=0, batch_size=2):
         assert_same(answer, expected, tolerance=1e-4)
     assert difference([expected], [pipe(random_picture(12, (32, 32)), seed=0)]) > 0.01
+
+
+@pytest.mark.parametrize("certify", [False, True])
+@pytest.mark.parametrize("make", [np.stack, lambda arrays: torch.from_numpy(np.stack(arrays))])
+def test_batch_has_an_answer_for_each_picture(pipe, certify, make):
+    pictures = [random_picture(seed, (32, 32)) for seed in (11, 12, 13)]
+    options = {"seed": 0, "sigma": 60} | ({"certify": True, "n0": 5, "n": 20} if certify else {})
+    expected = pipe(pictures, **options)
+    for batch in (make([np.array(p) for p in pictures]), make([np.array(p).transpose(2, 0, 1) for p in pictures])):
+        for size in (1, 2):
+            answers = pipe(batch, batch_size=size, **options)
+            assert len(answers) == 3
+            for answer, other in zip(answers, expected):
+                assert_same(answer, other, tolerance=1e-4)
+        # Within a list, it would be one picture.
+        with pytest.raises(ValueError, match="shape"):
+            pipe([batch], **options)
+    assert pipe(images=batch, **options)[2] == expected[2]
+
+
+def test_no_pictures_have_no_answers(pipe):
+    assert pipe([]) == pipe(np.zeros((0, 32, 32, 3), dtype=np.uint8)) == []
+
+
+def test_arrays_of_wrong_values_are_refused(pipe):
+    array = np.array(random_picture(11, (32, 32)))
+    for wrong in (array / 127.5, array * 257.0, array.astype(np.uint16), array / 127.5 - 1, array * np.nan):
+        with pytest.raises(ValueError, match="image") as error:
+            pipe(wrong)
+        assert len(str(error.value)) < 250
+        assert "do_rescale" not in str(error.value)
+
+
+def test_grey_arrays_of_two_dimensions(pipe, grey_path):
+    digit = np.array(random_picture(3, (32, 32), "L")) // 17  # 0 to 15
+    for used in (pipe, make_pipeline(model=grey_path)):
+        expected = used(Image.fromarray(digit * 17), seed=0)
+        for array in (digit / 15, digit * 17):
+            assert_same(used(array, seed=0), expected, tolerance=1e-4)
+        with pytest.raises(ValueError, match=r"in \[0, 1\], got values from 0 to 1\d"):
+            used(digit.astype(np.float64))
 
 
 def test_sixteen_bit_file_is_not_clipped(pipe, tmp_path):
@@ -422,6 +473,9 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/slow.png":
             self.is_over.wait(20)
             return
+        if self.path in ("/endless.png", "/dripping.png", "/dripping_headers.png"):
+            self.send_without_end()
+            return
         status = {"/picture.png": 200, "/text.png": 200, "/moved.png": 302}.get(self.path, 404)
         body = {"/picture.png": self.picture, "/text.png": b"a text"}.get(self.path, b"")
         self.send_response(status)
@@ -430,6 +484,16 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+    def send_without_end(self):
+        content, wait = (b"x" * 2**16, 0) if self.path == "/endless.png" else (b"X-More: x\r\n", 0.02)
+        with suppress(OSError):
+            self.send_response(200)
+            if self.path != "/dripping_headers.png":
+                self.end_headers()
+            self.flush_headers()
+            while not self.is_over.wait(wait):
+                self.wfile.write(content)
 
     def log_message(self, *args):
         pass
@@ -470,9 +534,11 @@ def test_url_in_offline_mode_of_the_hub(pipe, server, monkeypatch):
 
 
 def test_url_of_nothing(pipe, server):
-    with pytest.raises(Exception, match="404") as error:
+    with pytest.raises(OSError, match=r"missing\.png: 404"):
         pipe(f"{server}/missing.png")
-    assert "missing.png" in str(error.value)
+    for url in ("http://127.0.0.1:1/a.png", "http://", "http://[/a.png", "https://a b/c.png"):
+        with pytest.raises(OSError, match="http"):
+            pipe(url)
     with pytest.raises((ValueError, OSError), match=r"text\.png"):
         pipe(f"{server}/text.png")
 
@@ -481,10 +547,31 @@ def test_url_of_nothing(pipe, server):
 def test_timeout(pipe, robust_path, server, when):
     options = {"timeout": 0.2}
     used, call = (make_pipeline(model=robust_path, **options), {}) if when == "construction" else (pipe, options)
-    with pytest.raises(Exception, match="timed out"):
-        used(f"{server}/slow.png", **call)
+    for name in ("slow", "dripping", "dripping_headers"):
+        with pytest.raises(TimeoutError, match=rf"timed out after 0.2 seconds: .*/{name}\.png"):
+            used(f"{server}/{name}.png", **call)
     # A time that suffices changes nothing.
     assert_same(pipe(f"{server}/picture.png", timeout=10, seed=0), pipe(random_picture(16, (32, 32)), seed=0))
+
+
+def test_silent_and_endless_servers_without_a_timeout(pipe, server, monkeypatch, request):
+    assert image_processing_nim.DEFAULT_TIMEOUT == 30
+    monkeypatch.setattr(image_processing_nim, "DEFAULT_TIMEOUT", 0.2)
+    processor = NIMImageProcessor.from_config(pipe.model.config)
+    for ask in (pipe, partial(decode_picture, num_channels=3), processor):
+        with pytest.raises(TimeoutError, match=r"timed out.*slow\.png"):
+            ask(f"{server}/slow.png")
+    monkeypatch.setattr(image_processing_nim, "DEFAULT_TIMEOUT", 30)
+    monkeypatch.setattr(image_processing_nim, "MAX_BYTES", 2**20)
+    for ask in (pipe, partial(decode_picture, num_channels=3), processor):
+        with pytest.raises(OSError, match=r"endless\.png: it sends more than 1,048,576 bytes"):
+            ask(f"{server}/endless.png")
+
+
+@pytest.mark.parametrize("timeout", [0, -1, "3", math.nan, True])
+def test_wrong_timeout(pipe, server, timeout):
+    with pytest.raises(ValueError, match="timeout must be a positive"):
+        pipe(f"{server}/picture.png", timeout=timeout)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -588,6 +675,11 @@ WRONG_PROCESSORS = {
     "do_normalize": partial(processor_of, do_normalize=False),
     "do_rescale": partial(processor_of, do_rescale=False),
     "rescale_factor": partial(processor_of, rescale_factor=1 / 127.5),
+    "do_resize": partial(processor_of, do_resize=False),
+    "resample is 0": partial(processor_of, resample=0),
+    "crops": partial(processor_of, size={"shortest_edge": 1}),
+    "crops .*31": partial(processor_of, size={"height": 31, "width": 64}),
+    "shape .*40": partial(processor_of, do_pad=True, pad_size={"height": 40, "width": 40}),
 }
 
 
@@ -599,7 +691,7 @@ def test_processor_that_does_not_fit(robust_model, tmp_path, message, cls):
     with pytest.raises(ValueError, match=message) as error:
         make_pipeline(model=robust_model, image_processor=processor)
     # Nothing else is accused, and there is a way out.
-    attributes = ["image_mean", "image_std", "do_normalize", "do_rescale", "rescale_factor"]
+    attributes = ["image_mean", "image_std", "do_normalize", "do_rescale", "do_resize", "rescale_factor"]
     assert [name for name in attributes if f"{name} is" in str(error.value)] == [n for n in attributes if n == message]
     assert ("images of size" in str(error.value)) == message.startswith("size")
     assert "NIMImageProcessor.from_config" in str(error.value)
@@ -634,6 +726,49 @@ def test_processor_is_missing(robust_model):
         NIMImageClassificationPipeline(model=robust_model)
 
 
+WRONG_ATTRIBUTES = [
+    {"image_mean": "abc"},
+    {"image_mean": ["a", "b", "c"]},
+    {"image_std": None},
+    {"rescale_factor": "x"},
+    {"rescale_factor": None},
+    {"size": "32"},
+    {"size": None},
+    {"crop_size": 32},
+    {"resample": 9},
+    {"resample": "bicubic"},
+    {"do_pad": True},
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG_ATTRIBUTES, ids=str)
+@pytest.mark.parametrize("cls", [NIMImageProcessor, NIMImageProcessorPil])
+def test_processor_with_nonsense(robust_model, wrong, cls):
+    processor = cls.from_config(robust_model.config)
+    vars(processor).update(wrong)
+    if wrong == {"do_pad": True}:
+        processor.pad_size = {"height": 40, "width": 40}
+    with pytest.raises(ValueError, match="image processor does not fit the model") as error:
+        make_pipeline(model=robust_model, image_processor=processor)
+    assert "\n" not in str(error.value)
+
+
+class ColorsTurned(ViTImageProcessor):
+    """Blue first, as some models of OpenCV want it."""
+
+    def process_image(self, *args, **kwargs):
+        return super().process_image(*args, **kwargs).flip(0)
+
+
+def test_foreign_processor_that_turns_colors(robust_model):
+    config = robust_model.config
+    processor = ColorsTurned(
+        size={"height": 32, "width": 32}, image_mean=config.image_mean, image_std=config.image_std
+    )
+    with pytest.raises(ValueError, match="changes colors"):
+        make_pipeline(model=robust_model, image_processor=processor)
+
+
 def test_foreign_processor_that_fits(robust_model, pipe):
     config = robust_model.config
     processor = ViTImageProcessor(
@@ -642,6 +777,13 @@ def test_foreign_processor_that_fits(robust_model, pipe):
     picture = random_picture(19, (32, 32))
     other = make_pipeline(model=robust_model, image_processor=processor)
     assert_same(other(picture, seed=0), pipe(picture, seed=0))
+    # transformers' own have another rule for arrays, and drop transparency.
+    array = np.array(picture)
+    for source in (array, array / 255, torch.from_numpy(array.transpose(2, 0, 1) / 255)):
+        assert_same(other(source, seed=0), pipe(picture, seed=0))
+    clear = random_picture(19, (32, 32), "RGBA")
+    clear.putalpha(128)
+    assert_same(other(clear, seed=0), pipe(clear, seed=0))
 
 
 # Other models.

@@ -12,11 +12,12 @@ from typing import Any
 
 import fsspec
 import numpy as np
+import torch
 from PIL import Image
 from transformers.utils import logging
 
 from ..model.checks_nim import check_counts
-from ..model.image_processing_nim import convert_image
+from ..model.image_processing_nim import array_to_picture, convert_image, load_picture, open_picture
 from ..utils.extras import require
 
 
@@ -35,6 +36,8 @@ class UnknownLabelError(ValueError):
 def decode_picture(value: Any, num_channels: int, token: str | None = None) -> Image.Image:
     """Decode an image of a data set: encoded bytes, a path or URL, a PIL image or an array.
 
+    Arrays, and lists of numbers, follow the rule that [`NIMImageProcessor`] states, and are rounded to 8 bits.
+
     Args:
         value: The row's value in the image column.
         num_channels: 1 for a grey picture, 3 for RGB.
@@ -50,23 +53,18 @@ def decode_picture(value: Any, num_channels: int, token: str | None = None) -> I
         value = value["bytes"] if value.get("bytes") is not None else value.get("path")
     if value is None:
         raise ValueError("the row holds no image")
-    if isinstance(value, str) and "://" in value:
+    if isinstance(value, str) and "://" in value and not value.startswith(("http://", "https://")):
         with fsspec.open(value, hf={"token": token}) as file:
-            value = file.read()
+            return convert_image(open_picture(BytesIO(file.read()), value), num_channels)
     if isinstance(value, bytes):
-        value = BytesIO(value)
-    elif isinstance(value, (list, np.ndarray)):
-        value = _from_array(np.asarray(value))
-    picture = value if isinstance(value, Image.Image) else Image.open(value)
-    return convert_image(picture, num_channels)
-
-
-def _from_array(values: np.ndarray) -> Image.Image:
-    if values.dtype.kind not in "iu" or values.min() < 0 or values.max() > 255:
-        raise ValueError(f"an image must be an array of integers from 0 to 255, got {values.dtype}")
-    if values.ndim == 3 and values.shape[2] == 1:
-        values = values[:, :, 0]
-    return Image.fromarray(values.astype(np.uint8))
+        value = open_picture(BytesIO(value), "in the row")
+    elif isinstance(value, str) and "://" not in value:
+        value = open_picture(value)
+    elif isinstance(value, list):
+        value = np.asarray(value)
+    if isinstance(value, (np.ndarray, torch.Tensor)):
+        value = array_to_picture(value)
+    return convert_image(load_picture(value), num_channels)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,14 @@ from transformers.pipelines import ImageClassificationPipeline
 from .certification import Certificate
 from .checks_nim import check_counts, check_vote
 from .configuration_nim import NIMConfig
-from .image_processing_nim import check_image_processor, load_picture
+from .image_processing_nim import (
+    array_to_picture,
+    check_image_processor,
+    convert_image,
+    load_picture,
+    read_array,
+    reads_arrays,
+)
 from .modeling_nim import NIMForRobustImageClassification
 from .noise import FROM_CONFIG, Sigma, parse_sigma
 from .outputs_nim import RobustImageClassifierOutput
@@ -81,8 +88,13 @@ class NIMImageClassificationPipeline(ImageClassificationPipeline):
         n0, n, alpha, sequential, radius_tolerance, target_radius:
             Options of [`~NIMForRobustImageClassification.certify`]. Without `certify` they do nothing.
 
+    Pictures are PIL images, paths, http(s) URLs, base64 texts or arrays, of which [`NIMImageProcessor`] states the
+    rule: integers of 0..255 or floating-point values in [0, 1], in any layout. An array of four dimensions is answered
+    as the list of its pictures. A URL may take 30 seconds, or `timeout`.
+
     Raises:
-        ValueError: An option is out of range, or the image processor does not fit the model.
+        ValueError: An option is out of range, the image processor does not fit the model, or a picture is refused.
+        OSError: A file or URL cannot be read, or is no picture; the message names it.
         TypeError: There is no option of this name.
 
     For any other model, this class makes the pipeline that transformers would have made.
@@ -160,10 +172,28 @@ class NIMImageClassificationPipeline(ImageClassificationPipeline):
         iterator.loader.loader.generator = torch.Generator()
         return iterator
 
+    def __call__(self, inputs=None, *args, **kwargs):
+        inputs = kwargs.pop("images", inputs)
+        if isinstance(inputs, (np.ndarray, torch.Tensor)) and inputs.ndim == 4:
+            inputs = list(inputs)
+        if isinstance(inputs, (list, tuple)) and not inputs:
+            return []
+        return super().__call__(inputs, *args, **kwargs)
+
     def preprocess(self, image, timeout=None):  # type: ignore[override]
-        if not isinstance(image, (np.ndarray, torch.Tensor)):
+        num_channels = self.config.num_channels
+        options: dict[str, Any] = {"return_tensors": "pt"}
+        if isinstance(image, (np.ndarray, torch.Tensor)):
+            image = read_array(image, num_channels)
+            if reads_arrays(self.image_processor):
+                options["input_data_format"] = "channels_first"
+            else:
+                image = array_to_picture(image, "channels_first")
+        else:
             image = load_picture(image, timeout=timeout)
-        return self.image_processor(images=image, return_tensors="pt").to(self.dtype)  # type: ignore[misc]
+        if isinstance(image, Image.Image):
+            image = convert_image(image, num_channels)
+        return self.image_processor(images=image, **options).to(self.dtype)  # type: ignore[misc]
 
     def _forward(  # type: ignore[override]
         self,

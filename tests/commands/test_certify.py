@@ -224,10 +224,9 @@ def test_what_cannot_be_certified_is_refused_at_once(script, arguments, tmp_path
     out = tmp_path / "out"
     with pytest.raises(ValueError, match="patch_statistics"):
         script.main([*leaky, "--output_dir", str(out)])
-    with pytest.raises(ValueError, match="sigma=0"):
-        script.main([*arguments, "--sigmas", "10", "0", "--output_dir", str(out)])
     assert not out.exists()
-    for options in (["--every_k", "0"], ["--sigmas", "5", "5.0"]):
+    for options in (["--every_k", "0"], ["--sigmas", "5", "5.0"], ["--sigmas", "10", "0"], ["--alpha", "1"],
+                    ["--n", "0"], ["--target_radius", "1"], ["--radii", "-1"]):  # fmt: skip
         with pytest.raises(SystemExit):
             script.main([*arguments, *options, "--output_dir", str(out)])
         assert options[0] in capsys.readouterr().err

@@ -331,16 +331,27 @@ def test_plan_of_a_stream():
         (["--max_train_steps", "0"], "max_train_steps must be an int of at least 1, got 0"),
         (["--logging_steps", "0"], "logging_steps must be an int of at least 1, got 0"),
         (["--checkpoints_total_limit", "0"], "checkpoints_total_limit must be an int of at least 1, got 0"),
-        (["--num_train_epochs", "0"], "num_train_epochs 0.0 leaves no step to train"),
-        (["--max_grad_norm", "0"], "max_grad_norm must be greater than 0, got 0.0; leave it out for none"),
+        (["--num_train_epochs", "0"], "num_train_epochs must be greater than 0, got 0"),
+        (["--max_grad_norm", "0"], "max_grad_norm must be greater than 0, got 0"),
         (["--max_grad_norm", "nan"], "max_grad_norm must be greater than 0, got nan"),
+        (["--num_workers", "-1"], "num_workers must be at least 0, got -1"),
+        (["--warmup_ratio", "3"], "warmup_ratio must be from 0 to 1, got 3"),
+        (["--horizontal_flip", "-1"], "horizontal_flip must be from 0 to 1, got -1"),
+        (["--streaming"], "pass --max_train_steps"),
+        (["--config_name", "tiny", "--config_overrides", "hidden_size=65"], "hidden_size 65 must be a multiple"),
+        (["--train_dir", "x"], "give either a dataset_name or a train_dir"),
         # At once, not at a validation that comes hours later.
+        (["--eval_steps", "0"], "eval_steps must be a number of at least 1"),
         (["--eval_sigmas", "25", "-5"], "sigma must be .*at least 0, got -5"),
     ],
 )
-def test_plans_that_cannot_be(argv, message):
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_numbers_that_cannot_be(script, argv, message):
+    """Told before images and models are looked for, of which there are none here."""
+    checkpoint = ["--model_name_or_path", "no/model"] if "--config_name" not in argv else []
+    arguments = ["--dataset_name", "no/data", "--output_dir", "no/folder", *checkpoint, *argv]
     with pytest.raises(ValueError, match=message):
-        plan_of(*argv)
+        load(script).main(arguments)
 
 
 def test_a_learning_rate_of_zero_is_not_taken_for_none():

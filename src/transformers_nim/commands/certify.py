@@ -14,6 +14,7 @@ sigma is in units of 0..255 pixels: the literature's 0.12, 0.25, 0.5 and 1.0 are
 import argparse
 import hashlib
 import json
+import math
 import textwrap
 import time
 from collections.abc import Mapping
@@ -80,7 +81,20 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     args.radii = sorted(args.radii)
     required = ("model_name_or_path", "dataset_name", "output_dir")
-    check_arguments(parser, args, required, ("every_k", "max_eval_samples", "per_device_eval_batch_size"))
+    check_arguments(parser, args, required, ("every_k", "max_eval_samples", "per_device_eval_batch_size", "n0", "n"))
+    if not 0 < args.alpha < 1:
+        parser.error(f"--alpha is a probability of error between 0 and 1, such as 0.001, got {args.alpha:g}")
+    if (args.radius_tolerance or args.target_radius is not None) and not args.sequential:
+        parser.error("--radius_tolerance and --target_radius stop a sequential test; pass --sequential with them")
+    if not 0 <= args.radius_tolerance < math.inf:
+        parser.error(f"--radius_tolerance must be at least 0, got {args.radius_tolerance:g}")
+    if args.target_radius is not None and not 0 < args.target_radius < math.inf:
+        parser.error(f"--target_radius must be greater than 0, got {args.target_radius:g}")
+    for sigma in args.sigmas:
+        if not 0 < sigma < math.inf:
+            parser.error(f"--sigmas must be greater than 0 (without noise nothing can be certified), got {sigma:g}")
+    if args.radii[0] < 0:
+        parser.error(f"--radii must be at least 0, got {args.radii[0]:g}")
     if len(set(args.sigmas)) < len(args.sigmas):
         parser.error(f"--sigmas has a value twice: {args.sigmas}")
     return args
@@ -171,12 +185,12 @@ def write_results(
     """Write results and plot, and print the table. Return the results.
 
     Raises:
-        RuntimeError: The records are those of other tasks.
+        ValueError: The records are those of other tasks.
     """
     output_dir = Path(args.output_dir)
     records = read_records(output_dir, KEYS)
     if [(record["row"], record["sigma"]) for record in records] != sorted(tasks):
-        raise RuntimeError(f"the records in {output_dir} are not those of this run: has another run written there?")
+        raise ValueError(f"the records in {output_dir} are not those of this run: has another run written there?")
     identities = {record["row"]: record["image"] for record in records}
     undecodable = sorted({record["row"] for record in records if record.get("undecodable")})
     num_images = len(identities) - len(undecodable)

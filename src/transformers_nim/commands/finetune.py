@@ -87,11 +87,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def make_model(args: argparse.Namespace, label_names: list[str]) -> NIMForImageClassification:
-    """Return the classifier to train, from a checkpoint or new; with the defense if it sees denoised images.
-
-    Raises:
-        ValueError: The defense lacks a checkpoint for its denoiser.
-    """
+    """Return the classifier to train, from a checkpoint or new; with the defense if it sees denoised images."""
     has_defense = args.train_on in ("denoised", "smoothed")
     cls = NIMForRobustImageClassification if has_defense else NIMForImageClassification
     fields: dict[str, Any] = {
@@ -104,8 +100,6 @@ def make_model(args: argparse.Namespace, label_names: list[str]) -> NIMForImageC
         "freeze_denoiser": not args.train_denoiser,
     }
     if args.model_name_or_path is None:
-        if args.train_on == "denoised":
-            raise ValueError("--train_on denoised needs a denoiser: pass --model_name_or_path of a pretrained model")
         return cls(arguments.config_from_arguments(args, **fields))
     fields |= arguments.parse_overrides(args.config_overrides)
     return cls.from_pretrained(
@@ -204,6 +198,10 @@ def choose_best_metric(args: argparse.Namespace) -> str:
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Run the command, and return what `all_results.json` holds."""
     args = parse_arguments(argv)
+    launch.check_arguments(args, args.model_name_or_path)
+    arguments.sigma_from_arguments(args)
+    if args.model_name_or_path is None and args.train_on == "denoised":
+        raise ValueError("--train_on denoised needs a denoiser: pass --model_name_or_path of a pretrained model")
     precision = launch.choose_precision(args)
     accelerator = launch.make_accelerator(args, precision)
     check_draws(args, accelerator)

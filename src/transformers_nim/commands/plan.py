@@ -28,7 +28,7 @@ from transformers.initialization import no_init_weights
 from .. import NIMConfig, NIMForPreTraining, NIMForRobustImageClassification
 from ..training import arguments
 from ..training.mae import MaskedAutoencoder
-from ..utils.cli import make_parser, run_command
+from ..utils.cli import check_arguments, make_parser, run_command
 from ..utils.text_table import render_table
 
 
@@ -260,9 +260,19 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not 0 < args.utilization <= 1 or not 0 <= args.memory_reserve < 1:
         parser.error("--utilization has to be more than 0 and at most 1, --memory_reserve at least 0 and less than 1")
+    check_arguments(parser, args, (), ("num_labels", "num_images", "total_batch_size", "num_gpus"))
+    for name in ("num_train_epochs", "gpu_peak_tflops", "bytes_per_gpu", "images_per_worker"):
+        if getattr(args, name) is not None and not 0 < getattr(args, name) < math.inf:
+            parser.error(f"--{name} must be greater than 0, got {getattr(args, name):g}")
+    if not 0 < args.mask_ratio < 1:
+        parser.error(f"--mask_ratio must be between 0 and 1, got {args.mask_ratio:g}")
     defaults = (800.0, 4096) if args.task == "pretraining" else (100.0, 1024)
     args.num_train_epochs = args.num_train_epochs or defaults[0]
     args.total_batch_size = args.total_batch_size or defaults[1]
+    if args.gpu_peak_tflops is not None and args.total_batch_size % args.num_gpus:
+        parser.error(f"{args.num_gpus} GPUs cannot share a --total_batch_size of {args.total_batch_size} evenly")
+    if args.output_file is not None and not Path(args.output_file).absolute().parent.is_dir():
+        parser.error(f"--output_file {args.output_file}: there is no such folder")
     return args
 
 

@@ -83,6 +83,10 @@ def make_denoiser(args: argparse.Namespace) -> NIMForPreTraining:
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Run the command, and return what `all_results.json` holds."""
     args = parse_arguments(argv)
+    launch.check_arguments(args, args.init_from)
+    arguments.sigma_from_arguments(args)
+    if not 0 < args.mask_ratio < 1:
+        raise ValueError(f"mask_ratio must be between 0 and 1, got {args.mask_ratio}")
     precision = launch.choose_precision(args)
     accelerator = launch.make_accelerator(args, precision)
     repository = publish.create_repository(args) if accelerator.is_main_process else None

@@ -25,7 +25,7 @@ from ..utils.extras import require
 from ..utils.memory import keep_freed_memory
 from ..utils.processes import check_processes, train_on_cpu
 from ..utils.text_table import plural
-from .arguments import public_arguments
+from .arguments import config_from_arguments, parse_overrides, public_arguments
 from .checkpoints import find_checkpoint, read_state
 from .mae import MaskedAutoencoder
 from .optimization import make_optimizer, make_schedule, scaled_learning_rate
@@ -50,6 +50,52 @@ class Plan:
     steps_per_epoch: float
     warmup_steps: int
     learning_rate: float
+
+
+# Arguments that both commands or one of them has, by what their numbers must be.
+_COUNTS = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
+           "max_train_steps", "logging_steps", "checkpoints_total_limit")  # fmt: skip
+_SHARES = ("horizontal_flip", "random_erasing", "warmup_ratio")
+_POSITIVE = ("num_train_epochs", "base_learning_rate", "learning_rate", "max_grad_norm", "layer_decay")
+_AT_LEAST_0 = ("num_workers", "num_warmup_steps", "weight_decay", "min_learning_rate", "mixup", "cutmix")
+
+
+def check_arguments(args: argparse.Namespace, checkpoint: str | None) -> None:
+    """Check what can be told from the arguments alone, before models and data are loaded.
+
+    Args:
+        args: Arguments of the command.
+        checkpoint: Checkpoint to start from; None for a new model.
+
+    Raises:
+        ValueError: A number is out of range, a field of the config is unknown or has a wrong value, or it is not clear
+            where the images are.
+        OSError: There is no such config.
+    """
+    _image_source(args)
+    check_counts(**{name: getattr(args, name) for name in _COUNTS})
+    numbers = {name: value for name, value in vars(args).items() if isinstance(value, (int, float))}
+    for name, value in numbers.items():
+        if name in _SHARES and not 0 <= value <= 1:
+            raise ValueError(f"{name} must be from 0 to 1, got {value}")
+        if name in _POSITIVE and not 0 < value < math.inf:
+            raise ValueError(f"{name} must be greater than 0, got {value}")
+        if name in _AT_LEAST_0 and not 0 <= value < math.inf:
+            raise ValueError(f"{name} must be at least 0, got {value}")
+    if args.streaming and args.max_train_steps is None:
+        raise ValueError("a stream has no known length: pass --max_train_steps")
+    for sigma in args.eval_sigmas or ():
+        parse_sigma(sigma)
+    for name in ("checkpointing_steps", "eval_steps", "image_steps"):
+        _check_steps(name, getattr(args, name, None))
+    if checkpoint is None:
+        config_from_arguments(args)
+    else:
+        parse_overrides(args.config_overrides)
+
+
+def _image_source(args: argparse.Namespace) -> ImageSource:
+    return ImageSource(**{field.name: getattr(args, field.name) for field in fields(ImageSource)})
 
 
 def choose_precision(args: argparse.Namespace) -> Precision:
@@ -145,18 +191,6 @@ def make_plan(args: argparse.Namespace, data: ImageData, num_processes: int) -> 
     Raises:
         ValueError: A number is out of range.
     """
-    counts = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
-              "max_train_steps", "logging_steps", "checkpoints_total_limit")  # fmt: skip
-    check_counts(**{name: getattr(args, name) for name in counts})
-    if data.is_streamed and args.max_train_steps is None:
-        raise ValueError("a stream has no known length: pass --max_train_steps")
-    if args.num_workers < 0:
-        raise ValueError(f"num_workers must be at least 0, got {args.num_workers}")
-    if args.max_grad_norm is not None and not args.max_grad_norm > 0:
-        raise ValueError(f"max_grad_norm must be greater than 0, got {args.max_grad_norm}; leave it out for none")
-    for sigma in args.eval_sigmas:
-        # Checked now, because the first validation may be at the end.
-        parse_sigma(sigma)
     total_batch_size = args.per_device_train_batch_size * num_processes * args.gradient_accumulation_steps
     steps_per_epoch = 0.0 if data.is_streamed else len(data.train) / total_batch_size
     total_steps = args.max_train_steps or math.ceil(args.num_train_epochs * steps_per_epoch)
@@ -177,12 +211,15 @@ def steps_of(name: str, value: str | None, plan: Plan) -> int | None:
     Raises:
         ValueError: The value is neither a number of at least 1 nor `"epoch"`, or the epoch's length is unknown.
     """
+    _check_steps(name, value, is_streamed=not plan.steps_per_epoch)
     if value is None:
         return None
-    if value == "epoch" and plan.steps_per_epoch:
-        return math.ceil(plan.steps_per_epoch)
-    if value.isdigit() and int(value) > 0:
-        return int(value)
+    return math.ceil(plan.steps_per_epoch) if value == "epoch" else int(value)
+
+
+def _check_steps(name: str, value: str | None, is_streamed: bool = False) -> None:
+    if value is None or (value == "epoch" and not is_streamed) or (value.isdigit() and int(value) > 0):
+        return
     raise ValueError(f"{name} must be a number of at least 1 or 'epoch' (not for streams), got {value!r}")
 
 
@@ -213,8 +250,7 @@ class TrainingJob:
         Raises:
             ValueError: An argument is out of range, or images or labels are missing.
         """
-        source = ImageSource(**{field.name: getattr(args, field.name) for field in fields(ImageSource)})
-        data = source.load(with_labels=task == "finetuning")
+        data = _image_source(args).load(with_labels=task == "finetuning")
         return cls(task, args, accelerator, precision, data, make_plan(args, data, accelerator.num_processes))
 
     def start(

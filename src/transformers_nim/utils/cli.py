@@ -8,7 +8,8 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from types import TracebackType
+from pathlib import Path
+from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
 from .extras import check_installed
@@ -19,8 +20,13 @@ DEBUG = "TRANSFORMERS_NIM_DEBUG"
 # Seconds that other processes than the main one wait before they tell of an error, which mostly is the main one's too.
 PATIENCE = 10.0
 _PACKAGE = __name__.split(".")[0]
-# Functions by which other libraries read what a user has named.
-_READERS = {"from_pretrained", "cached_file", "load_dataset", "load_from_disk"}
+# Functions by which other libraries read what a user has named, and the argument that holds the name.
+_READERS = {
+    "from_pretrained": "pretrained_model_name_or_path",
+    "cached_file": "path_or_repo_id",
+    "load_dataset": "path",
+    "load_from_disk": "dataset_path",
+}
 # Libraries whose own kinds of errors are about what they were asked to read or send.
 _LIBRARIES = {"huggingface_hub", "datasets", "safetensors"}
 
@@ -50,6 +56,8 @@ class CommandParser(argparse.ArgumentParser):
         parsed, unknown = self.parse_known_args(argv, namespace)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}{self._advice(unknown[0])}")
+        if getattr(parsed, "output_dir", None) is not None:
+            self._check_folder(Path(parsed.output_dir))
         check_installed(*self.packages)
         if getattr(parsed, "launch", None):
             assert self.module is not None
@@ -63,6 +71,14 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Exit with a line that says what is wrong."""
         exit_with_error(self.prog, message, 2)
+
+    def _check_folder(self, folder: Path) -> None:
+        """Exit with an error if a folder cannot be made or written, which would come out after much work."""
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not there.is_dir():
+            self.error(f"--output_dir {folder}: {there} is a file; pass a folder")
+        if not os.access(there, os.W_OK):
+            self.error(f"--output_dir {folder}: {there} cannot be written; pass another folder")
 
     def _advice(self, unknown: str) -> str:
         name = unknown.split("=")[0]
@@ -196,9 +212,9 @@ def is_users_error(error: Exception) -> bool:
         return False
     if isinstance(error, OSError) or kind in _LIBRARIES or kind == _PACKAGE:
         return True
-    if isinstance(error, (ValueError, RuntimeError)) and _is_read(error):
+    if isinstance(error, (ValueError, RuntimeError)) and _reader(error) is not None:
         return True
-    return _is_ours(last) and _line(last).startswith("raise ")
+    return _is_ours(last.tb_frame) and _line(last).startswith("raise ")
 
 
 def _steps(traceback: TracebackType | None):
@@ -207,12 +223,14 @@ def _steps(traceback: TracebackType | None):
         traceback = traceback.tb_next
 
 
-def _is_read(error: Exception) -> bool:
-    return any(step.tb_frame.f_code.co_name in _READERS for step in _steps(error.__traceback__))
+def _reader(error: Exception) -> FrameType | None:
+    """Return the call that was to read what a user has named, if the error comes from there."""
+    frames = (step.tb_frame for step in _steps(error.__traceback__))
+    return next((frame for frame in frames if frame.f_code.co_name in _READERS and not _is_ours(frame)), None)
 
 
-def _is_ours(step: TracebackType) -> bool:
-    return step.tb_frame.f_globals.get("__name__", "").split(".")[0] == _PACKAGE
+def _is_ours(frame: FrameType) -> bool:
+    return frame.f_globals.get("__name__", "").split(".")[0] == _PACKAGE
 
 
 def _line(step: TracebackType) -> str:
@@ -221,8 +239,8 @@ def _line(step: TracebackType) -> str:
 
 def _status(error: Exception) -> int:
     """Return 2 for errors about arguments, and 1 for errors of the machine or of a run."""
-    if isinstance(error, OSError) and error.errno is None and _is_read(error):
-        # Not of the operating system, so about a name that is not found.
+    if _reader(error) is not None and getattr(error, "errno", None) is None:
+        # Not of the operating system, so about what was named.
         return 2
     return 2 if isinstance(error, (ValueError, FileNotFoundError, NotADirectoryError)) else 1
 
@@ -235,4 +253,10 @@ def _describe(error: Exception) -> str:
         # From a worker that reads images.
         text = text.splitlines()[-1].partition(": ")[2]
     *_, last = _steps(error.__traceback__)
-    return text if _is_ours(last) else f"{text} ({DEBUG}=1 shows where)"
+    if _is_ours(last.tb_frame):
+        return text
+    reader = _reader(error)
+    name = str(reader.f_locals.get(_READERS[reader.f_code.co_name], "")) if reader is not None else ""
+    if name and name not in text:
+        text = f"cannot read {name}{'' if os.path.exists(name) else ', which is no file or folder here'}: {text}"
+    return f"{text} ({DEBUG}=1 shows where)"

@@ -6,8 +6,9 @@ import pytest
 import torch
 from attacks.toys import Linear, Noisy
 
+from transformers_nim.robustness import time_budget
 from transformers_nim.robustness.protocol import BUDGETS, ModelFacts, Suite
-from transformers_nim.robustness.time_budget import fit, seconds_per_pass
+from transformers_nim.robustness.time_budget import TooLittleTimeError, fit, seconds_per_pass
 
 
 QUICK = BUDGETS["quick"]
@@ -63,11 +64,59 @@ def test_two_processes_do_twice_as_much():
     assert two == pytest.approx(2 * one, abs=4)
 
 
-def test_too_little_time_says_how_much_is_needed():
-    with pytest.raises(ValueError, match=r"budget_minutes=0.01 is too little: 16 images .* take about \d+ minutes"):
-        fit(SUITE, 0.01, 1, 0.01)
+def test_too_little_time_says_what_fits():
+    least = replace(QUICK, num_images=16, num_draws=4, steps=10, num_queries=200)
+    minutes = 0.8 * minutes_for(least)
+    with pytest.raises(TooLittleTimeError, match="16 images with 10 steps and 4 noise draws per gradient") as caught:
+        fit(SUITE, 0.01, 1, minutes)
+    error = caught.value
+    # From so many minutes on it fits, and not from fewer than are needed.
+    assert minutes_for(least) < error.minutes < 2 * minutes_for(least)
+    assert fit(SUITE, 0.01, 1, error.minutes)[0].num_images >= 16
+    # With fewer eps and sigmas there is time for more images than with all.
+    assert error.smaller.keys() == {"sigmas", "eps_grid", "num_images", "num_queries", "num_draws", "steps"}
+    number = error.smaller["num_images"]
+    assert (error.smaller["sigmas"], error.smaller["eps_grid"]) == ([], [])
+    assert 0.8 * 0.8 * 16 - 1 < number <= 16
+    budget = replace(QUICK, **{name: value for name, value in error.smaller.items() if isinstance(value, int)})
+    fewer = replace(SUITE, model=replace(SUITE.model, sigmas=[None]), eps_grid=[], budget=budget)
+    assert fit(fewer, 0.01, 1, minutes) == (budget, [])
+    queries = budget.num_queries
+    options = f"--sigmas --eps_grid --max_eval_samples {number} --num_draws 4 --steps 10 --num_queries {queries}"
+    head = f"From --budget_minutes {error.minutes} on it fits. This fits into the time there is: "
+    beginning, _, rest = error.as_options().partition(head)
+    assert beginning
+    assert sorted(rest.split()) == sorted(options.split())
+    assert f"fits into the time there is: sigmas=[], eps_grid=[], num_images={number}, budget={{" in str(error)
+
+
+def test_no_time_at_all_has_no_budget_that_fits():
+    with pytest.raises(TooLittleTimeError, match=r"on it fits\.$") as caught:
+        fit(SUITE, 0.01, 1, 0.001)
+    assert caught.value.smaller == {}
     with pytest.raises(ValueError, match="must be positive, got 0"):
         fit(SUITE, 0.01, 1, 0)
+
+
+def test_a_full_suite_may_become_a_quick_one():
+    full = replace(SUITE, name="full", budget=BUDGETS["full"])
+    with pytest.raises(TooLittleTimeError) as caught:
+        fit(full, 0.01, 1, 5)
+    assert caught.value.smaller["suite"] == "quick"
+
+
+def test_a_slow_model_is_timed_on_one_image(monkeypatch):
+    linear, sizes = Linear(classes=3), []
+
+    def classifier(pixels):
+        sizes.append(len(pixels))
+        return linear(pixels)
+
+    for seconds, expected in ((9.0, [1, 1, 8, 8, 8, 8]), (0.0, [1, 1])):
+        monkeypatch.setattr(time_budget, "_SLOW", seconds)
+        sizes.clear()
+        seconds_per_pass(lambda *_: Noisy(classifier, 0.1), torch.rand(3, 4, 4), 25.0, num_draws=1, rows_per_pass=8)
+        assert sizes == expected
 
 
 def test_seconds_per_pass_is_the_time_of_a_row():

@@ -1,21 +1,29 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
 """Fit an evaluation into a number of minutes, and say what had to be cut."""
 
+import math
 import time
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
 
 import torch
 
 from ..attacks.losses import Objective
 from ..utils.seeding import forked_rng, image_generators
+from ..utils.text_table import plural
 from .classifiers import MakeClassifier
-from .protocol import AttackBudget, Suite
+from .protocol import BUDGETS, AttackBudget, Suite
 
 
 # Below these an evaluation says too little to be worth its time.
 LEAST_IMAGES, LEAST_DRAWS, LEAST_STEPS, LEAST_QUERIES = 16, 4, 10, 200
 # Share of the time that is kept for loading, writing and plots.
 _RESERVE = 0.1
+# What an advised budget leaves free besides: the next timing may be slower.
+_MARGIN = 0.2
+# Seconds for a pass of one image from which on nothing else is timed.
+_SLOW = 1.0
 _WORDS = {
     "num_images": "images",
     "restarts": "restarts with each loss",
@@ -23,6 +31,40 @@ _WORDS = {
     "num_draws": "noise draws per gradient",
     "steps": "steps",
 }
+
+
+class TooLittleTimeError(ValueError):
+    """The time is too little for the smallest evaluation that says something.
+
+    Its text tells what would fit, as arguments of [`evaluate_robustness`].
+
+    Attributes:
+        reason: What does not fit, in one sentence.
+        minutes: Minutes from which on it fits.
+        smaller: Arguments that fit into the time there is, by name; empty if nothing does.
+    """
+
+    def __init__(self, reason: str, minutes: int, smaller: Mapping[str, Any]) -> None:
+        self.reason, self.minutes, self.smaller = reason, minutes, dict(smaller)
+        budget = {name: value for name, value in self.smaller.items() if name in _WORDS and name != "num_images"}
+        others = {name: value for name, value in self.smaller.items() if name not in budget}
+        arguments = others | ({"budget": budget} if budget else {})
+        super().__init__(
+            self._text(f"budget_minutes={minutes}", ", ".join(f"{key}={value!r}" for key, value in arguments.items()))
+        )
+
+    def as_options(self) -> str:
+        """Return the text with options of the command line instead of arguments."""
+        words: list[str] = []
+        for name, value in self.smaller.items():
+            words.append("--max_eval_samples" if name == "num_images" else f"--{name}")
+            # A list is one that became empty.
+            words += [] if isinstance(value, list) else [str(value)]
+        return self._text(f"--budget_minutes {self.minutes}", " ".join(words))
+
+    def _text(self, more: str, smaller: str) -> str:
+        fits = f" This fits into the time there is: {smaller}" if smaller else ""
+        return f"{self.reason} From {more} on it fits.{fits}"
 
 
 def seconds_per_pass(
@@ -38,14 +80,14 @@ def seconds_per_pass(
         rows_per_pass: Noisy images per pass.
 
     Returns:
-        The median of three measurements, in seconds.
+        The median of three measurements, in seconds; one measurement if the model is slow.
     """
-    group = max(1, rows_per_pass // num_draws)
-    images, labels = pixels[None].repeat(group, 1, 1, 1), torch.zeros(group, dtype=torch.long, device=pixels.device)
     objective = Objective(make_classifier(sigma, "full", False), "ce", num_draws)
-    generators = image_generators(list(range(group)), "timing", pixels.device)
 
-    def measure() -> tuple[float, int]:
+    def measure(group: int) -> tuple[float, int]:
+        images = pixels[None].repeat(group, 1, 1, 1)
+        labels = torch.zeros(group, dtype=torch.long, device=pixels.device)
+        generators = image_generators(list(range(group)), "timing", pixels.device)
         started = time.perf_counter()
         try:
             _, logits, _ = objective.gradient(images, labels, generators)
@@ -59,9 +101,14 @@ def seconds_per_pass(
         return (time.perf_counter() - started) / passes, logits.shape[0] * logits.shape[1]
 
     with forked_rng(pixels.device):
-        measure()
-        # The median: a pause of the machine must not decide.
-        seconds, rows = sorted(measure() for _ in range(3))[1]
+        measure(1)
+        seconds, rows = measure(1)
+        # A large model on a CPU takes minutes for a full pass, and one image tells its speed as well.
+        if seconds < _SLOW:
+            group = max(1, rows_per_pass // num_draws)
+            measure(group)
+            # The median: a pause of the machine must not decide.
+            seconds, rows = sorted(measure(group) for _ in range(3))[1]
     return seconds / rows
 
 
@@ -82,36 +129,23 @@ def fit(suite: Suite, seconds: float, num_processes: int, minutes: float) -> tup
         The attack budget, and sentences that say what was cut.
 
     Raises:
-        ValueError: Not even the smallest budget fits.
+        TooLittleTimeError: Not even the smallest budget fits.
     """
     if not minutes > 0:
         raise ValueError(f"budget_minutes must be positive, got {minutes!r}")
     available = 60 * minutes * (1 - _RESERVE) * num_processes
 
     def needed(budget: AttackBudget, num_images: int) -> float:
-        budget = replace(budget, num_images=num_images)
-        configurations = replace(suite, budget=budget).configurations()
-        return seconds * sum(one.num_images * one.total_cost(budget, suite.num_samples) for one in configurations)
+        return seconds * _passes(suite, budget, num_images)
 
     asked = chosen = suite.budget
-    least_images = min(LEAST_IMAGES, asked.num_images)
-    reductions = [
-        lambda b: replace(b, restarts=1),
-        lambda b: replace(b, num_queries=max(min(b.num_queries, LEAST_QUERIES), b.num_queries // 4, 2 * b.num_draws)),
-        lambda b: replace(b, num_draws=max(min(b.num_draws, LEAST_DRAWS), b.num_draws // 2)),
-        lambda b: replace(b, steps=max(min(b.steps, LEAST_STEPS), b.steps // 2)),
-    ]
+    least_images, smallest = min(LEAST_IMAGES, asked.num_images), _smallest(asked)
+    if needed(smallest, least_images) > available:
+        raise _too_little(suite, minutes, needed(smallest, least_images) / available * minutes, available / seconds)
     round_number = 0
     while needed(chosen, least_images) > available:
-        smaller = reductions[round_number % len(reductions)](chosen)
+        chosen = _REDUCTIONS[round_number % len(_REDUCTIONS)](chosen)
         round_number += 1
-        if round_number > 8 * len(reductions):
-            raise ValueError(
-                f"budget_minutes={minutes:g} is too little: {least_images} images with {chosen.num_draws} draws and"
-                f" {chosen.steps} steps take about {needed(chosen, least_images) / available * minutes:.0f} minutes;"
-                " give more time, fewer sigmas or eps, or leave AutoAttack out if it is among the attacks"
-            )
-        chosen = smaller
     low, high = least_images, asked.num_images
     while low < high:
         middle = (low + high + 1) // 2
@@ -126,3 +160,62 @@ def fit(suite: Suite, seconds: float, num_processes: int, minutes: float) -> tup
         if getattr(chosen, name) != getattr(asked, name)
     ]
     return chosen, cut
+
+
+def _passes(suite: Suite, budget: AttackBudget, num_images: int) -> float:
+    """Return the passes of an evaluation with a budget on so many images."""
+    budget = replace(budget, num_images=num_images)
+    configurations = replace(suite, budget=budget).configurations()
+    return sum(one.num_images * one.total_cost(budget, suite.num_samples) for one in configurations)
+
+
+_REDUCTIONS = (
+    lambda b: replace(b, restarts=1),
+    lambda b: replace(b, num_queries=max(min(b.num_queries, LEAST_QUERIES), b.num_queries // 4, 2 * b.num_draws)),
+    lambda b: replace(b, num_draws=max(min(b.num_draws, LEAST_DRAWS), b.num_draws // 2)),
+    lambda b: replace(b, steps=max(min(b.steps, LEAST_STEPS), b.steps // 2)),
+)
+
+
+def _smallest(budget: AttackBudget) -> AttackBudget:
+    """Return the budget that no reduction makes smaller."""
+    smaller = budget
+    for reduce in _REDUCTIONS:
+        smaller = reduce(smaller)
+    return budget if smaller == budget else _smallest(smaller)
+
+
+def _too_little(suite: Suite, minutes: float, needed_minutes: float, passes: float) -> TooLittleTimeError:
+    """Return the error that says what would fit.
+
+    Args:
+        suite: What was asked for.
+        minutes: The time there is.
+        needed_minutes: What the smallest budget needs.
+        passes: The passes for which there is time.
+    """
+    smallest = _smallest(suite.budget)
+    num_images = min(LEAST_IMAGES, suite.budget.num_images)
+    reason = (
+        f"{minutes:g} minutes are too little: the least that says something, {plural(num_images, 'image')} with"
+        f" {plural(smallest.steps, 'step')} and {plural(smallest.num_draws, 'noise draw')} per gradient, takes about"
+        f" {math.ceil(needed_minutes)} minutes here."
+    )
+    candidates: list[dict[str, Any]] = [{}, {"eps_grid": []}, {"sigmas": [], "eps_grid": []}]
+    if suite.name != "quick":
+        candidates += [{"suite": "quick", **one} for one in candidates]
+    best: tuple[int, dict[str, Any]] = (0, {})
+    for changes in candidates:
+        asked = BUDGETS[changes["suite"]] if "suite" in changes else suite.budget
+        budget = _smallest(asked)
+        sigmas = suite.model.sigmas if "sigmas" not in changes or not suite.model.sigmas else [None]
+        smaller = replace(
+            suite, name=changes.get("suite", suite.name), model=replace(suite.model, sigmas=sigmas),
+            eps_grid=changes.get("eps_grid", suite.eps_grid),
+        )  # fmt: skip
+        fitting = [n for n in range(1, num_images + 1) if _passes(smaller, budget, n) <= (1 - _MARGIN) * passes]
+        # The first that allows most images: it changes least.
+        if fitting and fitting[-1] > best[0]:
+            reduced = {name: value for name, value in asdict(budget).items() if value != getattr(asked, name)}
+            best = (fitting[-1], changes | {"num_images": fitting[-1]} | reduced)
+    return TooLittleTimeError(reason, math.ceil((1 + _MARGIN) * needed_minutes), best[1])

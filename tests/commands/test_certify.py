@@ -1,6 +1,7 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
 """Certified accuracy of a data set, as a user runs it: figures, two processes, a killed run that goes on."""
 
+import argparse
 import importlib
 import json
 import os
@@ -58,7 +59,23 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def arguments(robust_path, dataset):
-    fixed = ["--n0", "20", "--n", "300", "--every_k", "2", "--seed", "5", "--radii", "0.03", "0", "9", "8"]
+    # The model is random.
+    fixed = [
+        "--allow_untrained",
+        "--n0",
+        "20",
+        "--n",
+        "300",
+        "--every_k",
+        "2",
+        "--seed",
+        "5",
+        "--radii",
+        "0.03",
+        "0",
+        "9",
+        "8",
+    ]
     sigmas = [str(sigma) for sigma in SIGMAS]
     return ["--model_name_or_path", robust_path, "--dataset_name", str(dataset), "--sigmas", *sigmas, *fixed]
 
@@ -185,7 +202,13 @@ def test_one_process_goes_on(finished, script, arguments, tmp_path, capsys):
     resumed = script.main(
         [*arguments, "--output_dir", str(tmp_path), "--resume", "--per_device_eval_batch_size", "33"]
     )
-    assert "5 of 12 certificates done" in capsys.readouterr().out
+    output = capsys.readouterr()
+    # 7 x 320 draws, and those of the broken image among them.
+    assert (
+        "5 of 12 certificates done; 1 process on cpu; 7 x 320 = 2,240 noisy images to classify, less than"
+        in output.out
+    )
+    assert "2.24k/2.24k" in output.err
     assert timeless(resumed) == timeless(results)
     # A finished run is not repeated, and not added to by accident.
     again = script.main([*arguments, "--output_dir", str(tmp_path), "--resume"])
@@ -230,3 +253,44 @@ def test_what_cannot_be_certified_is_refused_at_once(script, arguments, tmp_path
         with pytest.raises(SystemExit):
             script.main([*arguments, *options, "--output_dir", str(out)])
         assert options[0] in capsys.readouterr().err
+
+
+def test_an_untrained_denoiser_is_refused(script, arguments, tmp_path):
+    """A random one makes nothing that is closer to the images than the noise is."""
+    untrained = [argument for argument in arguments if argument != "--allow_untrained"]
+    told = r"removes no noise, so it is untrained: at sigma 10 the denoised images have \d.* at sigma 75 the denoised"
+    with pytest.raises(ValueError, match=told + r".* \(PSNR of 5 images\)\. Pretrain it first"):
+        script.main([*untrained, "--output_dir", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_without_a_denoiser_is_not_refused(script, arguments, tmp_path):
+    smoothed = save_with_processor(tiny_model(denoise=False), tmp_path / "smoothed")
+    options = [smoothed if "robust" in one else one for one in arguments if one != "--allow_untrained"]
+    results = script.main([*options, "--max_eval_samples", "1", "--output_dir", str(tmp_path / "out")])
+    assert results["num_images"] == 1
+
+
+def test_a_denoiser_that_removes_noise_is_told_apart(script, monkeypatch, caplog):
+    model, args = tiny_model(), argparse.Namespace(allow_untrained=False, sigmas=[10.0, 50.0], model_name_or_path="me")
+    images = [{"pixel_values": torch.zeros(3, 32, 32), "is_valid": True}]
+    figures = {10.0: [25.0, 28.0, 17.0], 50.0: [24.0, 15.0, 17.0], 75.0: [22.0, 12.0, 17.0]}
+    monkeypatch.setattr(script, "denoising_figures", lambda denoiser, pixels, sigma: figures[sigma])
+    monkeypatch.setattr(script.logger, "propagate", True)
+    script.check_denoiser(model, images, [0], args)
+    assert [one.message.split(",")[0] for one in caplog.records] == [
+        "The denoiser does harm: at sigma 10 the denoised images have 25.0 dB"
+    ]
+    # Better than the noise alone: so is a patch of one color.
+    figures |= {50.0: [16.0, 15.0, 17.0], 75.0: [16.0, 12.0, 17.0]}
+    with pytest.raises(ValueError, match="denoiser of me removes no noise"):
+        script.check_denoiser(model, images, [0], args)
+
+
+def test_what_a_denoiser_is_compared_with(script):
+    flat = torch.zeros(4, 3, 32, 32)
+    denoised, noisy, averages = script.denoising_figures(tiny_model().denoiser, flat, 25.0)
+    # 25/255 of noise; the mean of 64 pixels has an eighth of it.
+    assert noisy == pytest.approx(-20 * np.log10(25 / 255), abs=0.2)
+    assert averages == pytest.approx(noisy + 20 * np.log10(8), abs=0.8)
+    assert denoised < noisy

@@ -6,7 +6,8 @@
 
 Writes to `--output_dir`: `results.json` (curves, settings and one record per image and sigma) and
 `certified_accuracy.png`. A killed run goes on with `--resume`, with any number of processes; no image is certified
-twice. Figures depend on the seed alone, not on processes or batches.
+twice. Figures depend on the seed alone, not on processes or batches. What it costs is said before it begins, and a
+model whose denoiser removes no noise is refused.
 
 sigma is in units of 0..255 pixels: the literature's 0.12, 0.25, 0.5 and 1.0 are 30.6, 63.75, 127.5 and 255.
 """
@@ -17,18 +18,21 @@ import json
 import math
 import textwrap
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils import logging
 
-from .. import NIMForRobustImageClassification, NIMImageProcessor
+from .. import NIMForPreTraining, NIMForRobustImageClassification, NIMImageProcessor
 from ..data.evaluation_set import add_split_arguments, class_numbers, load_split
 from ..data.images import EvaluationImages
+from ..model.noise import default_batch_size, parse_sigma
 from ..model.smoothing_nim import certifiable_sigma
 from ..robustness.certificates import certificate_table, certified_curves, describe_certificates, plot_certificates
 from ..robustness.classifiers import model_hash
+from ..training.evaluation import psnr
 from ..utils.cli import check_arguments, make_parser, run_command
 from ..utils.extras import require
 from ..utils.processes import MEASURING_PACKAGES, measuring_accelerator
@@ -38,6 +42,12 @@ from ..utils.text_table import plural
 from ..utils.versions import package_versions
 
 
+logger = logging.get_logger(__name__)
+
+# Images on which the denoiser is checked.
+_NUM_CHECKED = 8
+# Seconds for a single draw from which on nothing else is timed.
+_SLOW = 1.0
 # One record per image and sigma.
 KEYS = ("row", "sigma")
 _SETTINGS = ("dataset_config_name", "split", "every_k", "max_eval_samples", "labels_by_index", "dtype", "sigmas", "n0",
@@ -70,6 +80,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     test.add_argument("--sequential", action="store_true", help="stop early, with the same guarantee")
     test.add_argument("--radius_tolerance", type=float, default=0.0, help="radius to give away for it")
     test.add_argument("--target_radius", type=float, help="radius with which --sequential is content")
+    test.add_argument("--allow_untrained", action="store_true",
+                      help="certify a model even if its denoiser removes no noise")  # fmt: skip
     run = parser.add_argument_group("run")
     run.add_argument("--output_dir", help="folder for results, shared by all processes")
     run.add_argument("--seed", type=int, default=0, help="seed of the noise")
@@ -106,6 +118,7 @@ def certify_image(
     sigma: float,
     true: int,
     args: argparse.Namespace,
+    on_pass: Callable[[int], object] | None = None,
 ) -> dict[str, Any]:
     """Certify one image at one sigma. Return its record."""
     row, pixel_values = sample["row"], sample["pixel_values"].to(model.device)
@@ -117,7 +130,7 @@ def certify_image(
     generator = torch.Generator(model.device).manual_seed(derive_seed_32(args.seed, "certify", row, sigma))
     (certificate,) = model.certify(
         pixel_values.unsqueeze(0), sigma, args.n0, args.n, args.alpha, args.sequential, args.radius_tolerance,
-        args.target_radius, [generator], max_batch_size=args.per_device_eval_batch_size,
+        args.target_radius, [generator], max_batch_size=args.per_device_eval_batch_size, on_pass=on_pass,
     )  # fmt: skip
     return record | {
         "label": certificate.label,
@@ -128,6 +141,80 @@ def certify_image(
         "num_draws": certificate.num_draws,
         "seconds": round(time.perf_counter() - started, 4),
     }
+
+
+def check_denoiser(
+    model: NIMForRobustImageClassification, images: EvaluationImages, rows: Sequence[int], args: argparse.Namespace
+) -> None:
+    """Check on a few images that the denoiser has learnt to remove noise, and warn of a sigma at which it does harm.
+
+    A denoiser counts as untrained if its images are no closer to the clean ones than both the noisy images and these
+    with each patch replaced by its mean, which takes no training: at every sigma of the certificates, and at the mean
+    sigma of its pretraining. A model without a denoiser is not checked.
+
+    Raises:
+        ValueError: It has not.
+    """
+    if model.denoiser is None or args.allow_untrained:
+        return
+    samples = [sample for sample in map(images.__getitem__, rows[:_NUM_CHECKED]) if sample["is_valid"]]
+    if not samples:
+        return
+    pixels = torch.stack([sample["pixel_values"] for sample in samples]).to(model.device)
+    found = {
+        sigma: denoising_figures(model.denoiser, pixels, sigma)
+        for sigma in [*args.sigmas, parse_sigma(model.config.pretraining_sigma).mean]
+    }
+    lines = {
+        sigma: f"at sigma {sigma:g} the denoised images have {denoised:.1f} dB, the noisy ones {noisy:.1f} dB and the"
+        f" means of their patches {averages:.1f} dB"
+        for sigma, (denoised, noisy, averages) in found.items()
+    }
+    if all(denoised <= max(noisy, averages) for denoised, noisy, averages in found.values()):
+        raise ValueError(
+            f"the denoiser of {args.model_name_or_path} removes no noise, so it is untrained:"
+            f" {'; '.join(lines.values())} (PSNR of {plural(len(samples), 'image')}). Pretrain it first, or pass --allow_untrained"
+        )
+    for sigma in args.sigmas:
+        denoised, noisy, _ = found[sigma]
+        if denoised <= noisy:
+            logger.warning(f"The denoiser does harm: {lines[sigma]} (PSNR)")
+
+
+@torch.no_grad()
+def denoising_figures(denoiser: NIMForPreTraining, pixels: torch.Tensor, sigma: float) -> list[float]:
+    """Return the peak signal-to-noise ratios in dB of denoised images, noisy images, and the means of their patches.
+
+    Args:
+        denoiser: The denoiser.
+        pixels: Normalized images of shape `(batch, channels, height, width)`.
+        sigma: Scale of the noise in units of 0..255 pixels.
+    """
+    outputs = denoiser(pixels, sigma=sigma, generator=torch.Generator(pixels.device).manual_seed(0), return_loss=False)
+    noisy, clean, std = outputs.noisy_pixel_values.float(), pixels.float(), denoiser.config.image_std
+    averages = torch.nn.functional.avg_pool2d(noisy, denoiser.config.patch_shape)
+    averages = torch.nn.functional.interpolate(averages, noisy.shape[-2:], mode="nearest")
+    shown = (outputs.denoised_pixel_values.float(), noisy, averages)
+    return [float(psnr(denoiser.clamp_pixels(one), clean, std).mean()) for one in shown]
+
+
+def seconds_per_draw(
+    model: NIMForRobustImageClassification, images: EvaluationImages, row: int, args: argparse.Namespace
+) -> float:
+    """Measure the time of one noise draw on one image."""
+    pixels = images[row]["pixel_values"].to(model.device)[None]
+    batch_size = args.per_device_eval_batch_size or default_batch_size(model.device)
+
+    def seconds(num_draws: int) -> float:
+        started = time.perf_counter()
+        generator = torch.Generator(model.device).manual_seed(0)
+        model.predict_smoothed(pixels, args.sigmas[0], num_draws, generator=generator, max_batch_size=batch_size)
+        return (time.perf_counter() - started) / num_draws
+
+    seconds(1)
+    single = seconds(1)
+    # A large model on a CPU takes long for a full pass, and one draw tells its speed as well.
+    return single if single > _SLOW else seconds(batch_size)
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -148,13 +235,18 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     settings = {name: getattr(args, name) for name in _SETTINGS}
     settings |= {"dataset": data.name, "dataset_images": len(data.train), "model_hash": model_hash(model)}
     model.to(accelerator.device)
+    check_denoiser(model, images, rows, args)
     if accelerator.is_main_process:
         start_records(args.output_dir, settings, KEYS, args.resume)
     tasks = [(row, sigma) for row in rows for sigma in args.sigmas]
-    for row, sigma in own_tasks(tasks, args, accelerator):
-        sample = images[row]
-        record = certify_image(model, sample, sigma, number_of[sample["labels"]], args)
-        append_record(args.output_dir, accelerator.process_index, record)
+    own = own_tasks(tasks, model, images, args, accelerator)
+    with progress_bar(len(own) * (args.n0 + args.n), accelerator) as bar:
+        for done, (row, sigma) in enumerate(own, start=1):
+            sample = images[row]
+            record = certify_image(model, sample, sigma, number_of[sample["labels"]], args, bar.update)
+            append_record(args.output_dir, accelerator.process_index, record)
+            # Broken images take no draws, sequential certificates fewer.
+            bar.update(done * (args.n0 + args.n) - bar.n)
     accelerator.wait_for_everyone()
     results = write_results(args, settings, tasks, accelerator) if accelerator.is_main_process else {}
     accelerator.wait_for_everyone()
@@ -162,21 +254,46 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     return results
 
 
-def own_tasks(tasks: list[tuple[int, float]], args: argparse.Namespace, accelerator: Any) -> Any:
-    """Return this process's pending tasks, in a progress bar."""
+def progress_bar(num_draws: int, accelerator: Any) -> Any:
+    """Return a bar of noise draws, on the main process."""
+    name = "certifying" + (", this process's part" if accelerator.num_processes > 1 else "")
+    disable = not accelerator.is_main_process
+    return require("tqdm").tqdm(total=num_draws, desc=name, unit="draw", unit_scale=True, disable=disable)
+
+
+def own_tasks(
+    tasks: list[tuple[int, float]],
+    model: NIMForRobustImageClassification,
+    images: EvaluationImages,
+    args: argparse.Namespace,
+    accelerator: Any,
+) -> list[tuple[int, float]]:
+    """Return this process's pending tasks, and say what all of them cost."""
     accelerator.wait_for_everyone()
     done = {(record["row"], record["sigma"]) for record in read_records(args.output_dir, KEYS)}
     # Nobody appends before everybody has read what is done.
     accelerator.wait_for_everyone()
     pending = [task for task in tasks if task not in done]
-    accelerator.print(
+    text = (
         f"{plural(len(tasks) // len(args.sigmas), 'image')} at {plural(len(args.sigmas), 'sigma')}:"
         f" {len(tasks) - len(pending):,} of {plural(len(tasks), 'certificate')} done;"
         f" {plural(accelerator.num_processes, 'process')} on {accelerator.device.type}"
     )
-    own = pending[accelerator.process_index :: accelerator.num_processes]
-    name = "certifying, this process's part"
-    return require("tqdm").tqdm(own, desc=name, unit="image", disable=not accelerator.is_main_process)
+    if pending and accelerator.is_main_process:
+        draws = len(pending) * (args.n0 + args.n)
+        minutes = draws * seconds_per_draw(model, images, pending[0][0], args) / accelerator.num_processes / 60
+        text += (
+            f"; {len(pending):,} x {args.n0 + args.n:,} = {draws:,} noisy images to classify, {_duration(minutes)}"
+            + (" or less, as --sequential stops early" if args.sequential else "")
+        )
+    accelerator.print(text)
+    return pending[accelerator.process_index :: accelerator.num_processes]
+
+
+def _duration(minutes: float) -> str:
+    if minutes < 1:
+        return "less than a minute"
+    return f"about {plural(round(minutes), 'minute')}" if minutes < 120 else f"about {minutes / 60:.0f} hours"
 
 
 def write_results(

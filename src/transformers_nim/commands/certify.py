@@ -173,7 +173,8 @@ def check_denoiser(
     if all(denoised <= max(noisy, averages) for denoised, noisy, averages in found.values()):
         raise ValueError(
             f"the denoiser of {args.model_name_or_path} removes no noise, so it is untrained:"
-            f" {'; '.join(lines.values())} (PSNR of {plural(len(samples), 'image')}). Pretrain it first, or pass --allow_untrained"
+            f" {'; '.join(lines.values())} (PSNR of {plural(len(samples), 'image')}). Pretrain it first, or pass"
+            " --allow_untrained"
         )
     for sigma in args.sigmas:
         denoised, noisy, _ = found[sigma]

@@ -266,7 +266,7 @@ def test_checks_that_could_not_fail_are_not_judged():
     assert detail.startswith("had EOT-PGD done nothing, it would not show, as Square took too little: ")
     # An unbounded attack has everything to take.
     assert found["accuracy falls to about 0 at a large eps, or without bound"] is True
-    assert "iterative attacks beat single steps and noise" in verdicts({HEADLINE: 0.75, FGSM: 0.0}, num=8)[0]
+    assert "iterative attacks beat single steps and noise" in verdicts({HEADLINE: 1.0, FGSM: 0.0}, num=8)[0]
 
 
 def test_few_images_are_too_few_for_checks_of_single_images():

@@ -39,7 +39,7 @@ def test_the_same_images_are_paired():
     assert line[2].startswith("75.0 [")
     assert line[3].startswith("50.0 [")
     # Five of 20 images differ, which has a standard error of 9.7 points.
-    assert line[4] == str(expected) == "+25.0 [+5.0, +45.0]"
+    assert line[4] == str(expected) == "+25.0 [+4.9, +46.9]"
     assert "strongest of 1" in lines_of(text)
     assert "Paired differences over the 20 images that are in both" in text
     assert "Settings that differ" not in text

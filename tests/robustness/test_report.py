@@ -430,7 +430,7 @@ def test_the_verdict_without_random_answers():
         "no defense: 100 % clean, 50 % [35, 65] under the attack AutoAttack at Linf 8/255, 50 % under"
     )
     assert "ten times" not in text
-    assert text.endswith("too few to tell apart models closer than about 22 points")
+    assert text.endswith("too few to tell apart models closer than about 21 points")
 
 
 def test_a_failed_check_leaves_an_upper_limit():

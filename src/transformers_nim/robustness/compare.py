@@ -144,7 +144,7 @@ def _how(a: Measurements, b: Measurements, pairs: np.ndarray) -> str:
         number = f"{len(pairs)} images that are in both"
         if numbers != [len(pairs)] * 2:
             number += f" (of {numbers[0]} and {numbers[1]}; accuracies are those of the common ones)"
-        how = f"Paired differences over the {number}, bootstrap over images and draws."
+        how = f"Paired differences over the {number}, with Tango's score intervals by the spread between images."
     else:
         how = (
             f"No image is in both ({numbers[0]} and {numbers[1]} images): differences are not paired, and their"

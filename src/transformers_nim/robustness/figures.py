@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..utils.statistics import Accuracy, Difference, mean_accuracy, wilson_interval
+from ..utils.statistics import Accuracy, Difference, mean_accuracy
 from .protocol import AttackConfiguration
 
 
@@ -105,8 +105,9 @@ class SigmaChoice(TradeOff):
 def measure(predictions: np.ndarray, labels: np.ndarray) -> tuple[Accuracy, Accuracy, Accuracy]:
     """Return the accuracies of one draw, of the worst of ten, and of the vote of eleven."""
     correct = predictions == labels[:, None]
-    wins = [_wins(own, label) for own, label in zip(predictions[:, :NUM_VOTES], labels)]
-    return mean_accuracy(correct), _share(correct[:, :NUM_TRIES].all(axis=1)), _share(np.array(wins))
+    wins = np.array([_wins(own, label) for own, label in zip(predictions[:, :NUM_VOTES], labels)])
+    unbroken = correct[:, :NUM_TRIES].all(axis=1)
+    return mean_accuracy(correct), mean_accuracy(unbroken[:, None]), mean_accuracy(wins[:, None])
 
 
 def _wins(votes: np.ndarray, label: int) -> bool:
@@ -114,12 +115,6 @@ def _wins(votes: np.ndarray, label: int) -> bool:
     others = votes[votes != label]
     most = np.unique(others, return_counts=True)[1].max() if len(others) else 0
     return bool(len(votes) - len(others) > most)
-
-
-def _share(right: np.ndarray) -> Accuracy:
-    mean = float(right.mean())
-    low, high = wilson_interval(mean, len(right))
-    return Accuracy(mean, min(low, mean), max(high, mean))
 
 
 def treating_all_alike(

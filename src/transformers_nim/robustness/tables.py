@@ -99,7 +99,7 @@ def describe(report: Measurements) -> list[str]:
         f" {queries}. All options are in the file of results.",
         f"Suite {settings['suite']}, seed {settings['seed']}, {settings['dtype']}; hash of the images"
         f" {report.images_hash}.",
-        "Intervals: bootstrap over images and noise draws; for the worst and the majority of several, Wilson's. That"
+        "Intervals are Wilson's, where several noise draws of an image count by the spread between images. That"
         " training again gives another model is not part of them.",
     ]
     if settings["attack_precision"] != DEFAULT_PRECISION:

@@ -1,18 +1,15 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
 """Accuracies of classifiers whose predictions are random, and of certified ones, with their intervals."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-import torch
 
 from .text_table import percent
-
-
-# Resampled images in memory at once.
-_MAX_RESAMPLED = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -56,49 +53,45 @@ class Difference:
         return f"{100 * self.mean:+.1f} [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
 
 
-def mean_accuracy(correct: np.ndarray, confidence: float = 0.95, num_resamples: int = 2000, seed: int = 0) -> Accuracy:
-    """Return the mean accuracy with a bootstrap interval over images and draws.
+def mean_accuracy(correct: np.ndarray, confidence: float = 0.95) -> Accuracy:
+    """Return the mean accuracy with a score interval over images and noise draws.
 
-    Images are resampled, and within each image its draws. If all answers are right, or all wrong, resampling sees no
-    variation, and the interval is Wilson's for as many images. The variation of training is not part of it.
+    With one draw per image it is Wilson's interval. More draws of an image tell more, but less than as many other
+    images would: the interval is Wilson's for as many independent images as they are worth, by the spread between
+    images (the design effect of cluster samples; Franco et al. 2019, *Comparative study of confidence intervals for
+    proportions in complex sample surveys*). Near 0 and 1, where too few images differ to tell the spread, draws count
+    nothing beyond their image. The variation of training is not part of it.
 
     Args:
         correct: Correctness per image and noise draw, shape `(images, draws)`; see [`correct_draws`].
         confidence: Coverage of the interval, in (0, 1).
-        num_resamples: Number of bootstrap samples.
-        seed: Seed of the bootstrap.
 
     Raises:
         ValueError: There are no images.
     """
     if len(correct) == 0:
         raise ValueError("an accuracy needs at least one image")
-    mean = float(correct.mean(axis=1).mean())
-    if correct.all() or not correct.any():
-        low, high = wilson_interval(mean, len(correct), confidence)
-    else:
-        (means,) = _resampled_means([correct], num_resamples, seed)
-        low, high = _middle_quantiles(means, confidence)
+    shares = correct.mean(axis=1)
+    mean = float(shares.mean())
+    num_images = _independent_images(shares, mean * (1 - mean), correct.shape[1], confidence)
+    low, high = wilson_interval(mean, num_images, confidence)
     # Rounding can put the end of an interval on the wrong side of its middle.
     return Accuracy(mean, min(low, mean), max(high, mean))
 
 
-def paired_difference(
-    a: np.ndarray, b: np.ndarray, confidence: float = 0.95, num_resamples: int = 2000, seed: int = 0
-) -> Difference:
-    """Return the mean accuracy of `a` minus that of `b` on the same images, with a bootstrap interval.
+def paired_difference(a: np.ndarray, b: np.ndarray, confidence: float = 0.95) -> Difference:
+    """Return the mean accuracy of `a` minus that of `b` on the same images, with a score interval.
 
-    Images are resampled for both at once, so that easy and hard ones cancel, and within each image the draws of
-    either. Where resampling sees no variation, which says little with few images, the interval allows for as many
-    differing images as Wilson's interval of none.
+    With one draw per image it is the interval of Tango 1998 (*Equivalence test and confidence interval for the
+    difference in proportions for the paired-sample design*). It depends on the images where the two differ alone, so
+    easy and hard ones cancel. With more draws the number of images is that of [`mean_accuracy`]: as many independent
+    ones as the draws are worth, by the spread of the difference between images.
 
     Args:
         a: Correctness per image and noise draw, shape `(images, draws)`; see [`correct_draws`].
         b: The same of another classifier or attack, for the same images in the same order. The number of draws may
             differ.
         confidence: Coverage of the interval, in (0, 1).
-        num_resamples: Number of bootstrap samples.
-        seed: Seed of the bootstrap.
 
     Returns:
         The difference, above 0 where `a` is right more often.
@@ -109,14 +102,12 @@ def paired_difference(
     if len(a) != len(b) or len(a) == 0:
         raise ValueError(f"a paired difference needs the same images, at least one, got {len(a)} and {len(b)}")
     shares = a.mean(axis=1), b.mean(axis=1)
+    # Shares of images where a draw of one is right and a draw of the other is wrong.
+    first, second = float((shares[0] * (1 - shares[1])).mean()), float((shares[1] * (1 - shares[0])).mean())
+    num_draws, of_one_draw = max(a.shape[1], b.shape[1]), first + second - (first - second) ** 2
+    num_images = _independent_images(shares[0] - shares[1], of_one_draw, num_draws, confidence)
     mean = float(shares[0].mean() - shares[1].mean())
-    certain = all(((share == 0) | (share == 1)).all() for share in shares)
-    if certain and np.ptp(shares[0] - shares[1]) == 0:
-        _, half = wilson_interval(0.0, len(a), confidence)
-        low, high = max(-1.0, mean - half), min(1.0, mean + half)
-    else:
-        means = _resampled_means([a, b], num_resamples, seed)
-        low, high = _middle_quantiles(means[0] - means[1], confidence)
+    low, high = _tango_interval(first, second, num_images, confidence)
     return Difference(mean, min(low, mean), max(high, mean))
 
 
@@ -136,44 +127,74 @@ def unpaired_difference(a: np.ndarray, b: np.ndarray, confidence: float = 0.95) 
     Raises:
         ValueError: `a` or `b` has no images.
     """
-    first, second = mean_accuracy(a, confidence), mean_accuracy(b, confidence, seed=1)
+    first, second = mean_accuracy(a, confidence), mean_accuracy(b, confidence)
     mean = first.mean - second.mean
     low = mean - np.hypot(first.mean - first.low, second.high - second.mean)
     high = mean + np.hypot(first.high - first.mean, second.mean - second.low)
     return Difference(mean, max(-1.0, float(low)), min(1.0, float(high)))
 
 
-def _resampled_means(parts: Sequence[np.ndarray], num_resamples: int, seed: int) -> list[np.ndarray]:
-    """Return bootstrap samples of the mean accuracy of each part; all parts have the same images."""
-    num_images = len(parts[0])
-    rng = np.random.default_rng(seed)
-    means: list[list[np.ndarray]] = [[] for _ in parts]
-    # In chunks: an array of all resamples of a large validation set does not fit into memory.
-    chunk = max(1, _MAX_RESAMPLED // num_images)
-    for start in range(0, num_resamples, chunk):
-        picked = rng.integers(num_images, size=(min(chunk, num_resamples - start), num_images))
-        for part, own in zip(parts, means):
-            # For each resampled image the number of right answers among as many resampled draws is binomial.
-            num_draws = part.shape[1]
-            own.append(rng.binomial(num_draws, part.mean(axis=1)[picked]).mean(axis=1) / num_draws)
-    return [np.concatenate(own) for own in means]
+def _independent_images(values: np.ndarray, of_one_draw: float, num_draws: int, confidence: float) -> float:
+    """Return how many independent images of one draw each tell as much as images of several draws.
+
+    Args:
+        values: Means over the draws of each image, shape `(images,)`.
+        of_one_draw: Variance that the values would have, had each image one draw.
+        num_draws: Draws of each image, which are worth at most as many images.
+        confidence: Coverage of the interval.
+    """
+    num_images, squared = len(values), _normal_quantile(confidence) ** 2
+    # The images that carry the spread: with fewer than Wilson's interval adds by itself, it cannot be told.
+    informative = num_images * of_one_draw
+    if num_images == 1 or informative <= squared:
+        return num_images
+    effect = float(np.clip(values.var(ddof=1) / of_one_draw, 1 / num_draws, 1))
+    return num_images / (effect + (1 - effect) * squared / informative)
 
 
-def _middle_quantiles(values: np.ndarray, confidence: float) -> tuple[float, float]:
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(values, [tail, 1 - tail])
-    return float(low), float(high)
+def _tango_interval(first: float, second: float, num_images: float, confidence: float) -> tuple[float, float]:
+    """Return Tango's score interval for the difference of two shares of the same images.
+
+    Args:
+        first: Share of images where only the first is right.
+        second: Share of images where only the second is right.
+        num_images: How many independent images there are.
+        confidence: Coverage of the interval.
+    """
+    difference, z = first - second, _normal_quantile(confidence)
+
+    def holds(value: float) -> bool:
+        """Return whether the score test of a true difference of `value` accepts."""
+        # The likeliest share of images where only the second is right (equation 10 of the paper), then the variance.
+        linear, constant = (2 - difference) * value - first - second, value * (value - 1) * second
+        share = (math.sqrt(max(linear**2 - 8 * constant, 0)) - linear) / 4
+        variance = max(2 * share + value * (1 - value), 0)
+        return num_images * (difference - value) ** 2 <= z**2 * variance
+
+    ends = []
+    for outside in (-1.0, 1.0):
+        inside = difference
+        for _ in range(60):
+            middle = (inside + outside) / 2
+            inside, outside = (middle, outside) if holds(middle) else (inside, middle)
+        ends.append(inside)
+    return ends[0], ends[1]
 
 
-def wilson_interval(share: float, num_images: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Return Wilson's score interval.
+def _normal_quantile(confidence: float) -> float:
+    """Return how many standard deviations around its mean hold this share of a normal distribution."""
+    return NormalDist().inv_cdf((1 + confidence) / 2)
+
+
+def wilson_interval(share: float, num_images: float, confidence: float = 0.95) -> tuple[float, float]:
+    """Return Wilson's score interval (1927, *Probable inference, the law of succession, and statistical inference*).
 
     Args:
         share: A share of independent images, in [0, 1].
-        num_images: How many there are.
+        num_images: How many there are; no whole number where several draws of an image count as more than one.
         confidence: Coverage of the interval, in (0, 1).
     """
-    z = float(torch.special.ndtri(torch.tensor((1 + confidence) / 2, dtype=torch.float64)))
+    z = _normal_quantile(confidence)
     center = (share + z**2 / (2 * num_images)) / (1 + z**2 / num_images)
     half = z / (1 + z**2 / num_images) * np.sqrt(share * (1 - share) / num_images + z**2 / (4 * num_images**2))
     return max(0.0, float(center - half)), min(1.0, float(center + half))

@@ -27,7 +27,6 @@ Args:
     references (`list` of `int`): True classes. Images whose reference is -100 are left out, whatever their
         predictions are.
     confidence (`float`): Coverage of the interval, between 0 and 1. Defaults to 0.95.
-    seed (`int`): Seed of the bootstrap that gives the interval. Defaults to 0.
 
 Returns:
     accuracy (`float`): Share of right predictions over images and draws, in [0, 1].
@@ -77,7 +76,7 @@ class RobustAccuracy(evaluate.Metric):
             return self.features[0]
         return super()._infer_feature_from_batch(batch)
 
-    def _compute(self, predictions, references, confidence=0.95, seed=0):
+    def _compute(self, predictions, references, confidence=0.95):
         if not 0 < confidence < 1:
             raise ValueError(f"confidence must be between 0 and 1, not {confidence}")
         rows = [row if isinstance(row, list) else [row] for row in predictions]
@@ -99,7 +98,7 @@ class RobustAccuracy(evaluate.Metric):
         # For each draw, how many draws of its image agree with it.
         votes = np.stack([(chosen == column[:, None]).sum(axis=1) for column in chosen.T], axis=1)
         most_wrong_votes = np.where(correct, 0, votes).max(axis=1)
-        accuracy = mean_accuracy(correct, confidence=confidence, seed=seed)
+        accuracy = mean_accuracy(correct, confidence=confidence)
         return {
             "accuracy": accuracy.mean,
             "accuracy_low": accuracy.low,

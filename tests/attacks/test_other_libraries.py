@@ -1,11 +1,11 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""PixelClassifier as the model of Foolbox and of the Adversarial Robustness Toolbox."""
+"""`model.as_pixel_classifier()` as the model of Foolbox, of the Adversarial Robustness Toolbox and of torchattacks."""
 
 import pytest
 import torch
 from conftest import tiny_model
 
-from transformers_nim.attacks import PixelClassifier
+from transformers_nim.model.outputs_nim import RobustImageClassifierOutput
 
 
 EPS = 16 / 255
@@ -19,7 +19,7 @@ def model():
 @pytest.fixture(params=["off", "fixed noise", "fresh noise"])
 def classifier(request, model):
     options = {"off": {"sigma": None}, "fixed noise": {"sigma": 20, "fixed_noise": True}, "fresh noise": {"sigma": 20}}
-    return PixelClassifier(model, **options[request.param])
+    return model.as_pixel_classifier(**options[request.param])
 
 
 @pytest.fixture
@@ -77,3 +77,36 @@ def test_adversarial_robustness_toolbox(model, classifier, images):
     attack = ProjectedGradientDescent(wrapped, eps=EPS, eps_step=EPS / 4, max_iter=10, verbose=False)
     found = attack.generate(pixels.numpy(), y=torch.nn.functional.one_hot(labels, 5).numpy())
     check(model, classifier, pixels, torch.from_numpy(found), labels)
+
+
+def test_torchattacks(model, classifier, images):
+    torchattacks = pytest.importorskip("torchattacks")
+    pixels, labels = images
+    found = torchattacks.PGD(classifier, eps=EPS, alpha=EPS / 4, steps=10, random_start=False)(pixels, labels)
+    check(model, classifier, pixels, found, labels)
+
+
+class TestTheBareModel:
+    """Its output is no tensor, and says what to pass instead."""
+
+    NAMED = "RobustImageClassifierOutput is no tensor of logits.*model.as_pixel_classifier"
+
+    def test_in_other_libraries(self, model):
+        torchattacks = pytest.importorskip("torchattacks")
+        pixels, labels = torch.rand(2, 3, 32, 32), torch.tensor([0, 1])
+        with pytest.raises(TypeError, match=f"cross_entropy: a {self.NAMED}"):
+            torchattacks.FGSM(model)(pixels, labels)
+        # As RobustBench and AutoAttack count right answers.
+        with pytest.raises(AttributeError, match=f"max: a {self.NAMED}"):
+            (model(pixels).max(1)[1] == labels).float().sum()
+
+    def test_what_it_says_otherwise(self, model):
+        output = RobustImageClassifierOutput(logits=torch.zeros(2, 3))
+        for use in (torch.argmax, torch.exp, torch.nn.functional.softmax, lambda output: torch.ones(3) + output):
+            with pytest.raises(TypeError, match=self.NAMED):
+                use(output)
+        assert not hasattr(output, "shape")
+        assert not hasattr(output, "anything")
+        assert output.loss is None
+        with pytest.raises(AttributeError, match="has no attribute 'anything'"):
+            output.anything  # noqa: B018

@@ -13,7 +13,6 @@ from transformers_nim import NIMForImageClassification
 from transformers_nim.attacks import (
     Attack,
     PixelClassifier,
-    adapter,
     attack_options,
     available_attacks,
     make_attack,
@@ -164,7 +163,7 @@ def test_public_names_are_documented():
                 assert method.startswith("_") or not inspect.isfunction(function) or function.__doc__, method
 
 
-@pytest.mark.parametrize("value", [adapter.PixelClassifier, registry.make_attack, registry.register_attack])
+@pytest.mark.parametrize("value", [PixelClassifier, registry.make_attack, registry.register_attack])
 def test_examples_run(value, registered, capsys):
     (test,) = doctest.DocTestFinder(recurse=False).find(value, globs={})
     test.examples[-1].want = test.examples[-1].want.replace("```\n", "")

@@ -6,8 +6,8 @@ labels, eps=8 / 255)`; see [`Attack`]. [`make_attack`] makes it by name. Losses 
 gradient and for the choice of the best point alike.
 """
 
+from ..model.pixel_classifier_nim import PixelClassifier
 from ..utils.seeding import image_generators, image_seeds
-from .adapter import PixelClassifier
 from .adaptive import LowFrequency, PatchStatistics
 from .apgd import EOTAPGD, EOTAPGDCE, EOTAPGDDLR, TargetedAPGD
 from .blackbox import NoAttack, Square, Transfer, UniformNoise

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers.modeling_utils import PreTrainedModel
 
-from ..attacks.adapter import PixelClassifier
+from ..model.pixel_classifier_nim import PixelClassifier
 from .images import EvaluationImages
 from .loading import ImageData, ImageSource
 

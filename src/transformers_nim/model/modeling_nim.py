@@ -54,6 +54,7 @@ from .noise import (
     resolve_sigma,
 )
 from .outputs_nim import NIMForPreTrainingOutput, RobustImageClassifierOutput, combine_draws, concatenate_states
+from .pixel_classifier_nim import PixelClassifier
 from .pixels_nim import per_channel
 from .smoothing_nim import SmoothingMixin
 
@@ -398,6 +399,30 @@ class NIMForImageClassification(NIMPreTrainedModel):
         if module is getattr(self, "classifier", None):
             # Fine-tuning starts from a uniform prediction, as in the authors' code.
             init.trunc_normal_(module.weight, std=2e-5)
+
+    def as_pixel_classifier(self, **options: Any) -> PixelClassifier:
+        """Return the model as attack libraries want it: a module from pixels in [0, 1] to logits.
+
+        Args:
+            options: Those of [`PixelClassifier`](model/pixel_classifier_nim.py), such as `sigma`, `num_samples`,
+                `vote` and `fixed_noise` of a De^3 model.
+
+        Raises:
+            ValueError: The model is in train mode, or an option is unknown or out of range.
+
+        Example:
+
+        ```python
+        >>> import torch
+        >>> from transformers_nim import NIMConfig, NIMForRobustImageClassification
+
+        >>> model = NIMForRobustImageClassification(NIMConfig.from_size("tiny-patch4-32", num_labels=10)).eval()
+        >>> classifier = model.as_pixel_classifier(sigma=50, num_samples=4)
+        >>> tuple(classifier(torch.rand(2, 3, 32, 32)).shape)
+        (2, 10)
+        ```
+        """
+        return PixelClassifier(self, **options)
 
     @can_return_tuple
     @auto_docstring

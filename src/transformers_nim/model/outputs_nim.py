@@ -3,10 +3,17 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from transformers.utils import ModelOutput, auto_docstring
+
+
+_ADVICE = (
+    "a {} is no tensor of logits: take its .logits; for an attack or another library that takes a model from pixels"
+    " to logits, pass model.as_pixel_classifier(sigma=...)"
+)
 
 
 @dataclass
@@ -35,9 +42,23 @@ class NIMForPreTrainingOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
 
 
+class _LogitsExpected:
+    """An output that tells attack libraries, which expect a tensor of logits, how to get one."""
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise TypeError(f"{getattr(function, '__name__', function)}: {_ADVICE.format(cls.__name__)}")
+
+    def __getattr__(self, name: str) -> Any:
+        # Called for names that the output does not have.
+        if not name.startswith("_") and hasattr(torch.Tensor, name):
+            raise AttributeError(f"{name}: {_ADVICE.format(type(self).__name__)}")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+
 @dataclass
 @auto_docstring(custom_intro="Output of [`NIMForRobustImageClassification`].")
-class RobustImageClassifierOutput(ModelOutput):
+class RobustImageClassifierOutput(_LogitsExpected, ModelOutput):
     r"""
     loss (`torch.FloatTensor` of shape `()`, *optional*):
         Cross entropy of the combined prediction, if `labels` were given.

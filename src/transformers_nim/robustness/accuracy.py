@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from ..attacks.adapter import PixelClassifier
+from ..model.pixel_classifier_nim import PixelClassifier
 from ..utils.seeding import derive_seed, forked_rng, image_generators, image_seeds
 
 

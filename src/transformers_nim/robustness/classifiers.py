@@ -10,10 +10,10 @@ import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.modeling_utils import PreTrainedModel
 
-from ..attacks.adapter import PixelClassifier
 from ..attacks.randomness import Classifier
 from ..model.configuration_nim import NIMConfig
 from ..model.image_processing_nim import NIMImageProcessor
+from ..model.pixel_classifier_nim import PixelClassifier
 
 
 # Arguments: sigma in units of 0..255 pixels (None: defense off), gradient mode, and whether the noise is fixed.

@@ -72,6 +72,11 @@ class TestSetup:
             classifier(pixels)
         with pytest.raises(ValueError, match="train mode"):
             PixelClassifier(model)
+        # The mode of a part counts as much: its dropout would be on.
+        model.eval()
+        model.fc_norm.train()
+        with pytest.raises(ValueError, match="the part 'fc_norm' of the model is in train mode"):
+            PixelClassifier(model)
 
     @pytest.mark.parametrize("name", ["ViT", "ConvNext", "ResNet"])
     def test_other_image_classifiers(self, name, pixels):
@@ -97,13 +102,23 @@ class TestSideEffects:
     def test_leaves_the_model_as_it_is(self):
         model = tiny_model()
         classifier = PixelClassifier(model)
-        classifier.train().to(torch.float64).requires_grad_(False)
+        classifier.train().requires_grad_(False)
         assert not model.training
-        assert model.dtype == torch.float32
         assert any(parameter.requires_grad for parameter in model.parameters())
         # Other libraries read the device off a parameter, which is empty.
         assert sum(parameter.numel() for parameter in classifier.parameters()) == 0
         assert next(classifier.parameters()).device == model.device
+
+    def test_moves_take_the_model_along(self, pixels):
+        model = tiny_model()
+        flags = [parameter.requires_grad for parameter in model.parameters()]
+        classifier = PixelClassifier(model, sigma=None).double()
+        assert model.dtype == next(classifier.parameters()).dtype == torch.float64
+        expected = model(classifier.normalize(pixels.double()), sigma=None).logits
+        assert torch.equal(classifier(pixels.double()), expected)
+        assert [parameter.requires_grad for parameter in model.parameters()] == flags
+        assert not model.training
+        assert PixelClassifier(torch.nn.Flatten().eval()).to("meta").where_the_model_is.device.type == "meta"
 
     @pytest.mark.parametrize("options", [{}, {"gradient": "bpda"}, {"gradient": "classifier"}, {"fixed_noise": True}])
     def test_random_state_and_parameters(self, options, pixels):
@@ -327,3 +342,163 @@ class TestAutocast:
             ValueError, match=r"autocast_dtype must be one of \[None, torch.bfloat16.*got .*leave it out"
         ):
             PixelClassifier(robust_model, autocast_dtype=wrong)
+
+
+class Sequential(torch.nn.Sequential):
+    """A module of nobody's library, with or without noise of its own."""
+
+    def __init__(self, noise=0.0, shared=False, source=None):
+        super().__init__(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 4))
+        generator = torch.Generator().manual_seed(1)
+        torch.nn.init.normal_(self[1].weight, std=0.05, generator=generator)
+        self.noise, self.shared, self.source = noise, shared, source
+        self.eval()
+
+    def forward(self, pixels):
+        shape = (1, *pixels.shape[1:]) if self.shared else pixels.shape
+        noise = torch.randn(shape, generator=self.source) if self.noise else 0
+        return super().forward(pixels + self.noise * noise)
+
+
+class TestAnyModule:
+    def test_takes_pixels_as_they_are_or_normalized(self, pixels):
+        model = Sequential()
+        torch.testing.assert_close(PixelClassifier(model)(pixels), model(pixels))
+        normalized = PixelClassifier(model, image_mean=[0.1, 0.2, 0.3], image_std=[0.5, 0.6, 0.7])
+        mean, std = torch.tensor([0.1, 0.2, 0.3])[:, None, None], torch.tensor([0.5, 0.6, 0.7])[:, None, None]
+        torch.testing.assert_close(normalized(pixels), model((pixels - mean) / std))
+        assert PixelClassifier(model).num_samples == 1
+        assert PixelClassifier(model).patch_shape is None
+        with pytest.raises(ValueError, match="pass image_mean and image_std"):
+            PixelClassifier(model, image_mean=[0.5])
+        with pytest.raises(ValueError, match=r"Sequential.forward cannot be given \['sigma'\]"):
+            PixelClassifier(model, sigma=30)
+
+    def test_half_precision_and_other_outputs(self, pixels):
+        model = Sequential()
+        expected = PixelClassifier(model)(pixels)
+        half = PixelClassifier(model).to(torch.bfloat16)(pixels)
+        assert half.dtype == torch.bfloat16
+        torch.testing.assert_close(half.float(), expected, atol=0.05, rtol=0.05)
+        for wrong in (torch.nn.Identity(), torch.nn.Flatten(0)):
+            with pytest.raises(ValueError, match=r"must return logits of shape \(batch, classes\)"):
+                PixelClassifier(wrong.eval())(pixels)
+
+    def test_timm(self, pixels):
+        timm = pytest.importorskip("timm")
+        model = timm.create_model("resnet10t", num_classes=3).eval()
+        mean, std = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
+        classifier = PixelClassifier(model)
+        assert (classifier.image_mean, classifier.image_std) == (list(mean), list(std))
+        values = (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+        torch.testing.assert_close(classifier(pixels), model(values))
+        config = transformers.TimmWrapperConfig(architecture="resnet10t", num_labels=3)
+        config.pretrained_cfg = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+        wrapper = transformers.TimmWrapperForImageClassification(config).eval()
+        assert PixelClassifier(wrapper).image_mean == [0.1, 0.2, 0.3]
+        processor = transformers.TimmWrapperImageProcessor(model.pretrained_cfg)
+        assert PixelClassifier(wrapper, image_processor=processor).image_mean == list(mean)
+
+    def test_return_dict_off(self, pixels):
+        for model in (tiny_model(), tiny_model(NIMForImageClassification)):
+            expected = PixelClassifier(model)(pixels)
+            model.config.return_dict = False
+            assert isinstance(model(pixels), tuple)
+            assert torch.equal(PixelClassifier(model)(pixels), expected)
+
+    def test_pipeline(self, robust_path, pixels):
+        pipe = transformers.pipeline("image-classification", robust_path, sigma=30, num_samples=3, vote="majority")
+        classifier = PixelClassifier(pipe)
+        assert classifier.forward_kwargs == {"sigma": 30, "num_samples": 3, "vote": "majority"}
+        expected = PixelClassifier(pipe.model, sigma=30, num_samples=3, vote="majority")(pixels)
+        assert torch.equal(classifier(pixels), expected)
+        assert PixelClassifier(pipe, sigma=10).forward_kwargs["sigma"] == 10
+
+    def test_the_model_names_its_classifier(self, robust_model, pixels):
+        options = {"sigma": 30, "num_samples": 2}
+        expected = PixelClassifier(robust_model, **options)(pixels)
+        assert torch.equal(robust_model.as_pixel_classifier(**options)(pixels), expected)
+        assert tiny_model(NIMForImageClassification).as_pixel_classifier()(pixels).shape == (3, 5)
+
+
+class TestWrappedModels:
+    """torch.compile, DataParallel and PEFT hide forward and config, and take tensors better than generators."""
+
+    # peft asks transformers for an attribute that it renames.
+    @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+    @pytest.mark.parametrize(
+        "wrappers", [["compile"], ["data_parallel"], ["peft"], ["peft", "data_parallel", "compile"]]
+    )
+    def test_options_and_noise_stay(self, wrappers, robust_model, pixels):
+        model = robust_model
+        if "peft" in wrappers:
+            peft = pytest.importorskip("peft")
+            model = peft.get_peft_model(tiny_model(), peft.LoraConfig(target_modules=["classifier"])).eval()
+        if "data_parallel" in wrappers:
+            model = torch.nn.DataParallel(model)
+        if "compile" in wrappers:
+            model = torch.compile(model)
+        with torch.compiler.set_stance("force_eager"):
+            self.check(model, robust_model, pixels)
+
+    @pytest.mark.slow
+    def test_compiled(self, robust_model, pixels):
+        self.check(torch.compile(robust_model, backend="aot_eager"), robust_model, pixels)
+
+    @staticmethod
+    def check(model, plain, pixels):
+        for options in ({"vote": "majority"}, {"gradient": "bpda"}, {"fixed_noise": True}):
+            results, determined = [], []
+            for one in (model, plain):
+                classifier = PixelClassifier(one, sigma=30, num_samples=2, **options)
+                images = pixels.clone().requires_grad_()
+                logits = classifier.draw_logits(images, 2, image_generators([5, 6, 7], "test"))
+                results.append([logits, *torch.autograd.grad(logits[..., 0].sum(), images)])
+                determined.append(classifier.is_deterministic)
+            torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+            assert determined[0] == determined[1]
+        gamma = {"type": "gamma", "concentration": 25, "scale": 3}
+        found, expected = (PixelClassifier(one, sigma=gamma)(pixels) for one in (model, plain))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        with pytest.raises(ValueError, match=r"cannot be given \['sgima'\]"):
+            PixelClassifier(model, sgima=30)
+
+
+class TestNoiseOfItsOwn:
+    """A random defense of someone else, which takes its noise from the global generator."""
+
+    def test_is_noticed(self, pixels):
+        classifier = PixelClassifier(Sequential(noise=0.1))
+        with pytest.raises(ValueError, match="gives equal pixels different logits: pass random=True"):
+            classifier(pixels)
+        unseeded = PixelClassifier(Sequential(noise=0.1, source=torch.Generator()))
+        models = PixelClassifier(Sequential()), classifier, unseeded
+        state = torch.get_rng_state()
+        found = [one.find_noise(pixels) for one in models]
+        assert found == [None, "seeded", "unseeded"]
+        assert torch.equal(state, torch.get_rng_state())
+
+    @pytest.mark.parametrize("shared", [False, True])
+    def test_draws(self, shared, pixels):
+        """Of independent noise, even if a module gives a whole batch the same."""
+        classifier = PixelClassifier(Sequential(noise=0.1, shared=shared), random=True)
+        assert not classifier.is_deterministic
+        same = pixels[:1].repeat(2, 1, 1, 1)
+        draws = classifier.draw_logits(same, 400, image_generators([1, 2], "test"))
+        assert draws.shape == (2, 400, 4)
+        exact, weight = Sequential()(pixels[:1]), Sequential()[1].weight
+        torch.testing.assert_close(draws.mean(dim=1), exact.expand(2, -1), atol=0.1, rtol=0)
+        torch.testing.assert_close(draws.std(dim=1), 0.1 * weight.norm(dim=1).expand(2, -1), rtol=0.15, atol=0)
+        assert torch.equal(draws, classifier.draw_logits(same, 400, image_generators([1, 2], "test")))
+        assert not torch.equal(classifier(pixels), classifier(pixels))
+
+    def test_fixed_noise_does_not_depend_on_the_batch(self, pixels):
+        classifier = PixelClassifier(Sequential(noise=0.1), random=True, fixed_noise=True, seed=4)
+        assert classifier.is_deterministic
+        logits = classifier(pixels)
+        torch.testing.assert_close(classifier(pixels[1:]), logits[1:])
+        assert not torch.allclose(logits, Sequential()(pixels), atol=1e-3)
+
+    def test_refused_for_a_model_with_a_sigma(self, robust_model):
+        with pytest.raises(ValueError, match="has a sigma; leave out random"):
+            PixelClassifier(robust_model, random=True)

@@ -102,7 +102,7 @@ class TestTheBareModel:
 
     def test_what_it_says_otherwise(self, model):
         output = RobustImageClassifierOutput(logits=torch.zeros(2, 3))
-        for use in (torch.argmax, torch.exp, torch.nn.functional.softmax, lambda output: torch.ones(3) + output):
+        for use in (torch.argmax, torch.exp, torch.nn.functional.softmax):
             with pytest.raises(TypeError, match=self.NAMED):
                 use(output)
         assert not hasattr(output, "shape")

@@ -87,7 +87,7 @@ def test_class_numbers():
     assert class_numbers(Data, named, by_index=True) == [0, 1]
     # Names that say nothing agree with any as many.
     assert class_numbers(Data, NIMConfig(num_labels=2)) == [0, 1]
-    with pytest.raises(ValueError, match=r"does not know the classes \['cat', 'dog'\].*--labels_by_index"):
+    with pytest.raises(ValueError, match=r"does not know the classes \['cat', 'dog'\].*labels_by_index"):
         class_numbers(Data, NIMConfig(num_labels=3))
     with pytest.raises(ValueError, match="2 classes, the model 1"):
         class_numbers(Data, NIMConfig(num_labels=1), by_index=True)

@@ -241,14 +241,10 @@ class ImageSource:
         Raises:
             ValueError: A split or column does not exist, labels are missing, or there are no images.
         """
-        datasets = require("datasets")
         train, validation = self._splits()
-        image_column = _find_column(train, self.image_column_name, _IMAGE_COLUMNS, datasets.Image, "image_column_name")
-        label_column, label_names = None, []
-        if with_labels:
-            name = self.label_column_name
-            label_column = _find_column(train, name, _LABEL_COLUMNS, datasets.ClassLabel, "label_column_name")
-            label_names = _label_names(train, label_column)
+        image_column, label_column, label_names = _find_columns(
+            train, self.image_column_name, self.label_column_name, with_labels
+        )
         columns = [image_column] if label_column is None else [image_column, label_column]
         train = _undecoded(train, columns)
         if validation is not None:
@@ -261,11 +257,12 @@ class ImageSource:
         train, validation = (self._choose_streamed if self.streaming else self._choose)(train, validation)
         if any(rows is not None and hasattr(rows, "__len__") and len(rows) == 0 for rows in (train, validation)):
             raise ValueError("there are no images to train on or to validate with; check the splits")
-        name = str(self.train_dir or self.dataset_name)
-        if os.path.exists(name):
-            # Where the folder lies is not to be published on a card.
-            name = Path(name).resolve().name
+        name = _public_name(str(self.train_dir or self.dataset_name))
         return ImageData(name, train, validation, image_column, label_column, label_names, self.token)
+
+    def all_splits(self) -> Mapping[str, Any]:
+        """Return every split of the data set by its name."""
+        return _load_splits(self)
 
     def _splits(self) -> tuple[Any, Any]:
         """Return the rows to train on, and those to validate with or None."""
@@ -310,6 +307,28 @@ class ImageSource:
         # seconds at the end of every epoch.
         train = train.shuffle(seed=self.seed, buffer_size=self.shuffle_buffer, max_buffer_input_shards=1)
         return train, validation
+
+
+def describe_data(dataset: Any, name: str) -> ImageData:
+    """Describe a `datasets.Dataset` of images and labels, as the training part of the data.
+
+    Args:
+        dataset: Its columns of images and labels are found by their types or names.
+        name: Name or path of the data set.
+
+    Raises:
+        ValueError: It has no such columns, or no rows by number.
+    """
+    if not hasattr(dataset, "__len__") or len(dataset) == 0:
+        raise ValueError("the data set needs at least one row, and rows by number: load it without streaming")
+    image_column, label_column, label_names = _find_columns(dataset, None, None, with_labels=True)
+    rows = _undecoded(dataset, [image_column, str(label_column)])
+    return ImageData(_public_name(name), rows, None, image_column, label_column, label_names)
+
+
+def _public_name(name: str) -> str:
+    # Where the folder lies is not to be published on a card.
+    return Path(name).resolve().name if os.path.exists(name) else name
 
 
 def _is_saved_to_disk(name: str) -> bool:
@@ -364,6 +383,18 @@ def _load_splits(source: ImageSource) -> Mapping[str, Any]:
             token=source.token,
         )
     return loaded if isinstance(loaded, Mapping) else {"train": loaded}
+
+
+def _find_columns(
+    dataset: Any, image_column: str | None, label_column: str | None, with_labels: bool
+) -> tuple[str, str | None, list[str]]:
+    """Return the columns of images and labels, and the names of the classes."""
+    datasets = require("datasets")
+    image_column = _find_column(dataset, image_column, _IMAGE_COLUMNS, datasets.Image, "image_column_name")
+    if not with_labels:
+        return image_column, None, []
+    label_column = _find_column(dataset, label_column, _LABEL_COLUMNS, datasets.ClassLabel, "label_column_name")
+    return image_column, label_column, _label_names(dataset, label_column)
 
 
 def _find_column(dataset, name: str | None, usual: Sequence[str], feature: type, option: str) -> str:

@@ -296,6 +296,27 @@ class PixelClassifier(nn.Module):
         logits = self._logits(pixels, total, generators, max_batch_size=len(pixels) * total)
         return self._combine(logits.unflatten(1, (num_draws, -1)).flatten(0, 1)).unflatten(0, (-1, num_draws))
 
+    @torch.no_grad()
+    def purify(self, pixels: Tensor, generators: ImageGenerators | None = None) -> tuple[Tensor, Tensor]:
+        """Return what the defense makes of images in the first noise draw of their prediction.
+
+        Args:
+            pixels: Images in [0, 1], shape `(batch, channels, height, width)`.
+            generators: One source of noise per image; this object's own by default.
+
+        Returns:
+            The noisy and the denoised images as pixels, of the images' shape. Noisy ones may leave [0, 1].
+
+        Raises:
+            ValueError: The model has no defense, or it is switched off.
+        """
+        if self._sigma is None:
+            raise ValueError(f"{type(self._core[0]).__name__} has no defense, or it is off: nothing is denoised")
+        options = {**self.forward_kwargs, "num_samples": self.num_samples if self._is_noisy else 1}
+        options |= {"generator": self._generators(pixels, generators), "output_draws": True}
+        output = self._noisy_pass(self.normalize(pixels), options)
+        return self.to_pixels(output.noisy_pixel_values[:, 0]), self.to_pixels(output.denoised_pixel_values[:, 0])
+
     def _combine(self, logits: Tensor) -> Tensor:
         """Combine draws `(batch, num_samples, classes)` into one prediction, with the gradient of the mean vote."""
         vote = self.forward_kwargs.get("vote", getattr(self._config, "vote", "mean"))
@@ -374,7 +395,7 @@ class PixelClassifier(nn.Module):
         drawn, noise = draw_noise(pixel_values, sigma, num_samples, None, generators)
         options |= {"sigma": drawn.flatten(), "pixel_noise": noise.flatten(0, 1), "num_samples": 1}
         output = self._call(pixel_values.repeat_interleave(num_samples, dim=0), options)
-        for name in ("draw_logits", "denoised_pixel_values"):
+        for name in ("draw_logits", "noisy_pixel_values", "denoised_pixel_values"):
             output[name] = output[name].squeeze(1).unflatten(0, (-1, num_samples))
         return output
 

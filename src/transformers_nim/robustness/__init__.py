@@ -11,6 +11,7 @@ from ..utils.statistics import (
 )
 from .accuracy import correct_draws
 from .compare import compare
+from .evaluate import evaluate_robustness
 from .figures import Row, SigmaChoice, Strongest, TradeOff
 from .plots import plot_eps_curve, plot_examples, plot_tradeoff
 from .report import RobustnessReport
@@ -28,6 +29,7 @@ __all__ = [
     "TradeOff",
     "compare",
     "correct_draws",
+    "evaluate_robustness",
     "mean_accuracy",
     "paired_difference",
     "plot_eps_curve",

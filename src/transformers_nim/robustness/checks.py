@@ -85,7 +85,7 @@ def make_report(
     records = read_records(folder, KEYS)
     report = RobustnessReport(
         settings=dict(settings),
-        cells=[asdict(configuration) for configuration in configurations],
+        cells=[configuration.to_dict() for configuration in configurations],
         images=[asdict(image) for image in images.images],
         records=[record for record in records if record["cell"] != PROBE],
         **further,
@@ -115,7 +115,7 @@ def run_checks(report: Measurements, probes: Sequence[Mapping[str, Any]]) -> lis
         for weaker in (BPDA, headline_at(None)):
             pairs.append(("exact gradients beat approximate ones", HEADLINE, weaker))
     checks += [_not_higher(report, *pair) for pair in pairs]
-    if sigma:
+    if sigma or NOISE_KNOWN in names:
         checks.append(_known_noise(report))
     checks.append(_undefended(report))
     if not report.is_above_chance(sigma):
@@ -224,6 +224,8 @@ def _gradients(probes: Sequence[Mapping[str, Any]]) -> list[Check]:
     zero = float((norms == 0).mean())
     detail = f"zero on {100 * zero:.0f} % of {len(probes)} images"
     checks = [_check(nonzero, *_enough(zero <= 1 - _AGREEING, len(probes), detail))]
+    if not any(probe["differences"] for probe in probes) and zero < 1:
+        return [*checks, _check(agree, None, "no seed repeats the model's noise")]
     errors = [
         min(abs(difference / probe["norm"] - 1) for difference in probe["differences"])
         for probe in probes

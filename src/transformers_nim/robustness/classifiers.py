@@ -3,17 +3,22 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.modeling_utils import PreTrainedModel
+from transformers.pipelines import Pipeline
 
 from ..attacks.randomness import Classifier
 from ..model.configuration_nim import NIMConfig
 from ..model.image_processing_nim import NIMImageProcessor
-from ..model.pixel_classifier_nim import PixelClassifier
+from ..model.pixel_classifier_nim import PixelClassifier, device_of, pipeline_options, unwrap
 
 
 # Arguments: sigma in units of 0..255 pixels (None: defense off), gradient mode, and whether the noise is fixed.
@@ -34,36 +39,154 @@ def load_with_processor(name_or_path: str, device: torch.device, **source: Any) 
     return model.to(device).eval(), AutoImageProcessor.from_pretrained(name_or_path, **source)
 
 
-def has_defense(model: PreTrainedModel) -> bool:
-    """Return whether a model adds noise and denoises before it classifies."""
-    return hasattr(model.config, "defense_sigma") and hasattr(model, "denoiser")
+def has_defense(model: nn.Module) -> bool:
+    """Return whether a model, wrapped or not, adds noise and denoises before it classifies."""
+    core = unwrap(model)
+    return hasattr(getattr(core, "config", None), "defense_sigma") and hasattr(core, "denoiser")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that is evaluated or attacks another, with what is needed to use it.
+
+    Attributes:
+        model: The model, in eval mode.
+        name: What to call it.
+        image_processor: Its image processor, if it has one.
+        image_mean: Per-channel mean of the normalization, if it is not that of the image processor or of the model.
+        image_std: Standard deviation, likewise.
+        options: Options of the De^3 defense that came with the model: `sigma`, `num_samples`, `vote`.
+        own_noise: See [`ModelFacts`].
+    """
+
+    model: nn.Module
+    name: str
+    image_processor: Any = None
+    image_mean: Sequence[float] | None = None
+    image_std: Sequence[float] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    own_noise: str | None = None
+
+    @property
+    def core(self) -> Any:
+        """The model without what wraps it."""
+        return unwrap(self.model)
+
+    @property
+    def config(self) -> Any:
+        """The model's config; `None` for a module without one."""
+        return getattr(self.core, "config", None)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return device_of(self.model)
+
+    def maker(self, seed: int, **options: Any) -> Callable[[float | None, str, bool], PixelClassifier]:
+        """Return a function that makes the model's [`PixelClassifier`] for a sigma; see [`classifier_maker`]."""
+        own: dict[str, Any] = {"image_mean": self.image_mean, "image_std": self.image_std}
+        return classifier_maker(self.model, self.image_processor, seed, own_noise=self.own_noise, **own, **options)
+
+    def plain(self) -> PixelClassifier:
+        """Return the model without a defense, as far as it has one."""
+        return self.maker(0)(None, "full", False)
+
+    def listen(self, pixels: torch.Tensor) -> "Subject":
+        """Return the subject with its own noise, found out on a few images `(batch, channels, height, width)`."""
+        if has_defense(self.model):
+            return self
+        return replace(self, own_noise=self.plain().find_noise(pixels.to(self.device)))
+
+
+def make_subject(
+    model: Any,
+    name: str | None = None,
+    image_processor: Any = None,
+    image_mean: Sequence[float] | None = None,
+    image_std: Sequence[float] | None = None,
+    device: torch.device | str | None = None,
+) -> Subject:
+    """Return a model of any kind as a subject.
+
+    Args:
+        model: A module in eval mode, a pipeline, a [`PixelClassifier`], or the name or path of a checkpoint.
+        name: What to call it; by default its name or the name of its class.
+        image_processor: Its image processor.
+        image_mean: Per-channel mean of the normalization.
+        image_std: Per-channel standard deviation.
+        device: Where the model goes. By default it stays where it is; one that is loaded goes to the GPU, if any.
+
+    Raises:
+        ValueError: It is none of these.
+    """
+    options: Mapping[str, Any] = {}
+    if isinstance(model, (str, os.PathLike)):
+        path = os.fspath(model)
+        where = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        loaded, own = load_with_processor(path, torch.device(device or where or "cpu"))
+        # Where a folder lies on this machine is nobody's business: results are published.
+        given_name = Path(path).resolve().name if os.path.isdir(path) else path
+        return Subject(loaded, name or given_name, image_processor or own, image_mean, image_std)
+    if isinstance(model, Pipeline):
+        image_processor, options = image_processor or model.image_processor, pipeline_options(model)
+        model = model.model
+    elif isinstance(model, PixelClassifier):
+        chosen = model.forward_kwargs
+        options = {key: chosen[key] for key in ("sigma", "num_samples", "vote") if key in chosen}
+        image_mean, image_std = image_mean or model.image_mean, image_std or model.image_std
+        model = model.model
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            "the model must be a torch.nn.Module from pixels to logits, a model of transformers or timm, a pipeline,"
+            f" or the name or path of a checkpoint; got a {type(model).__name__}"
+        )
+    if device is not None:
+        model = model.to(device)
+    core: Any = unwrap(model)
+    path = getattr(getattr(core, "config", None), "name_or_path", "") or type(core).__name__
+    return Subject(model, name or Path(path).name, image_processor, image_mean, image_std, options)
 
 
 def classifier_maker(
-    model: PreTrainedModel,
+    model: nn.Module,
     image_processor: Any,
     seed: int,
     autocast_dtype: torch.dtype | None = None,
     num_samples: int = 1,
     vote: str = "mean",
+    image_mean: Sequence[float] | None = None,
+    image_std: Sequence[float] | None = None,
+    own_noise: str | None = None,
 ) -> Callable[[float | None, str, bool], PixelClassifier]:
     """Return a function that makes a [`PixelClassifier`] of a model for a sigma.
 
     Args:
-        model: An image classifier of transformers in eval mode.
+        model: An image classifier in eval mode.
         image_processor: Its image processor, for the normalization.
         seed: Seed of the fixed noise.
         autocast_dtype: See [`PixelClassifier`].
         num_samples: Noise draws that a prediction combines.
         vote: How it combines them, `"mean"` or `"majority"`.
+        image_mean: Per-channel mean of the normalization.
+        image_std: Per-channel standard deviation.
+        own_noise: See [`ModelFacts`]. Noise that no seed repeats is never fixed.
     """
-    common = {"image_processor": image_processor, "seed": seed, "autocast_dtype": autocast_dtype}
+    common = {
+        "image_processor": image_processor,
+        "image_mean": image_mean,
+        "image_std": image_std,
+        "seed": seed,
+        "autocast_dtype": autocast_dtype,
+    }
 
     def make(sigma: float | None, gradient: str = "full", fixed_noise: bool = False) -> PixelClassifier:
         if not has_defense(model):
             if sigma is not None:
-                raise ValueError(f"{type(model).__name__} has no defense, so sigma must be None, got {sigma!r}")
-            return PixelClassifier(model, **common)
+                raise ValueError(
+                    f"{type(unwrap(model)).__name__} has no defense, so sigma must be None, got {sigma!r}"
+                )
+            known = fixed_noise and own_noise == "seeded"
+            return PixelClassifier(model, **common, random=own_noise is not None, fixed_noise=known)
         return PixelClassifier(
             model,
             sigma=sigma,
@@ -77,10 +200,14 @@ def classifier_maker(
     return make
 
 
-def model_hash(model: PreTrainedModel) -> str:
-    """Return a hash of weights and config, which tells whether a run continues with the same model."""
+def model_hash(model: nn.Module) -> str:
+    """Return a hash of weights and config, which tells whether a run continues with the same model.
+
+    Of a module without a config it is that of its weights and of what `print(model)` shows.
+    """
+    core: Any = unwrap(model)
     # Fields at their defaults are left out: a new version of transformers may add some, and the hash must not change.
-    config = model.config.to_diff_dict()
+    config = core.config.to_diff_dict() if isinstance(core, PreTrainedModel) else {"module": repr(core)}
     # Written when a model is saved, or when its code is put beside it.
     for name in ("_name_or_path", "transformers_version", "architectures", "dtype", "auto_map", "custom_pipelines"):
         config.pop(name, None)
@@ -89,7 +216,11 @@ def model_hash(model: PreTrainedModel) -> str:
         if config.get(name) is value:
             del config[name]
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(core.state_dict().items()):
         digest.update(name.encode())
+        if not isinstance(tensor, torch.Tensor):
+            # State that a module keeps besides tensors.
+            digest.update(repr(tensor).encode())
+            continue
         digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]

@@ -57,6 +57,7 @@ class AttackConfiguration:
         gradient: See [`PixelClassifier`].
         fixed_noise: Whether the defense always uses the same noise, which the attacker knows.
         source: Name of the other model on which the images are made, for transfer attacks.
+        is_random: Whether the classifier draws noise of its own, which has no sigma.
     """
 
     name: str
@@ -71,11 +72,17 @@ class AttackConfiguration:
     gradient: str = "full"
     fixed_noise: bool = False
     source: str | None = None
+    is_random: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as records hold them: without `is_random` where it is False, as older ones."""
+        return {name: value for name, value in asdict(self).items() if name != "is_random" or value}
 
     @property
     def is_deterministic(self) -> bool:
         """Tell whether the attacked classifier gives equal images equal answers."""
-        return self.fixed_noise or self.source is not None or not self.attack_sigma or self.gradient == "classifier"
+        has_noise = (self.attack_sigma or self.is_random) and self.gradient != "classifier"
+        return self.fixed_noise or self.source is not None or not has_noise
 
     @property
     def num_draws(self) -> int:
@@ -113,7 +120,7 @@ class AttackConfiguration:
         """
         gradients, forwards = self.cost
         judging = num_samples * (budget.num_draws + budget.num_evaluations)
-        draws = sum(judging if sigma else 1 for sigma in self.defense_sigmas)
+        draws = sum(judging if sigma or self.is_random else 1 for sigma in self.defense_sigmas)
         return self.passes(num_samples) * (2 * gradients + forwards) + draws
 
 
@@ -178,6 +185,8 @@ class ModelFacts:
         num_labels: Number of classes; the DLR loss needs three, its targeted form four.
         has_patches: Whether the model has patches, whose statistics an attack can shift.
         image_shape: Channels, height and width.
+        own_noise: Noise that a model without a sigma draws: `"seeded"` if a seed repeats it, `"unseeded"` if none
+            does, `None` if there is none.
     """
 
     sigma: float | None
@@ -185,6 +194,12 @@ class ModelFacts:
     num_labels: int = 1000
     has_patches: bool = True
     image_shape: tuple[int, ...] = (3, 224, 224)
+    own_noise: str | None = None
+
+    @property
+    def is_random(self) -> bool:
+        """Tell whether the model gives equal images different answers, at its main sigma if it has one."""
+        return bool(self.sigma) or self.own_noise is not None
 
     @property
     def all_sigmas(self) -> tuple[float | None, ...]:
@@ -278,7 +293,7 @@ class Suite:
         made = AttackConfiguration(
             name, group, attack, self.eps, self.budget.num_images, sigma, (sigma,), dict(options or {}), self.norm
         )
-        made = replace(made, **changes)
+        made = replace(made, is_random=self.model.own_noise is not None, **changes)
         if "batch_size" not in attack_options(attack):
             return made
         # Groups are filled up: those larger than a batch would waste passes.
@@ -305,7 +320,7 @@ class Suite:
         yield self._make("EOT-APGD-CE", "white-box", "eot_apgd_ce", self._iterative, defense_sigmas=everywhere)
         if self.model.num_labels >= 3:
             yield self._make("EOT-APGD-DLR", "white-box", "eot_apgd_dlr", self._iterative, defense_sigmas=everywhere)
-        if self.model.sigma:
+        if self.model.is_random:
             return
         # What AutoAttack adds to the above, and itself: a random defense would be counted out by one lucky draw.
         if self.model.num_labels >= 4:
@@ -321,7 +336,7 @@ class Suite:
         return {} if self.model.num_labels >= 4 else {"parts": ("apgd-ce", "square")}
 
     def _known_noise(self) -> Iterator[AttackConfiguration]:
-        if not self.model.sigma:
+        if not self.model.is_random or self.model.own_noise == "unseeded":
             return
         # The clean twin of the next: one draw of the noise may be kinder to some images than another.
         yield self._make(CLEAN_NOISE_KNOWN, "clean", "none", eps=0.0, fixed_noise=True)
@@ -335,6 +350,7 @@ class Suite:
             yield self._pgd(BPDA, "approximate", gradient="bpda")
             if self.model.has_patches:
                 yield self._make("patch statistics", "adaptive", "patch_statistics", self._iterative)
+        if self.model.sigma is not None or self.model.is_random:
             yield self._make("vote", "adaptive", "vote", self._iterative)
         resolution = max(1, min(8, min(self.model.image_shape[1:]) // 2))
         yield self._make("low frequency", "adaptive", "low_frequency", {**self._iterative, "resolution": resolution})

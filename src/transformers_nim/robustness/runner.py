@@ -18,7 +18,7 @@ import torch
 
 from ..attacks.geometry import perturbation_norm
 from ..attacks.losses import Objective, adversarial_loss
-from ..attacks.randomness import Classifier, draw_logits
+from ..attacks.randomness import Classifier, draw_logits, is_deterministic
 from ..attacks.registry import make_attack
 from ..attacks.restarts import effective_draws
 from ..data.evaluation_set import EvaluationSet
@@ -309,8 +309,9 @@ class Runner:
             except ValueError:
                 return {**record, "has_gradient": False}
             norm = torch.linalg.vector_norm(gradient.double()).item()
-            if norm == 0:
-                return record
+            if norm == 0 or not is_deterministic(objective.classifier):
+                # Of noise that no seed repeats, differences say nothing.
+                return {**record, "norm": norm}
             direction = (gradient.double() / norm).to(gradient.dtype)
             differences = []
             for step in _PROBE_STEPS:

@@ -8,9 +8,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import torch
 
@@ -110,6 +111,23 @@ def _exit_status(code: int) -> int:
     # It could not say so itself.
     print(f"a process was ended by {signal.Signals(-code).name}", file=sys.stderr)
     return 128 - code
+
+
+@dataclass(frozen=True)
+class OneProcess:
+    """What measurements need of an `Accelerator`, for a single process and without Accelerate.
+
+    Attributes:
+        device: Where models and images are.
+    """
+
+    device: torch.device
+    process_index: ClassVar[int] = 0
+    num_processes: ClassVar[int] = 1
+    is_main_process: ClassVar[bool] = True
+
+    def wait_for_everyone(self) -> None:
+        """Return at once."""
 
 
 def train_on_cpu() -> bool:

@@ -8,6 +8,7 @@ import re
 import pytest
 
 import transformers_nim
+import transformers_nim.training
 
 
 # What they do is said by what they override.
@@ -16,8 +17,9 @@ OVERRIDES = {"process_image", "fetch_images", "resize", "preprocess", "postproce
 
 def documented():
     """Every public name, and the public methods that its class defines itself."""
-    for name in transformers_nim.__all__:
-        value = getattr(transformers_nim, name)
+    public = [(module, name) for module in (transformers_nim, transformers_nim.training) for name in module.__all__]
+    for module, name in public:
+        value = getattr(module, name)
         if callable(value):
             yield name, value
         if inspect.isclass(value):

@@ -570,6 +570,26 @@ class TestTrainer:
         assert "nim.layers.0.mlp.fc1.weight" in moved
         assert not [name for name in moved if name.startswith("denoiser.")]
 
+    @pytest.mark.parametrize("cls", [NIMForPreTraining, NIMForRobustImageClassification])
+    def test_seeds_make_an_evaluation_repeatable(self, cls, tmp_path):
+        """A column of seeds: the same noise for every batch size and number of workers."""
+        data = [{"pixel_values": image, "labels": row % 5} for row, image in enumerate(images(9))]
+        model = cls(tiny_config()) if cls is NIMForPreTraining else tiny_model()
+
+        def losses(data, batch_size, workers=0):
+            options = {"per_device_eval_batch_size": batch_size, "dataloader_num_workers": workers}
+            arguments = TrainingArguments(tmp_path, report_to=[], use_cpu=True, **options)
+            trainer = Trainer(model, arguments, eval_dataset=data)
+            return [trainer.evaluate()["eval_loss"] for _ in range(2)]
+
+        first, second = losses(data, 4)
+        assert first != second
+        seeded = [{**row, "generator": seed} for seed, row in enumerate(data)]
+        first, second = losses(seeded, 4)
+        assert first == second
+        assert losses(seeded, 9) == pytest.approx([first, first], rel=1e-4)
+        assert losses(seeded, 3, workers=2) == pytest.approx([first, first], rel=1e-4)
+
     def test_gradients_accumulate_as_those_of_a_stock_model(self, tmp_path):
         """Losses are means over a batch. A Trainer that takes them for sums goes twice as far with two batches of 2.
 

@@ -26,6 +26,7 @@ from training_runs import (
 from transformers import ViTImageProcessor, pipeline
 
 from transformers_nim import NIMForImageClassification, NIMForPreTraining, NIMForRobustImageClassification
+from transformers_nim.training.compute import Recipe, in_flops, training_compute
 from transformers_nim.training.objectives import TRAIN_ON
 
 
@@ -79,6 +80,16 @@ def test_it_leaves_everything_it_promises(uninterrupted, denoiser):
     results = json.loads((output_dir / "all_results.json").read_text())
     assert {"accuracy_off", "accuracy_sigma_20", "accuracy_sigma_20_low"} <= results["metrics"].keys()
     assert results["best"]["metric"] == "accuracy_sigma_20"
+    compute = training_compute(model.config, Recipe("finetuning", attack_steps=1))
+    assert results["compute"] == {
+        "flops_per_image": compute.flops,
+        "total_flops": 6 * 16 * compute.flops,
+        "denoiser_passes_per_image": 2,
+        "classifier_passes_per_image": 2,
+    }
+    said = f"{in_flops(compute.flops)} per image, {in_flops(96 * compute.flops)} in all"
+    assert said in done.stdout
+    assert said in (output_dir / "README.md").read_text()
     NIMForRobustImageClassification.from_pretrained(output_dir / "best")
     assert np.asarray(Image.open(output_dir / "pictures" / "denoised.png").convert("L")).std() > 10
 
@@ -310,7 +321,9 @@ def test_a_classifier_of_another_kind(arguments, denoiser, tmp_path):
     options = [*arguments, "--model_name_or_path", tmp_path / "start", "--output_dir", tmp_path / "out"]
     with pytest.raises(ValueError, match=r"layer_decay 0\.65.*another kind; pass 1"):
         main("finetune", *options)
-    main("finetune", *options, "--layer_decay", "1", "--ema_decay", "0.9")
+    results = main("finetune", *options, "--layer_decay", "1", "--ema_decay", "0.9")
+    # Its layers are not known.
+    assert results["compute"] is None
     tuned = NIMForRobustImageClassification.from_pretrained(tmp_path / "out")
     assert tuned.config.id2label[3] == "digit 3"
     before, after = model.state_dict(), tuned.state_dict()

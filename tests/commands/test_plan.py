@@ -13,6 +13,7 @@ from accelerate.commands.launch import launch_command_parser
 from transformers_nim import NIM_SIZES, NIMConfig, NIMForPreTraining
 from transformers_nim.commands import finetune, plan, pretrain
 from transformers_nim.hub.model_card import empty_model
+from transformers_nim.training.compute import Recipe
 from transformers_nim.utils.processes import launch_file, launch_options
 from transformers_nim.utils.text_table import render_table
 
@@ -46,7 +47,7 @@ def test_pretraining_flops(base):
 
 def test_masked_flops(base):
     """The encoder sees 49 of 196 patches, the decoder all."""
-    mae = plan.measure(NIMConfig.from_size("base"), mask_ratio=0.75)
+    mae = plan.measure(NIMConfig.from_size("base"), Recipe(mask_ratio=0.75))
     saved = layers_flops(197, 768, 12) - layers_flops(50, 768, 12) + 2 * (197 - 50) * 768 * 512
     assert base.forward_flops - mae.forward_flops == pytest.approx(saved, rel=1e-3)
     assert mae.step_flops == pytest.approx(3 * mae.forward_flops, rel=0.02)
@@ -57,12 +58,30 @@ def test_masked_flops(base):
 def test_finetuning_flops():
     """The denoiser only goes forward."""
     config = NIMConfig.from_size("tiny", num_labels=1000)
-    denoiser, robust = plan.measure(config), plan.measure(config, "finetuning")
+    denoiser, robust = plan.measure(config), plan.measure(config, Recipe("finetuning"))
     classifier = 2 * 196 * 768 * 192 + layers_flops(197, 192, 12) + 2 * 192 * 1000
     assert robust.forward_flops == pytest.approx(denoiser.forward_flops + classifier, rel=1e-3)
     assert robust.step_flops == pytest.approx(denoiser.forward_flops + 3 * classifier, rel=0.02)
     assert robust.frozen_parameters == denoiser.trained_parameters
     assert robust.static_bytes == 22 * robust.trained_parameters + 4 * robust.frozen_parameters
+
+
+def test_draws_and_a_trained_denoiser():
+    """Each draw keeps its activations, and the denoiser those of its own backward pass and AdamW's state."""
+    config = NIMConfig.from_size("tiny-patch4-32", num_labels=10)
+    denoiser, one = plan.measure(config), plan.measure(config, Recipe("finetuning"))
+    attacked = plan.measure(config, Recipe("finetuning", num_draws=4, attack_steps=2))
+    assert attacked.activation_bytes == pytest.approx(4 * one.activation_bytes, rel=0.01)
+    assert attacked.checkpointed_bytes == pytest.approx(4 * one.checkpointed_bytes, rel=0.01)
+    assert attacked.static_bytes == one.static_bytes
+    along = plan.measure(config, Recipe("finetuning", train_denoiser=True))
+    assert along.activation_bytes == pytest.approx(one.activation_bytes + denoiser.activation_bytes, rel=0.05)
+    assert along.frozen_parameters == 0
+    own = plan.measure(config, Recipe("finetuning", train_denoiser=True, has_denoising_loss=True))
+    assert own.activation_bytes == pytest.approx(along.activation_bytes + denoiser.activation_bytes, rel=0.05)
+    clean = plan.measure(config, Recipe("finetuning", train_on="clean"))
+    assert clean.activation_bytes == pytest.approx(one.activation_bytes, rel=0.01)
+    assert (clean.trained_parameters, clean.frozen_parameters) == (one.trained_parameters, 0)
 
 
 def test_activations(base):
@@ -119,6 +138,23 @@ def test_hours(base):
         ("pretrain", ["--config_name", "tiny"], 4096, 800),
         ("pretrain", ["--config_name", "tiny", "--pretext", "mae", "--total_batch_size", "2048"], 2048, 800),
         ("finetune", ["--config_name", "tiny", "--task", "finetuning", "--gradient_checkpointing"], 1024, 100),
+        (
+            "finetune",
+            [
+                "--config_name",
+                "tiny",
+                "--task",
+                "finetuning",
+                "--train_on",
+                "smoothed",
+                "--adversarial_steps",
+                "2",
+                "--num_training_draws",
+                "4",
+            ],
+            1024,
+            100,
+        ),
     ],
 )
 def test_its_commands_are_accepted(script, arguments, total, epochs, capsys, monkeypatch):
@@ -147,6 +183,8 @@ def test_its_commands_are_accepted(script, arguments, total, epochs, capsys, mon
         assert batch == total
         assert args.mixed_precision == (None if hardware.precision == "bf16" else hardware.precision)
         assert args.gradient_checkpointing == ("--gradient_checkpointing" in arguments)
+        if "--train_on" in arguments:
+            assert (args.train_on, args.adversarial_steps, args.num_training_draws) == ("smoothed", 2, 4)
     assert "machine_rank=" in commands[-1]
 
 
@@ -158,6 +196,9 @@ def test_own_gpus_that_are_too_small(capsys):
     with pytest.raises(SystemExit):
         plan.main(["--utilization", "40"])
     assert "--utilization has to be more than 0 and at most 1" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        plan.main(["--adversarial_steps", "2"])
+    assert "--adversarial_steps is for --task finetuning" in capsys.readouterr().err
 
 
 PAGE = (EXAMPLES.parent / "docs" / "imagenet.md").read_text()
@@ -213,7 +254,7 @@ def test_figures_in_the_text_of_the_page_on_imagenet(base):
         f" backward, and keeps {base.activation_bytes / 1e6:.0f} MB of activations." in text
     )
     config = NIMConfig.from_size("base", num_labels=1000)
-    robust = plan.measure(config, "finetuning")
+    robust = plan.measure(config, Recipe("finetuning"))
     trained, frozen = robust.trained_parameters, robust.frozen_parameters
     # Two independent counts.
     model = empty_model({**config.to_dict(), "architectures": ["NIMForRobustImageClassification"]})
@@ -223,7 +264,7 @@ def test_figures_in_the_text_of_the_page_on_imagenet(base):
         f" {trained / 1e6:.1f} M that are fine-tuned" in text
     )
     assert f"An image takes {robust.step_flops / 1e9:.1f} GFLOPs." in text
-    mae = plan.measure(NIMConfig.from_size("base"), mask_ratio=0.75)
+    mae = plan.measure(NIMConfig.from_size("base"), Recipe(mask_ratio=0.75))
     assert f"an update takes {mae.step_flops / base.step_flops:.0%} of the FLOPs" in text
     assert f"{mae.step_flops / 1e9:.1f} instead of {base.step_flops / 1e9:.1f} GFLOPs per image" in text
     args = finetune.parse_arguments(["--model_name_or_path", "x", "--output_dir", "y"])

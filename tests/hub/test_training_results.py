@@ -28,6 +28,18 @@ from transformers_nim.training.run import RunOptions, TrainingRun
 TOKEN = "hf_not_for_anybody_s_eyes"
 PLAN = Plan(total_batch_size=8, total_steps=2, steps_per_epoch=2.5, warmup_steps=0, learning_rate=1e-3)
 
+# What the arguments say of what is computed for an image.
+RECIPE = {
+    "pretext": "nim",
+    "mask_ratio": 0.75,
+    "train_on": "clean",
+    "num_training_draws": 1,
+    "adversarial_steps": 0,
+    "adversarial_through": "defense",
+    "train_denoiser": False,
+    "denoising_weight": 0.0,
+}
+
 
 class Hub:
     """Stands in for `HfApi` and remembers what it was asked."""
@@ -74,6 +86,7 @@ def arguments(output_dir, **changed) -> argparse.Namespace:
         "hub_token": TOKEN,
         "token": TOKEN,
         "seed": 3,
+        **RECIPE,
     }
     return argparse.Namespace(**{**fields, **changed})
 
@@ -150,7 +163,11 @@ def test_what_a_run_leaves_behind(tmp_path, task, capsys):
     }
     assert {name: results[name] for name in expected} == expected
     assert results["best"]["metrics"] == FIGURES[task]
+    flops = results["compute"]["flops_per_image"]
+    assert flops > 1e6
+    assert results["compute"]["total_flops"] == 16 * flops
     assert results["arguments"] == {
+        **RECIPE,
         "hub_model_id": None,
         "hub_private_repo": False,
         "output_dir": output_dir.name,

@@ -9,7 +9,6 @@ resumes as exactly.
 """
 
 import argparse
-import math
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from .. import NIMForImageClassification, NIMForRobustImageClassification
 from ..data.augmentation import LabelMixer, finetuning_transform
 from ..data.draws import NoiseDraw
 from ..hub import training_results as publish
-from ..model.checks_nim import check_counts
 from ..training import arguments, launch
 from ..training.attack import TrainingAttack
 from ..training.evaluation import evaluate_classifier, evaluate_denoiser, figure_name, gather_weights
@@ -154,32 +152,6 @@ def make_noise(args: argparse.Namespace, attack: TrainingAttack | None) -> Noise
     )
 
 
-def check_draws(args: argparse.Namespace, accelerator: Any) -> None:
-    """Check the arguments of draws and of a denoiser that is trained.
-
-    Raises:
-        ValueError: One is out of range, or does not fit the images that are trained on.
-    """
-    check_counts(num_training_draws=args.num_training_draws)
-    if args.num_training_draws > 1 and args.train_on == "clean":
-        raise ValueError("num_training_draws are draws of noise, and clean images have none; pass 1")
-    for name in ("consistency_weight", "consistency_entropy", "denoising_weight"):
-        if not 0 <= getattr(args, name) < math.inf:
-            raise ValueError(f"{name} must be at least 0, got {getattr(args, name)}")
-    if args.consistency_weight and args.num_training_draws < 2:
-        raise ValueError("consistency_weight compares draws; pass at least 2 --num_training_draws")
-    if args.consistency_entropy and not args.consistency_weight:
-        raise ValueError(
-            "consistency_entropy is a part of the penalty that --consistency_weight weighs; pass that too"
-        )
-    if args.train_denoiser and args.train_on != "denoised":
-        raise ValueError(f"--train_denoiser needs a denoiser; --train_on {args.train_on} has none")
-    if args.denoising_weight and not args.train_denoiser:
-        raise ValueError("denoising_weight is for a denoiser that learns; pass --train_denoiser too")
-    if args.denoising_weight and accelerator.distributed_type.value == "DEEPSPEED":
-        raise ValueError("denoising_weight does not work with DeepSpeed; FSDP2 (--launch fsdp2) shares weights too")
-
-
 def choose_best_metric(args: argparse.Namespace) -> str:
     """Return the figure that chooses the best model.
 
@@ -204,7 +176,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         raise ValueError("--train_on denoised needs a denoiser: pass --model_name_or_path of a pretrained model")
     precision = launch.choose_precision(args)
     accelerator = launch.make_accelerator(args, precision)
-    check_draws(args, accelerator)
+    arguments.check_draws(args)
+    if args.denoising_weight and accelerator.distributed_type.value == "DEEPSPEED":
+        raise ValueError("denoising_weight does not work with DeepSpeed; FSDP2 (--launch fsdp2) shares weights too")
     best_metric = choose_best_metric(args)
     repository = publish.create_repository(args) if accelerator.is_main_process else None
     job = launch.TrainingJob.load("finetuning", args, accelerator, precision)

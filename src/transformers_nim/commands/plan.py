@@ -4,8 +4,9 @@
     transformers-nim plan --config_name base
     transformers-nim plan --task finetuning --num_gpus 4 --gpu_peak_tflops 312 --bytes_per_gpu 40e9
 
-Nothing is trained: FLOPs are counted, and activations measured, on tensors without contents. What is assumed is
-printed with the result; above all, how much of its peak a GPU reaches.
+Nothing is trained: FLOPs follow from the model's size, and activations are measured on tensors without contents. What
+is assumed is printed with the result; above all, how much of its peak a GPU reaches. Models are best compared after
+runs of equal FLOPs: choose --num_train_epochs so.
 """
 
 import argparse
@@ -21,13 +22,14 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import AttentionInterface
 from transformers.initialization import no_init_weights
 
-from .. import NIMConfig, NIMForPreTraining, NIMForRobustImageClassification
+from .. import NIMConfig, NIMForImageClassification, NIMForPreTraining, NIMForRobustImageClassification
 from ..training import arguments
+from ..training.compute import Recipe, in_flops, training_compute
 from ..training.mae import MaskedAutoencoder
+from ..training.objectives import TRAIN_ON
 from ..utils.cli import check_arguments, make_parser, run_command
 from ..utils.text_table import render_table
 
@@ -86,29 +88,49 @@ class Cost:
         )
 
 
-def make_step(config: NIMConfig, task: str, mask_ratio: float | None) -> tuple[nn.Module, Callable]:
-    """Return the model that is trained, and a step from images to the loss, which draws no noise."""
-    if task == "finetuning":
-        robust = NIMForRobustImageClassification(config).train()
-        assert robust.denoiser is not None
-        restore = robust.denoiser.restore
+def make_step(config: NIMConfig, recipe: Recipe) -> tuple[nn.Module, Callable]:
+    """Return the model that is trained, and a step from images to the loss, which draws no noise.
 
-        def finetune(images: torch.Tensor) -> torch.Tensor:
-            with torch.no_grad():
-                _, _, denoised = restore(images, torch.zeros(len(images)), images)
-            return robust(denoised, labels=torch.zeros(len(images), dtype=torch.long), sigma=None).loss
-
-        return robust, finetune
+    An attack is left out: what its passes keep is gone before the images are trained on.
+    """
+    if recipe.task == "finetuning":
+        return make_finetuning_step(config, recipe)
     denoiser = NIMForPreTraining(config).train()
-    if mask_ratio is not None:
-        masked = MaskedAutoencoder(denoiser, mask_ratio)
+    if recipe.mask_ratio is not None:
+        masked = MaskedAutoencoder(denoiser, recipe.mask_ratio)
         return masked, lambda images: masked(images).loss
+    return denoiser, lambda images: denoise(denoiser, images)[1]
 
-    def denoise(images: torch.Tensor) -> torch.Tensor:
-        _, logits, _ = denoiser.restore(images, torch.zeros(len(images)), images)
-        return nn.functional.mse_loss(logits.float(), denoiser.patch_targets(images))
 
-    return denoiser, denoise
+def denoise(denoiser: NIMForPreTraining, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return denoised images, and the loss."""
+    _, logits, denoised = denoiser.restore(images, torch.zeros(len(images)), images)
+    return denoised, nn.functional.mse_loss(logits.float(), denoiser.patch_targets(images))
+
+
+def make_finetuning_step(config: NIMConfig, recipe: Recipe) -> tuple[nn.Module, Callable]:
+    """Return what [`make_step`] does for a classifier."""
+    denoises = recipe.train_on == "denoised"
+    fields = {"denoise": denoises, "freeze_denoiser": not recipe.train_denoiser}
+    config = NIMConfig.from_dict(config.to_dict() | fields)
+    model = (NIMForRobustImageClassification if denoises else NIMForImageClassification)(config).train()
+
+    def finetune(images: torch.Tensor) -> torch.Tensor:
+        seen = images.repeat_interleave(recipe.num_draws, 0)
+        labels, options = torch.zeros(len(seen), dtype=torch.long), {}
+        own: torch.Tensor | float = 0.0
+        if isinstance(model, NIMForRobustImageClassification):
+            assert model.denoiser is not None
+            options = {"sigma": None}
+            with torch.set_grad_enabled(recipe.train_denoiser):
+                seen, _ = denoise(model.denoiser, seen)
+            if recipe.has_denoising_loss:
+                # Of clean and of attacked images.
+                passes = 2 if recipe.attack_steps else 1
+                own = torch.stack([denoise(model.denoiser, images)[1] for _ in range(passes)]).mean()
+        return model(seen, labels=labels, **options).loss + own
+
+    return model, finetune
 
 
 def saved_bytes(run: Callable[[], torch.Tensor]) -> int:
@@ -126,28 +148,24 @@ def saved_bytes(run: Callable[[], torch.Tensor]) -> int:
     return sum(storage.nbytes() for storage in storages.values())
 
 
-def measure(config: NIMConfig, task: str = "pretraining", mask_ratio: float | None = None) -> Cost:
-    """Count FLOPs and measure activations.
+def measure(config: NIMConfig, recipe: Recipe | None = None) -> Cost:
+    """Return FLOPs, and measure activations.
 
     Args:
         config: The model.
-        task: `"pretraining"` or `"finetuning"` (of a classifier with the defense).
-        mask_ratio: Part of the patches that are hidden, to pretrain a masked autoencoder instead of a denoiser.
+        recipe: What is computed for each image; by default the pretraining of a denoiser.
     """
+    recipe = recipe or Recipe()
+    compute = training_compute(config, recipe)
+    assert compute is not None, "the config of a NIM size has no classifier of another kind"
     with FakeTensorMode():
         with no_init_weights():
-            model, step = make_step(config, task, mask_ratio)
+            model, step = make_step(config, recipe)
         inner: Any = getattr(model, "model", model)
 
         def images(number: int) -> torch.Tensor:
             return torch.zeros(number, config.num_channels, *config.image_shape)
 
-        # Written out, attention is nothing but matrix products, which the counter knows on every device.
-        inner.set_attn_implementation("eager")
-        with FlopCounterMode(display=False) as counter:
-            loss = step(images(1))
-            forward_flops = counter.get_total_flops()
-            loss.backward()
         # As GPUs have it; under the name "sdpa", CPUs have it written out in bf16.
         AttentionInterface.register("fused", AttentionInterface()["sdpa"])
         inner.set_attn_implementation("fused")
@@ -161,7 +179,9 @@ def measure(config: NIMConfig, task: str = "pretraining", mask_ratio: float | No
             return saved_bytes(lambda: run(images(2))) - saved_bytes(lambda: run(images(1)))
 
         activations = per_image(step)
-        one_layer = per_image(lambda batch: inner.nim.layers[-1](inner.nim.embeddings(batch, False)))
+        one_layer = recipe.num_draws * per_image(
+            lambda batch: inner.nim.layers[-1](inner.nim.embeddings(batch, False))
+        )
         # Renamed in transformers 5.23.
         enable = getattr(inner, "activation_checkpointing_enable", None) or inner.gradient_checkpointing_enable
         enable()
@@ -169,7 +189,7 @@ def measure(config: NIMConfig, task: str = "pretraining", mask_ratio: float | No
         checkpointed = per_image(step) + one_layer
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in model.parameters()) - trained
-    return Cost(trained, frozen, forward_flops, counter.get_total_flops(), activations, checkpointed)
+    return Cost(trained, frozen, compute.forward_flops, compute.flops, activations, checkpointed)
 
 
 def largest_batch(cost: Cost, bytes_per_gpu: float, reserve: float, gradient_checkpointing: bool = False) -> int:
@@ -218,6 +238,7 @@ def launch_command(args: argparse.Namespace, hardware: Hardware, split: tuple[in
         lines += [f"num_machines={num_nodes} machine_rank=$RANK main_process_ip=$ADDRESS"]
     if args.task == "finetuning":
         lines += ["--model_name_or_path outputs/nim --output_dir outputs/robust"]
+        lines += [" ".join(args.recipe_options)] if args.recipe_options else []
     else:
         lines += [f"--config_name {args.config_name} --output_dir outputs/{args.pretext}"]
         if args.pretext == "mae":
@@ -234,12 +255,20 @@ def launch_command(args: argparse.Namespace, hardware: Hardware, split: tuple[in
     return " \\\n  ".join(lines)
 
 
+def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of fine-tuning that say what is computed for an image."""
+    parser.add_argument("--train_on", choices=TRAIN_ON, default="denoised", help="images to fine-tune on")
+    arguments.add_attack_arguments(parser)
+    arguments.add_draw_arguments(parser)
+
+
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = make_parser(__doc__, required="")
     parser.add_argument("--task", choices=("pretraining", "finetuning"), default="pretraining", help="what to plan")
     parser.add_argument("--pretext", choices=("nim", "mae"), default="nim", help="denoise, or fill in hidden patches")
     parser.add_argument("--mask_ratio", type=float, default=0.75, help="part of the patches that MAE hides")
     parser.add_argument("--num_labels", type=int, default=1000, help="classes to fine-tune for")
+    add_recipe_arguments(parser)
     arguments.add_config_arguments(parser)
     parser.set_defaults(cache_dir=None, token=None)
     group = parser.add_argument_group("run")
@@ -266,6 +295,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
             parser.error(f"--{name} must be greater than 0, got {getattr(args, name):g}")
     if not 0 < args.mask_ratio < 1:
         parser.error(f"--mask_ratio must be between 0 and 1, got {args.mask_ratio:g}")
+    arguments.check_draws(args)
+    recipe = argparse.ArgumentParser()
+    add_recipe_arguments(recipe)
+    given = {name: getattr(args, name) for name, default in vars(recipe.parse_args([])).items()
+             if getattr(args, name) != default}  # fmt: skip
+    if given and args.task == "pretraining":
+        parser.error(f"--{next(iter(given))} is for --task finetuning")
+    args.recipe_options = [f"--{name}" if value is True else f"--{name} {value}" for name, value in given.items()]
     defaults = (800.0, 4096) if args.task == "pretraining" else (100.0, 1024)
     args.num_train_epochs = args.num_train_epochs or defaults[0]
     args.total_batch_size = args.total_batch_size or defaults[1]
@@ -280,7 +317,7 @@ def main(argv: list[str] | None = None) -> str:
     """Run the command line; return what it prints."""
     args = parse_arguments(argv)
     config = arguments.config_from_arguments(args, num_labels=args.num_labels)
-    cost = measure(config, args.task, args.mask_ratio if args.pretext == "mae" else None)
+    cost = measure(config, Recipe.from_arguments(args.task, args))
     plans = HARDWARE
     if args.gpu_peak_tflops is not None:
         plans = {f"{args.num_gpus} GPUs": Hardware(args.num_gpus, args.gpu_peak_tflops, args.bytes_per_gpu)}
@@ -332,13 +369,16 @@ def plan_for(args: argparse.Namespace, cost: Cost, name: str, hardware: Hardware
 def describe(args: argparse.Namespace, cost: Cost) -> str:
     """Say what is planned, what was counted and what is assumed."""
     what = f"{args.pretext.upper()} pretraining" if args.task == "pretraining" else "fine-tuning with the defense"
+    if args.task == "finetuning" and args.train_on != "denoised":
+        what = f"fine-tuning on {args.train_on} images"
     frozen = f", {cost.frozen_parameters / 1e6:,.1f} M frozen" if cost.frozen_parameters else ""
     images = args.num_images * args.num_train_epochs
     paragraphs = [
         f"{what}, {args.config_name}: {cost.trained_parameters / 1e6:,.1f} M parameters are trained{frozen}.",
         f"Run: {args.num_train_epochs:g} epochs of {args.num_images:,} images, {args.total_batch_size:,} per update:"
-        f" {math.ceil(images / args.total_batch_size):,} updates, {images * cost.step_flops / 1e18:,.1f} EFLOPs.",
-        f"An image: {cost.forward_flops / 1e9:,.1f} GFLOPs forward, {cost.step_flops / 1e9:,.1f} forward and backward;"
+        f" {math.ceil(images / args.total_batch_size):,} updates, {in_flops(images * cost.step_flops)}.",
+        f"An image: {in_flops(cost.forward_flops)} forward, {in_flops(cost.step_flops)} forward and backward"
+        f"{' with the attack' if args.task == 'finetuning' and args.adversarial_steps else ''};"
         f" {cost.activation_bytes / 1e6:,.1f} MB of activations, {cost.checkpointed_bytes / 1e6:,.1f} MB with"
         " --gradient_checkpointing.",
         f"A GPU without images: {cost.static_bytes / 1e9:,.2f} GB, {BYTES_PER_TRAINED_PARAMETER} bytes for each"

@@ -14,6 +14,7 @@ from huggingface_hub.utils import yaml_dump
 
 from ..model import modeling_nim
 from ..model.configuration_nim import NIMConfig
+from ..training.compute import describe_compute
 from ..utils.text_table import plural
 from ..utils.versions import VERSION
 from .card_results import NO_CLASSIFIER, SCRIPTS, Evaluation, read_content, read_evaluation
@@ -266,8 +267,11 @@ def _trained(name: str, training: Mapping[str, Any]) -> dict[str, str]:
     draws = training["arguments"].get("num_training_draws", 1)
     kind += f" with {draws} noise draws each" if draws > 1 else ""
     kind += ", the denoiser trained along," if training["arguments"].get("train_denoiser") else ""
+    # Results of earlier versions have none.
+    compute = training.get("compute")
     return {
         "file": name,
+        "compute": f", {describe_compute(compute)}" if compute else "",
         "dataset": training["dataset"],
         "steps": f"{training['steps']:,}",
         "images": f"{training['total_batch_size']} {kind}",

@@ -12,6 +12,7 @@ from huggingface_hub import HfApi
 
 from ..data.loading import ImageData
 from ..training.arguments import public_arguments
+from ..training.compute import compute_record
 from ..training.launch import Plan
 from ..training.run import TrainingRun
 from ..utils.text_table import plural
@@ -98,6 +99,7 @@ def _results(run: TrainingRun, args: argparse.Namespace, plan: Plan, data: Image
         "epochs": round(run.step / plan.steps_per_epoch, 4) if plan.steps_per_epoch else None,
         "total_batch_size": plan.total_batch_size,
         "learning_rate": plan.learning_rate,
+        "compute": compute_record(task, args, run.inner_model.config, images),
         "metrics": metrics,
         "best": run.best,
         "validation_split": args.validation_split_name or "validation",

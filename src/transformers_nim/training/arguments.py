@@ -2,11 +2,13 @@
 """Define the command-line arguments that pretraining and fine-tuning share."""
 
 import argparse
+import math
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ..attacks.geometry import NORMS
+from ..model.checks_nim import check_counts
 from ..model.configuration_nim import NIM_SIZES, NIMConfig
 from ..model.noise import GammaSigma, SigmaDistribution, UniformSigma, parse_sigma
 from .optimization import SCHEDULES
@@ -267,6 +269,30 @@ def add_draw_arguments(parser: argparse.ArgumentParser) -> None:
         help="weight of the pretraining loss on clean and attacked images, which keeps a trained denoiser one; 0 for"
         " none",
     )
+
+
+def check_draws(args: argparse.Namespace) -> None:
+    """Check the arguments of draws and of a denoiser that is trained, with those of the images that are trained on.
+
+    Raises:
+        ValueError: One is out of range, or does not fit the images that are trained on.
+    """
+    check_counts(num_training_draws=args.num_training_draws)
+    if args.num_training_draws > 1 and args.train_on == "clean":
+        raise ValueError("num_training_draws are draws of noise, and clean images have none; pass 1")
+    for name in ("consistency_weight", "consistency_entropy", "denoising_weight"):
+        if not 0 <= getattr(args, name) < math.inf:
+            raise ValueError(f"{name} must be at least 0, got {getattr(args, name)}")
+    if args.consistency_weight and args.num_training_draws < 2:
+        raise ValueError("consistency_weight compares draws; pass at least 2 --num_training_draws")
+    if args.consistency_entropy and not args.consistency_weight:
+        raise ValueError(
+            "consistency_entropy is a part of the penalty that --consistency_weight weighs; pass that too"
+        )
+    if args.train_denoiser and args.train_on != "denoised":
+        raise ValueError(f"--train_denoiser needs a denoiser; --train_on {args.train_on} has none")
+    if args.denoising_weight and not args.train_denoiser:
+        raise ValueError("denoising_weight is for a denoiser that learns; pass --train_denoiser too")
 
 
 def sigma_from_arguments(args: argparse.Namespace) -> SigmaDistribution:

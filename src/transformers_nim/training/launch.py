@@ -27,6 +27,7 @@ from ..utils.processes import check_processes, train_on_cpu
 from ..utils.text_table import plural
 from .arguments import config_from_arguments, parse_overrides, public_arguments
 from .checkpoints import find_checkpoint, read_state
+from .compute import compute_record, describe_compute
 from .mae import MaskedAutoencoder
 from .optimization import make_optimizer, make_schedule, scaled_learning_rate
 from .precision import Precision, faster_cpu_precision
@@ -358,6 +359,7 @@ class TrainingJob:
         num_train = "a stream" if data.is_streamed else f"{len(data.train):,} images"
         num_validation = f"{len(data.validation):,}" if data.validation is not None else "none"
         epochs = f" ({plan.total_steps / plan.steps_per_epoch:.3g} epochs)" if plan.steps_per_epoch else ""
+        compute = compute_record(self.task, args, model.config, plan.total_steps * plan.total_batch_size)
         processes = plural(accelerator.num_processes, "process")
         reason = f" ({self.precision.reason})" if self.precision.reason else ""
         return {
@@ -367,6 +369,7 @@ class TrainingJob:
             "batch": f"{plural(args.per_device_train_batch_size, 'image')} x {processes} x"
             f" {plural(args.gradient_accumulation_steps, 'pass')} = {plan.total_batch_size:,} per update",
             "steps": f"{plan.total_steps:,}{epochs}, {plan.warmup_steps:,} of them warm-up",
+            **({"compute": describe_compute(compute)} if compute is not None else {}),
             "learning rate": f"{plan.learning_rate:.3g}, {args.lr_scheduler_type}; weight decay {args.weight_decay:g}",
             "device": f"{processes} on {accelerator.device.type}, precision {accelerator.mixed_precision}{reason}",
             "output": str(args.output_dir),

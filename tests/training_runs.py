@@ -11,7 +11,8 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -141,10 +142,17 @@ def kill_after(checkpoint: str, output_dir, *arguments, num_processes: int = 1, 
 
 def main(script: str, *arguments: object) -> dict:
     """Runs a script in this process, on what a new process would find."""
+    with fresh_accelerator():
+        return load_script(script).main([str(argument) for argument in in_fp32(script, arguments)])
+
+
+@contextmanager
+def fresh_accelerator() -> Iterator[None]:
+    """What a new process would find, and no traces afterwards."""
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     try:
-        return load_script(script).main([str(argument) for argument in in_fp32(script, arguments)])
+        yield
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()

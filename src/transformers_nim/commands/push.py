@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
 
     Raises:
         ValueError: The folder, its card or the repository's name is none.
-        OSError: The Hub cannot be reached, or refuses.
+        ConnectionError: The Hub cannot be reached, or refuses.
     """
     args = parse_arguments(argv)
     publication = prepare(args.folder, args.repo_id, args.with_code, args.token)

@@ -30,7 +30,7 @@ def _in_words(api: HfApi, repo_id: str) -> Iterator[None]:
     try:
         yield
     except LocalTokenNotFoundError:
-        raise OSError("there is no token of the Hub: run `hf auth login`, or pass one as --token") from None
+        raise ConnectionError("there is no token of the Hub: run `hf auth login`, or pass one as --token") from None
     except HfHubHTTPError as error:
         status = error.response.status_code
         said = f"the Hub answered {status} ({error.server_message or 'without a reason'}) for {repo_id}"
@@ -40,7 +40,7 @@ def _in_words(api: HfApi, repo_id: str) -> Iterator[None]:
             404: "there is no such repository, or the token may not see it; check the name and --token",
             412: "somebody has changed the repository meanwhile; start again",
         }
-        raise OSError(f"{said}: {advice.get(status, 'wait a little and start again')}") from error
+        raise ConnectionError(f"{said}: {advice.get(status, 'wait a little and start again')}") from error
     # Offline mode is a ConnectionError.
     except (_HTTP_ERROR, LocalEntryNotFoundError, ConnectionError) as error:
         raise ConnectionError(
@@ -61,7 +61,7 @@ def stale_files(publication: Publication, revision: str = "main", token: str | N
         Their names; none where there is no repository yet.
 
     Raises:
-        OSError: The Hub cannot be reached, or does not accept the token.
+        ConnectionError: The Hub cannot be reached, or does not accept the token.
     """
     api = HfApi(token=token)
     repo_id = publication.repo_id
@@ -101,7 +101,7 @@ def upload(
 
     Raises:
         ValueError: There are problems.
-        OSError: The Hub cannot be reached or does not accept the token, or what has arrived is something else.
+        ConnectionError: The Hub cannot be reached or does not accept the token, or what has arrived is something else.
     """
     if publication.problems:
         raise ValueError(f"{publication.folder} is not ready to be published: " + "; ".join(publication.problems))
@@ -123,7 +123,9 @@ def upload(
         ).oid
         wrong = compare(publication, repo_id, commit, token)
     if wrong:
-        raise OSError(f"{repo_id} at {commit} differs from {publication.folder} in {', '.join(wrong)}; upload again")
+        raise ConnectionError(
+            f"{repo_id} at {commit} differs from {publication.folder} in {', '.join(wrong)}; upload again"
+        )
     return repo_id, commit
 
 

@@ -239,10 +239,13 @@ def _line(step: TracebackType) -> str:
 
 def _status(error: Exception) -> int:
     """Return 2 for errors about arguments, and 1 for errors of the machine or of a run."""
-    if _reader(error) is not None and getattr(error, "errno", None) is None:
-        # Not of the operating system, so about what was named.
+    if isinstance(error, (ValueError, FileNotFoundError, NotADirectoryError)):
         return 2
-    return 2 if isinstance(error, (ValueError, FileNotFoundError, NotADirectoryError)) else 1
+    if getattr(error, "errno", None) is not None:
+        return 1
+    # Not of the operating system, so about what was named, if it was to be read.
+    is_about_a_name = isinstance(error, OSError) and not isinstance(error, ConnectionError)
+    return 2 if is_about_a_name or _reader(error) is not None else 1
 
 
 def _describe(error: Exception) -> str:

@@ -222,6 +222,19 @@ def test_a_budget_cuts_and_says_so_and_a_resumed_run_keeps_its_plan(folder, tmp_
     assert "to fit into 2 minutes" in render(report)
 
 
+def test_too_small_a_budget_is_answered_with_options_that_fit(folder, tmp_path, monkeypatch):
+    options = arguments(folder, "--output_dir", tmp_path, "--max_eval_samples", "30")
+    monkeypatch.setattr(evaluation, "seconds_per_pass", lambda *_: 0.08)
+    with pytest.raises(ValueError, match=r"From --budget_minutes \d+ on it fits") as error:
+        run(*options, "--budget_minutes", "2")
+    fitting = str(error.value).partition("This fits into the time there is: ")[2]
+    assert "--max_eval_samples" in fitting
+    # Options that come last win.
+    report = run(*options, "--budget_minutes", "2", *fitting.split())
+    assert report.cut == []
+    assert f"--max_eval_samples {len(report.images)}" in fitting
+
+
 def test_another_model_and_a_surrogate(folder, tmp_path, capsys):
     """A ViT has no sigma; attacks are transferred to it from the De^3 model, whose defense is off."""
     torch.manual_seed(1)

@@ -111,3 +111,14 @@ def test_each_common_sigma_is_compared_where_the_attack_is_the_same():
     other = compare(a, simulated(sigma=25.0, sigmas=(None, 50.0)))
     assert rows(other, "EOT-PGD") == ["sigma 50 / sigma 25"]
     assert rows(other, "clean") == ["sigma 50 / sigma 25", "off", "sigma 25", "sigma 50"]
+
+
+def test_the_result_comes_first():
+    text = compare(report(15), report(10))
+    assert [*lines_of(text)][2] == "strongest of 1"
+    first = " ".join(text.split("\n\n")[0].split())
+    line = lines_of(text)["strongest of 1"]
+    figures = f"({line[2]} and {line[3]} %, difference {line[4]})"
+    assert first.startswith(f"Under the strongest attack a is better {figures};")
+    assert "without an attack a and b cannot be told apart (100.0 [" in first
+    assert compare(report(10), report(15)).startswith("Under the strongest attack b is better (")

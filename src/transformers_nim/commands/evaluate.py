@@ -6,7 +6,7 @@
     ... --num_samples 16                                     # the vote of 16 noise draws is the defense
     ... --budget_minutes 60                                  # as many images and draws as fit
     ... --surrogates undefended=MODEL2 adversarial=MODEL3    # models from which attacks are transferred
-    transformers-nim evaluate --compare A/results.json B/results.json
+    transformers-nim evaluate --compare A/results.json B/results.json [...]
 
 Writes to `--output_dir`: `results.json` (every prediction of every image), `tradeoff.png`, `eps_curve.png` and
 `examples.png`. A killed run goes on with `--resume`, with any number of processes; no attack runs twice. Figures
@@ -29,13 +29,15 @@ import torch
 
 from ..data.evaluation_set import EvaluationSet, add_split_arguments, load_split
 from ..model.noise import FROM_CONFIG
-from ..robustness import RobustnessReport, compare, render
+from ..robustness import RobustnessReport, render
 from ..robustness.classifiers import Subject, load_with_processor
 from ..robustness.evaluate import evaluate
 from ..robustness.evaluation import Defense, EvaluationOptions
 from ..robustness.protocol import BUDGETS, DEFAULT_PRECISION, PRECISIONS
+from ..robustness.time_budget import TooLittleTimeError
 from ..utils.cli import check_arguments, make_parser, run_command
 from ..utils.processes import MEASURING_PACKAGES, measuring_accelerator
+from .comparison import compare_results
 
 
 # Parts of the attack budget that the command line can change.
@@ -69,7 +71,9 @@ def make_arguments() -> argparse.ArgumentParser:
         MEASURING_PACKAGES,
         "transformers_nim.commands.evaluate",
     )
-    parser.add_argument("--compare", nargs=2, metavar="RESULTS", help="compare two results.json, and do nothing else")
+    parser.add_argument("--compare", nargs="+", metavar="RESULTS",
+                        help="show the results of several models as a table, the differences of two, and do nothing"
+                        " else: results.json files, also of certificates, or folders with such files")  # fmt: skip
     model = parser.add_argument_group("model and data")
     model.add_argument("--model_name_or_path", help="an image classifier of transformers")
     model.add_argument("--surrogates", nargs="+", metavar="NAME=MODEL",
@@ -167,10 +171,10 @@ def load_subject(args: argparse.Namespace, path: str, device: torch.device) -> S
 
 
 def main(argv: list[str] | None = None) -> RobustnessReport | str | None:
-    """Run the command line. Return the report on the main process, or the comparison of two."""
+    """Run the command line. Return the report on the main process, or the comparison of several."""
     args = parse_arguments(argv)
     if args.compare:
-        text = compare(*(RobustnessReport.load(path) for path in args.compare))
+        text = compare_results(args.compare)
         print(text)
         return text
     accelerator = measuring_accelerator()
@@ -187,7 +191,10 @@ def main(argv: list[str] | None = None) -> RobustnessReport | str | None:
         options.attack_budget().num_images,
         options.labels_by_index,
     ).of_split(args.split, args.dataset_config_name)
-    report = evaluate(subject, images, options, surrogates, accelerator, accelerator.print)
+    try:
+        report = evaluate(subject, images, options, surrogates, accelerator, accelerator.print)
+    except TooLittleTimeError as error:
+        raise ValueError(error.as_options()) from error
     if report is not None:
         written = [report.save(args.output_dir), *report.plot(args.output_dir)]
         print(f"\n{render(report, args.min_clean_accuracy)}\n")

@@ -13,6 +13,7 @@ from .accuracy import correct_draws
 from .compare import compare
 from .evaluate import evaluate_robustness
 from .figures import Row, SigmaChoice, Strongest, TradeOff
+from .model_table import model_table
 from .plots import plot_eps_curve, plot_examples, plot_tradeoff
 from .report import RobustnessReport
 from .tables import render
@@ -31,6 +32,7 @@ __all__ = [
     "correct_draws",
     "evaluate_robustness",
     "mean_accuracy",
+    "model_table",
     "paired_difference",
     "plot_eps_curve",
     "plot_examples",

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from ..utils.statistics import mean_accuracy, paired_difference, unpaired_difference
+from ..utils.statistics import Difference, mean_accuracy, paired_difference, unpaired_difference
 from ..utils.text_table import bullets, render_table, sigma_label, wrapped
 from .figures import Row
 from .measurements import Measurements
-from .protocol import AttackConfiguration
+from .protocol import CLEAN, AttackConfiguration
 
 
 # Fields that two attacks of one name must share; steps, draws and restarts may differ and are listed.
@@ -23,9 +23,10 @@ def compare(a: Measurements, b: Measurements) -> str:
     """Return a table of the accuracies of two reports and of their differences.
 
     Every attack that both have is compared at the main sigma of each report, which may differ or be off, and at each
-    further sigma that both were measured with; then the strongest attack on each image. Differences are paired over
-    the images that are in both (by their hashes): images that are easy or hard for both models cancel. Without common
-    images the reports are compared as two samples of one split, which takes far larger differences to tell apart.
+    further sigma that both were measured with; the strongest attack on each image comes first. Differences are paired
+    over the images that are in both (by their hashes): images that are easy or hard for both models cancel. Without
+    common images the reports are compared as two samples of one split, which takes far larger differences to tell
+    apart.
 
     A difference tells of the models only as far as the attacks are equally strong. Settings that differ are listed;
     attacks of one name that differ in eps or kind are not compared.
@@ -52,7 +53,7 @@ def compare(a: Measurements, b: Measurements) -> str:
             f"the reports are of {data[0]} and {data[1]}, and no image is in both: a difference could be that of the"
             " data; evaluate both on the same images"
         )
-    lines: list[list[str]] = []
+    lines: list[tuple[list[str], Difference]] = []
     notes: list[str] = []
     names = list(a.configurations), list(b.configurations)
     for name in [name for name in names[0] if name in names[1]]:
@@ -63,18 +64,19 @@ def compare(a: Measurements, b: Measurements) -> str:
         for used in _sigmas_of(a, b, name):
             correct = a.correct(name, used[0]), b.correct(name, used[1])
             lines.append(_line(name, used, (a.row(name, used[0]), b.row(name, used[1])), correct, pairs))
-    if not any(line[0] != "clean" for line in lines):
+    if not any(cells[0] != CLEAN for cells, _ in lines):
         raise ValueError(f"no attack is in both reports with the same eps: {names[0]} and {names[1]}")
     if a.settings["eps"] == b.settings["eps"]:
         used = (a.settings["sigma"], b.settings["sigma"])
         strongest = a.strongest(used[0]), b.strongest(used[1])
         number = " and ".join(dict.fromkeys(str(len(one.candidates)) for one in strongest))
         correct = strongest[0].correct, strongest[1].correct
-        lines.append(_line(f"strongest of {number}", used, (strongest[0].row, strongest[1].row), correct, pairs))
+        strongest_line = _line(f"strongest of {number}", used, (strongest[0].row, strongest[1].row), correct, pairs)
+        lines.insert(0, strongest_line)
         if strongest[0].candidates != strongest[1].candidates:
             notes.append("the strongest are of different attacks: whoever met fewer of them looks better")
     columns = ["attack", "sigma", "images", "a", "b", "a - b"]
-    sections = [_how(a, b, pairs), render_table(columns, lines)]
+    sections = [_verdict(lines), _how(a, b, pairs), render_table(columns, [cells for cells, _ in lines])]
     settings = [[name, str(one), str(other)] for name, one, other in _settings_that_differ(a, b)]
     if settings:
         sections += ["Settings that differ:", render_table(["setting", "a", "b"], settings)]
@@ -123,17 +125,36 @@ def _line(
     rows: tuple[Row, Row],
     correct: tuple[np.ndarray, np.ndarray],
     pairs: np.ndarray,
-) -> list[str]:
+) -> tuple[list[str], Difference]:
+    """Return the cells of one attack, and its difference."""
     sigma = " / ".join(dict.fromkeys(map(sigma_label, used)))
     # Attacks may be on the first images only.
     both = pairs[(pairs[:, 0] < len(correct[0])) & (pairs[:, 1] < len(correct[1]))]
     if len(both):
         first, second = correct[0][both[:, 0]], correct[1][both[:, 1]]
         accuracies = [str(mean_accuracy(one)) for one in (first, second)]
-        return [name, sigma, str(len(both)), *accuracies, str(paired_difference(first, second))]
+        difference = paired_difference(first, second)
+        return [name, sigma, str(len(both)), *accuracies, str(difference)], difference
     difference = unpaired_difference(*correct)
     number = " / ".join(dict.fromkeys(str(len(one)) for one in correct))
-    return [name, sigma, number, str(rows[0].accuracy), str(rows[1].accuracy), str(difference)]
+    return [name, sigma, number, str(rows[0].accuracy), str(rows[1].accuracy), str(difference)], difference
+
+
+def _verdict(lines: list[tuple[list[str], Difference]]) -> str:
+    """Return in a sentence which model is better without an attack, and under the strongest."""
+    told = []
+    for what, beginning in (("under the strongest attack", "strongest of "), ("without an attack", CLEAN)):
+        for cells, difference in lines:
+            if not cells[0].startswith(beginning):
+                continue
+            better = "a is better" if difference.low > 0 else "b is better"
+            if difference.includes_zero:
+                better = "a and b cannot be told apart"
+            told.append(f"{what} {better} ({cells[3]} and {cells[4]} %, difference {difference})")
+            # The next are of further sigmas.
+            break
+    text = "; ".join(told)
+    return wrapped(f"{text[0].upper()}{text[1:]}.")
 
 
 def _how(a: Measurements, b: Measurements, pairs: np.ndarray) -> str:

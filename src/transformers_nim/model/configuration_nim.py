@@ -3,9 +3,11 @@
 
 import functools
 import math
+from collections.abc import Mapping
 from dataclasses import field
 from typing import Any, Literal
 
+import torch
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers.activations import ACT2FN
@@ -24,6 +26,15 @@ _POSITIVE_FIELDS = (
     "decoder_num_hidden_layers", "decoder_num_attention_heads", "decoder_intermediate_size", "num_channels",
     "num_samples", "layer_norm_eps",
 )  # fmt: skip
+# Far above any model, and low enough that a wrong number neither hangs nor eats the memory.
+_MAXIMA = {
+    "hidden_size": 2**16, "num_hidden_layers": 1000, "num_attention_heads": 2**12, "intermediate_size": 2**18,
+    "decoder_hidden_size": 2**16, "decoder_num_hidden_layers": 1000, "decoder_num_attention_heads": 2**12,
+    "decoder_intermediate_size": 2**18, "num_channels": 2**10, "image_size": 2**14, "patch_size": 2**14,
+    "num_samples": 2**20, "num_labels": 2**20, "layer_norm_eps": 1, "initializer_range": 100,
+}  # fmt: skip
+_MAX_PATCHES = 2**16
+_MAX_PARAMETERS = 3 * 10**10
 _CLASSIFIER_INPUT = {"image_mean", "image_std", "size", "resample", "bgr"}
 # Fields of `config.json` that name Python files beside it.
 _CODE_FIELDS = ("auto_map", "custom_pipelines")
@@ -50,25 +61,71 @@ class NIMConfigError(StrictDataclassError, ValueError):
     """A wrong configuration value: a ValueError, and the error of other strict configs of transformers."""
 
 
+def _check_given(given: dict[str, Any]) -> None:
+    """Check values before transformers builds labels, lists and types of them.
+
+    Raises:
+        ValueError: A value is too large, or has the wrong type.
+    """
+    check_counts(num_labels=given.get("num_labels", 1) or 0)
+    for name, most in _MAXIMA.items():
+        value = given.get(name)
+        for number in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(number, (int, float)) and number > most:
+                raise ValueError(f"{name} must be at most {most}, got {value}")
+    labels = given.get("id2label")
+    if labels is not None:
+        is_mapping = isinstance(labels, Mapping) and 0 < len(labels) <= _MAXIMA["num_labels"]
+        if not is_mapping or {str(key) for key in labels} != set(map(str, range(len(labels)))):
+            raise ValueError(f"id2label must map the numbers 0, 1, ... to the names of classes, got {_short(labels)}")
+        if not all(isinstance(label, (str, int)) for label in labels.values()):
+            raise ValueError(f"the names of classes in id2label must be texts, got {_short(labels)}")
+    if not isinstance(given.get("label2id"), Mapping | None):
+        raise ValueError(f"label2id must map the names of classes to their numbers, got {_short(given['label2id'])}")
+    architectures = given.get("architectures")
+    if architectures and not (isinstance(architectures, list) and all(isinstance(a, str) for a in architectures)):
+        raise ValueError(f"architectures must be a list of names of classes, got {_short(architectures)}")
+    for name in ("dtype", "torch_dtype"):
+        dtype = given.get(name)
+        known = getattr(torch, str(dtype).removeprefix("torch."), None)
+        if dtype not in (None, "auto") and not isinstance(known, torch.dtype):
+            raise ValueError(f'{name} must be a type of torch such as "float32", got {_short(dtype)}')
+    problem = given.get("problem_type")
+    if problem not in (None, "regression", "single_label_classification", "multi_label_classification"):
+        raise ValueError(
+            'problem_type must be "regression", "single_label_classification" or "multi_label_classification", got'
+            f" {_short(problem)}"
+        )
+    for name in ("return_dict", "output_hidden_states", "output_attentions"):
+        if not isinstance(given.get(name), bool | None):
+            raise ValueError(f"{name} must be true or false, got {_short(given[name])}")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
 def _raises_value_errors(cls):
     """Turn the errors of `@strict` into ValueErrors, which they are not in huggingface_hub."""
 
-    def convert(method):
+    def convert(name, method):
         @functools.wraps(method)
         def wrapper(self, *args, **kwargs):
             try:
-                # Not a field of the dataclass, so `@strict` does not check it.
-                check_counts(num_labels=kwargs.get("num_labels", 1) or 0)
+                _check_given(dict([args]) if name == "__setattr__" else kwargs)
                 return method(self, *args, **kwargs)
             except (StrictDataclassError, ValueError) as error:
                 if isinstance(error, NIMConfigError):
                     raise
-                raise NIMConfigError(str(error)) from error
+                # Without the frame of several lines that `@strict` puts around it.
+                is_frame = isinstance(error, StrictDataclassError) and error.__cause__ is not None
+                raise NIMConfigError(" ".join(str(error.__cause__ if is_frame else error).split())) from error
 
         return wrapper
 
     for name in ("__init__", "__setattr__", "validate"):
-        setattr(cls, name, convert(getattr(cls, name)))
+        setattr(cls, name, convert(name, getattr(cls, name)))
     return cls
 
 
@@ -230,6 +287,21 @@ class NIMConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+        """Read `config.json`, as in transformers, and check that it holds fields.
+
+        Raises:
+            OSError: There is no such file, or it holds no JSON object.
+        """
+        try:
+            content, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+            if isinstance(content, dict):
+                return content, unused
+        except (TypeError, AttributeError):
+            pass
+        raise OSError(f"the config of {pretrained_model_name_or_path} is no JSON object of fields and values")
+
+    @classmethod
     def from_dict(cls, config_dict, **kwargs):
         """Make a config from a dictionary, as in transformers, and check values that override the saved ones too.
 
@@ -303,6 +375,8 @@ class NIMConfig(PreTrainedConfig):
             value = getattr(self, name)
             if len(_pair(value)) != 2 or any(isinstance(v, bool) or v <= 0 for v in _pair(value)):
                 raise ValueError(f"{name} must be a positive int or a pair of them (height, width), got {value}")
+        if math.prod(self.patch_grid) > _MAX_PATCHES:
+            raise ValueError(f"an image may have {_MAX_PATCHES} patches, got {math.prod(self.patch_grid)}")
         if any(image % patch for image, patch in zip(self.image_shape, self.patch_shape)):
             raise ValueError(f"patch_size {self.patch_size} must divide image_size {self.image_size}")
 
@@ -314,6 +388,19 @@ class NIMConfig(PreTrainedConfig):
                 raise ValueError(f"{prefix}hidden_size {width} must be a multiple of its {heads} attention heads")
             if width % 4:
                 raise ValueError(f"{prefix}hidden_size {width} must be a multiple of 4 for its position embeddings")
+        self._check_parameters()
+
+    def _check_parameters(self) -> None:
+        pixels = self.num_channels * math.prod(self.patch_shape)
+        number: int = self.hidden_size * self.num_labels  # type: ignore[operator]
+        for prefix in ("", "decoder_"):
+            width, hidden = getattr(self, f"{prefix}hidden_size"), getattr(self, f"{prefix}intermediate_size")
+            layer = width * (4 * width + 2 * hidden)
+            number += getattr(self, f"{prefix}num_hidden_layers") * layer + width * (
+                pixels + math.prod(self.patch_grid)
+            )
+        if number > _MAX_PARAMETERS:
+            raise ValueError(f"a model may have {_MAX_PARAMETERS:,} parameters, this one would have {number:,}")
 
     def validate_image_statistics(self):
         """Check that each channel has a mean and a positive standard deviation."""
@@ -347,13 +434,15 @@ class NIMConfig(PreTrainedConfig):
     def _check_statistics(self, given: dict[str, Any], prefix: str = "") -> None:
         for name in ("image_mean", "image_std"):
             value = given[name]
-            if len(value) != self.num_channels:
+            if not isinstance(value, (list, tuple)) or len(value) != self.num_channels:
                 raise ValueError(
                     f"{prefix}{name} must have one value for each of {self.num_channels} channels, got {value}"
                 )
-            if not all(math.isfinite(v) and (v > 0 or name == "image_mean") for v in value):
+            # They are of pixels in [0, 1]; those of a classifier of another kind may be of any unit.
+            low = 1e-6 if name == "image_std" else -1e6
+            if not all(isinstance(v, (int, float)) and low <= v <= 1e6 for v in value):
                 positive = " and positive" if name == "image_std" else ""
-                raise ValueError(f"{prefix}{name} must be finite{positive}, got {value}")
+                raise ValueError(f"{prefix}{name} must be finite{positive}, from {low:g} to 1e+06, got {value}")
 
 
 def _pair(size: int | list[int] | tuple[int, ...]) -> tuple[int, int]:

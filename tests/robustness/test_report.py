@@ -447,7 +447,9 @@ def test_no_robustness_of_a_model_at_chance():
     report = hand_made(labels, attacks)
     assert report.chance(50.0) == 0.75
     assert not report.is_above_chance(50.0)
-    assert "clean, which cannot be told from chance (75 %) on 40 images; nothing can be said" in verdict(report)
+    told = "75 % clean, which cannot be told from chance (75 %) on 40 images (99 % interval 5"
+    assert told in verdict(report)
+    assert verdict(report).endswith("nothing can be said of its robustness")
     right = hand_made(labels, [(clean(), {50.0: [[label] * 11 for label in labels]})])
     assert right.chance(50.0) == 0.75**2 + 0.25**2
     assert right.is_above_chance(50.0)
@@ -460,3 +462,18 @@ def test_few_images_do_not_even_show_a_collapse():
         (attack("EOT-PGD", sigmas=(None,), attack_sigma=None), {None: wrong}),
     ]
     assert verdict(hand_made(list(range(6)), attacks, sigma=None)).endswith("6 images: too few to see even a collapse")
+
+
+def test_a_model_with_noise_of_its_own_is_not_said_to_answer_equal_images_equally():
+    predictions = [[index] * 11 for index in range(10)]
+    attacks = [
+        (clean((None,)), {None: predictions}),
+        (attack("EOT-PGD", sigmas=(None,), attack_sigma=None), {None: [[0] * 11] * 10}),
+    ]
+    report = hand_made(list(range(10)), attacks, sigma=None, sigmas=[None], own_noise="seeded")
+    assert verdict(report).startswith("its own noise: 100 % clean, 10 % [")
+    assert "if it may try ten times" in verdict(report)
+    text = plain(render(report))
+    assert "The model draws noise of its own. - Every finished image is classified 11 times" in text
+    assert "8 noise draws per gradient" in text
+    assert "RobustBench takes no models with random answers" in text

@@ -148,7 +148,7 @@ def _not_higher(report: Measurements, text: str, stronger: str, weaker: str) -> 
     )
     passed = _judged(difference.low > 0, difference.high < 0, paired_difference(clean, right, _CONFIDENCE).low > 0)
     if passed is None:
-        detail = f"had {stronger} done nothing, it would not show, as {weaker} took too little: {detail}"
+        detail = f"had {stronger} done nothing, this would not have failed either: {detail}"
     return _check(text, passed, detail)
 
 
@@ -174,7 +174,7 @@ def _known_noise(report: Measurements) -> Check:
     )
     passed = _judged(difference.low > kinder, difference.high < kinder, idle.low > kinder)
     if passed is None:
-        detail = f"had it done nothing, it would not show on {len(fresh)} images: {detail}"
+        detail = f"had it done nothing on these {len(fresh)} images, this would not have failed either: {detail}"
     return _check(text, passed, detail)
 
 
@@ -194,7 +194,8 @@ def _about_zero(
     """Check that next to nothing is left, if there was something to take."""
     clean = mean_accuracy(report.correct(CLEAN, sigma)[:num_images], _CONFIDENCE)
     if clean.low <= max(ABOUT_ZERO, report.chance(sigma, num_images)):
-        return _check(text, None, f"too little accuracy to take, {clean} % of {num_images} clean images: {detail}")
+        reason = f"without an attack {clean} % of {num_images} images (99 % interval) cannot be told from chance"
+        return _check(text, None, f"{reason}: {detail}")
     return _check(text, left <= ABOUT_ZERO, detail)
 
 

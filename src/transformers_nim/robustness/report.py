@@ -26,7 +26,7 @@ _PAGE = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_
 </tbody>
 </table>
 {% for picture in pictures %}
-<img alt="{{ picture.name }}" src="data:image/png;base64,{{ picture.content }}">
+<img alt="{{ picture.name }}" style="max-width: 100%" src="data:image/png;base64,{{ picture.content }}">
 {% endfor %}
 <details><summary>All figures, and how they were measured</summary><pre>{{ text }}</pre></details>
 """

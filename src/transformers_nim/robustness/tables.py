@@ -16,7 +16,7 @@ from .protocol import (
     AttackBudget,
     AttackConfiguration,
 )
-from .verdict import column_label, verdict
+from .verdict import column_label, has_own_noise, verdict
 
 
 # Clean accuracy that the recommended sigma may cost, if nothing else is asked for.
@@ -68,7 +68,7 @@ def describe(report: Measurements) -> list[str]:
     sigma, num_samples = settings["sigma"], settings["num_samples"]
     num_draws = report.row(CLEAN, sigma).num_draws
     has_vote = num_samples > 1
-    lines = ["The model has no defense."]
+    lines = ["The model draws noise of its own." if has_own_noise(report) else "The model has no defense."]
     if report.sigmas != (None,):
         lines = [f"Defense: {column_label(report, sigma)}, in units of 0..255 pixels."]
     if has_vote:
@@ -87,7 +87,7 @@ def describe(report: Measurements) -> list[str]:
             f" {NUM_VOTES}, up to {num_samples * NUM_TRIES} for {NUM_TRIES} tries.",
         ]
     per_gradient, queries = "", f"{budget.num_queries:,} predictions"
-    if any(settings["sigmas"]):
+    if any(settings["sigmas"]) or has_own_noise(report):
         per_gradient = f", {plural(budget.num_draws, 'noise draw')} per gradient"
         queries += ", each noise draw counted"
         if has_vote:
@@ -140,7 +140,7 @@ def attack_table(report: Measurements) -> tuple[list[str], list[list[str]], str]
         notes.append("\\* The attacker knows the noise, which is always the same here.")
     if any(_mark(row) == " **" for row in rows):
         notes.append("\\*\\* Only for the sanity checks. Rows with a star are no part of the strongest.")
-    notes.append(_robustbench_note([row.configuration for row in rows], sigma))
+    notes.append(_robustbench_note([row.configuration for row in rows], is_random))
     return ["attack", "images", *columns], lines, " ".join(note for note in notes if note)
 
 
@@ -148,8 +148,8 @@ def _mark(row: Row) -> str:
     return " *" if row.fixed_noise else " **" if row.group == "check" else ""
 
 
-def _robustbench_note(names: list[str], sigma: float | None) -> str:
-    if sigma:
+def _robustbench_note(names: list[str], is_random: bool) -> str:
+    if is_random:
         return (
             "RobustBench takes no models with random answers, so these figures have no counterpart there; those of a"
             " model without a defense, or with sigma off or 0, have."
@@ -176,7 +176,7 @@ def _attack_line(row: Row, name: str) -> list[str]:
 def _matrix(report: Measurements) -> list[str]:
     """Return the table of assumed against used sigma; nothing for a single sigma."""
     sigmas, eps = report.sigmas, report.settings["eps"]
-    if len(sigmas) == 1:
+    if len(sigmas) == 1 or not report.has_attacks:
         return []
 
     def line(title: str, name: str) -> list[str]:

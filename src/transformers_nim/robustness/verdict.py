@@ -4,7 +4,7 @@
 import math
 from itertools import pairwise
 
-from ..utils.statistics import Accuracy, paired_difference, wilson_interval
+from ..utils.statistics import Accuracy, mean_accuracy, paired_difference, wilson_interval
 from ..utils.text_table import plural, sigma_key, sigma_label
 from .figures import Row
 from .measurements import Measurements
@@ -22,10 +22,11 @@ def verdict(report: Measurements) -> str:
     beginning = f"{predictor_name(report)}: {_whole(clean.accuracy.mean)} % clean"
     chance = report.chance(sigma)
     if not report.is_above_chance(sigma):
-        interval = _with_interval(clean.accuracy)
+        certain = mean_accuracy(report.correct(CLEAN, sigma), confidence=0.99)
         return (
-            f"{predictor_name(report)}: {interval} clean, which cannot be told from chance ({_whole(chance)} %) on"
-            f" {plural(clean.num_images, 'image')}; nothing can be said of its robustness"
+            f"{beginning}, which cannot be told from chance ({_whole(chance)} %) on"
+            f" {plural(clean.num_images, 'image')} (99 % interval {_whole(certain.low)} to {_whole(certain.high)});"
+            " nothing can be said of its robustness"
         )
     if not report.has_attacks:
         return f"{beginning} on {plural(clean.num_images, 'image')}; not attacked"
@@ -55,14 +56,21 @@ def verdict(report: Measurements) -> str:
 
 def column_label(report: Measurements, sigma: float | None) -> str:
     """Return the name of a sigma in a report: the only one of a model without a defense is not "off"."""
-    return "no defense" if report.sigmas == (None,) else sigma_label(sigma)
+    if report.sigmas == (None,):
+        return "its own noise" if has_own_noise(report) else "no defense"
+    return sigma_label(sigma)
+
+
+def has_own_noise(report: Measurements) -> bool:
+    """Tell whether a model without a sigma gives equal images different answers."""
+    return report.settings.get("own_noise") is not None
 
 
 def predictor_name(report: Measurements) -> str:
     """Return what predicts, in short: `sigma 50, vote of 16`, `no defense`."""
     sigma, num_samples = report.settings["sigma"], report.settings["num_samples"]
     if sigma is None:
-        return "no defense" if report.sigmas == (None,) else "defense off"
+        return column_label(report, None) if report.sigmas == (None,) else "defense off"
     return f"sigma {sigma_key(sigma)}" + (f", vote of {num_samples}" if sigma and num_samples > 1 else "")
 
 

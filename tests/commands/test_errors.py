@@ -64,9 +64,12 @@ CASES = [
     ("evaluate", [*MODEL, *DATA, "--surrogates", "x"], 2, "--surrogates takes NAME=MODEL, got 'x'"),
     ("evaluate", [*MEASURE, "--model_name_or_path", "{broken}"], 2, "{broken}"),
     ("evaluate", [*MEASURE, "--split", "nothing"], 2, "there are ['train', 'validation']"),
-    ("evaluate", [*MEASURE, "--eps", "800"], 2, "eps must be at most 255 for Linf"),
-    ("evaluate", [*MEASURE, "--steps", "0"], 2, "steps must be an int of at least 1, got 0"),
-    ("evaluate", ["--compare", "{file}", "{file}"], 2, "{file} is not a report of robustness"),
+    ("evaluate", [*MODEL, *DATA, "--eps", "800"], 2, "eps must be at most 255 for Linf"),
+    ("evaluate", [*MODEL, *DATA, "--eps_grid", "-4"], 2, "eps must be positive and finite"),
+    ("evaluate", [*MODEL, *DATA, "--sigma", "high"], 2, "sigma must be \"off\" or a number of at least 0, got 'high'"),
+    ("evaluate", [*MODEL, *DATA, "--min_clean_accuracy", "50"], 2, "--min_clean_accuracy must be from 0 to 1, got 50"),
+    ("evaluate", [*MODEL, *DATA, "--steps", "0"], 2, "steps must be an int of at least 1, got 0"),
+    ("evaluate", ["--compare", "{file}", "{file}"], 2, "{file} is no JSON"),
     ("certify", [*MODEL, *DATA, "--alpha", "2"], 2, "--alpha is a probability of error between 0 and 1"),
     ("certify", [*MODEL, *DATA, "--n0", "0"], 2, "--n0 must be at least 1, got 0"),
     ("certify", [*MODEL, *DATA, "--sigmas", "0"], 2, "--sigmas must be greater than 0"),
@@ -128,6 +131,7 @@ NEEDS = {
     "pretrain": (["accelerate", "datasets", "matplotlib"], DATA),
     "finetune": (["accelerate", "datasets", "matplotlib", "timm"], [*MODEL, *DATA]),
     "evaluate": (["accelerate", "datasets", "matplotlib"], [*MODEL, *DATA]),
+    "evaluate --attacks": (["torchattacks"], [*MODEL, *DATA, "--attacks", "torchattacks_pgd"]),
     "certify": (["accelerate", "datasets", "matplotlib", "scipy"], [*MODEL, *DATA]),
 }
 
@@ -138,8 +142,9 @@ NEEDS = {
 def test_a_missing_extra_is_told_first(monkeypatch, capsys, command, package, tmp_path):
     monkeypatch.setitem(sys.modules, package, None)
     arguments = [argument.format(tmp=tmp_path) for argument in NEEDS[command][1]]
+    command = command.split()[0]
     status, text = run(monkeypatch, capsys, command, arguments)
-    extra = "certify" if package == "scipy" else "train"
+    extra = {"scipy": "certify", "torchattacks": "attacks"}.get(package, "train")
     assert status == 1
     assert text == (
         f"transformers-nim {command}: error: this needs the package {package!r}: pip install"

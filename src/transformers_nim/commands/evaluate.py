@@ -57,7 +57,10 @@ def sigma_argument(text: str) -> float | str | None:
         return text
     if text == "off":
         return None
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f'sigma must be "off" or a number of at least 0, got {text!r}')
     return value
@@ -129,6 +132,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     if FROM_CONFIG in (args.sigmas or []):
         parser.error(f"--sigmas takes numbers and off, got {FROM_CONFIG}, which is for --sigma")
+    if args.min_clean_accuracy is not None and not 0 <= args.min_clean_accuracy <= 1:
+        parser.error(f"--min_clean_accuracy must be from 0 to 1, got {args.min_clean_accuracy:g}")
     args.surrogates = args.surrogates or []
     names = [pair.split("=", 1)[0] for pair in args.surrogates]
     for name, pair in zip(names, args.surrogates):

@@ -19,7 +19,7 @@ from ..data.evaluation_set import EvaluationSet
 from ..model.checks_nim import check_counts, check_vote
 from ..model.noise import FROM_CONFIG
 from ..model.pixel_classifier_nim import PixelClassifier
-from ..utils.extras import require
+from ..utils.extras import check_installed, require
 from ..utils.records import replace_file, start_records
 from ..utils.text_table import plural, sigma_key
 from ..utils.versions import VERSION, package_versions
@@ -35,6 +35,7 @@ from .protocol import (
     AttackConfiguration,
     ModelFacts,
     Suite,
+    check_radii,
 )
 from .report import RobustnessReport
 from .runner import KEYS, Runner, kept_path
@@ -108,8 +109,11 @@ class EvaluationOptions:
                 raise ValueError(f"sigma must be a number of at least 0, or None for off, got {sigma!r}")
         if self.budget_minutes is not None and not self.budget_minutes > 0:
             raise ValueError(f"budget_minutes must be positive, got {self.budget_minutes!r}")
+        check_radii(self.norm, (self.eps, *self.radii))
         for name in self.attacks:
             attack_options(name)
+            if name.startswith("torchattacks_"):
+                check_installed("torchattacks")
             if name in ("transfer", "autoattack"):
                 instead = "surrogates" if name == "transfer" else 'suite "full"'
                 raise ValueError(f"the attack {name} is run by {instead}; leave it out of attacks")

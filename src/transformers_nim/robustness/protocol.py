@@ -207,6 +207,19 @@ class ModelFacts:
         return tuple(dict.fromkeys([self.sigma, *self.sigmas]))
 
 
+def check_radii(norm: str, radii: Sequence[float]) -> None:
+    """Check radii of attacks, in units of 0..255 pixels.
+
+    Raises:
+        ValueError: One is out of range.
+    """
+    for radius in radii:
+        if not 0 < radius < math.inf:
+            raise ValueError(f"eps must be positive and finite (in units of 0..255 pixels), got {radius!r}")
+        if norm == "Linf" and radius > 255:
+            raise ValueError(f"eps must be at most 255 for Linf (in units of 0..255 pixels), got {radius!r}")
+
+
 @dataclass(frozen=True)
 class Suite:
     """The attacks of an evaluation.
@@ -248,11 +261,7 @@ class Suite:
         check_counts(num_samples=self.num_samples)
         if self.name not in BUDGETS:
             raise ValueError(f"suite must be one of {list(BUDGETS)}, got {self.name!r}")
-        for radius in (self.eps, *self.eps_grid):
-            if not 0 < radius < math.inf:
-                raise ValueError(f"eps must be positive and finite (in units of 0..255 pixels), got {radius!r}")
-            if self.norm == "Linf" and radius > 255:
-                raise ValueError(f"eps must be at most 255 for Linf (in units of 0..255 pixels), got {radius!r}")
+        check_radii(self.norm, (self.eps, *self.eps_grid))
 
     def configurations(self) -> list[AttackConfiguration]:
         """Return the attack configurations, the clean images first.

@@ -74,6 +74,24 @@ def test_bounds_are_checked():
         Ball("Linf", 1.0).check(clean, clean[:1])
 
 
+@pytest.mark.parametrize("size", [32, 224])
+@pytest.mark.parametrize("eps", [0.05, 0.5, 10.0])
+def test_projections_are_not_refused_for_their_rounding(size, eps):
+    ball, generator = Ball("L2", eps), torch.Generator().manual_seed(0)
+    for trial in range(12):
+        clean = torch.rand(1, 3, size, size, generator=generator)
+        if trial % 3 == 0:
+            clean[:] = 0.3 + 0.05 * trial
+        outside = clean + 10 ** -(trial % 4) * torch.randn(clean.shape, generator=generator)
+        if trial % 2:
+            outside = clean + 10 * ball.eps * ball.steepest(torch.ones_like(clean))
+        nearest = ball.project(clean, outside)
+        ball.check(clean, nearest)
+        exact = (nearest.double() - clean.double()).norm().item()
+        assert exact <= eps + 2**-24 * clean.numel() ** 0.5
+        assert perturbation_norm(nearest - clean, "L2").item() == pytest.approx(exact, rel=2e-6)
+
+
 def test_rounding_of_all_pixels_in_one_direction_is_no_violation():
     """A flat picture and a flat perturbation: all pixels are rounded alike, and in L2 that adds up."""
     ball, distances = Ball("L2", 3.0), []
@@ -107,6 +125,8 @@ def test_wrong_images():
         ((pixels[0], labels, [0, 1]), "pixels must be floats of shape"),
         (((pixels * 255).byte(), labels, [0, 1]), "pixels must be floats of shape"),
         ((pixels + 1, labels, [0, 1]), r"pixels must lie in \[0, 1\]"),
+        ((pixels.round() - 2e-6, labels, [0, 1]), r"pixels must lie in \[0, 1\]"),
+        ((pixels.half().round() + 0.01, labels, [0, 1]), r"pixels must lie in \[0, 1\]"),
         ((pixels * torch.nan, labels, [0, 1]), r"pixels must lie in \[0, 1\]"),
         ((pixels, labels[:1], [0, 1]), "labels must be one class"),
         ((pixels, labels.float(), [0, 1]), "labels must be one class"),

@@ -81,13 +81,6 @@ def test_what_cannot_be_attacked_by_gradients_is_said(labels):
     generators = [torch.Generator()] * 6
     with pytest.raises(ValueError, match="no gradient flows"):
         Objective(lambda images: images.detach().mean() + torch.eye(6), "ce", 1).gradient(pixels, labels, generators)
-    logits = torch.eye(6).index_fill(0, torch.tensor([2]), torch.nan)
-    with pytest.raises(FloatingPointError, match="loss of 1 of 6 images is not finite"):
-        Objective(lambda images: images.mean() + logits, "ce", 1).gradient(pixels, labels, generators)
-    with pytest.raises(FloatingPointError, match="gradient"):  # the slope of a root at 0
-        Objective(lambda images: torch.eye(6) + (0 * images).sqrt().mean(), "ce", 1).gradient(
-            pixels, labels, generators
-        )
 
 
 def test_best_iterates_by_loss_and_by_margin():

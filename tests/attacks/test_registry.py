@@ -93,6 +93,37 @@ def test_nothing_else_changes(name, capsys):
     assert torch.equal(attack(classifier, pixels, labels, norm="Linf", eps=0.1, seeds=[3, 4]), first)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_pixels_that_are_rounded(name, robust_model):
+    """Black and white come back from many normalizations beside 0 and 1."""
+    classifier = PixelClassifier(robust_model, sigma=30, fixed_noise=name == "autoattack")
+    pixels, labels = torch.zeros(2, 3, 32, 32), torch.tensor([0, 1])
+    pixels[0], pixels[1] = -3e-8, 1 + 2.0**-23
+    norm = "Linf" if name in LINF_ONLY else "L2"
+    adversarial = quick(name)(classifier, pixels, labels, eps=0.1, norm=norm)
+    assert adversarial.min() >= 0
+    assert adversarial.max() <= 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["eot_pgd", "eot_apgd_ce", "square", "transfer", "none"])
+def test_half_precision_is_searched_in_float32(name, dtype, robust_model):
+    """A step of 2/255 is hardly more than bfloat16 can tell of a bright pixel."""
+    pixels, labels = torch.rand(2, 3, 32, 32).to(dtype), torch.tensor([0, 1])
+    seen, weight = [], torch.randn(3 * 32 * 32, 5, dtype=dtype)
+
+    def in_half(images):
+        seen.append(images.dtype)
+        return images.flatten(1) @ weight
+
+    in_half.is_deterministic = True
+    for classifier in (PixelClassifier(robust_model, sigma=30), in_half):
+        adversarial = quick(name)(classifier, pixels, labels, eps=8 / 255)
+        assert adversarial.dtype == torch.float32
+        assert (adversarial - pixels.float()).abs().max() <= 8 / 255 + 1e-6
+    assert set(seen) == (set() if name in ("none", "transfer") else {dtype})
+
+
 def test_wrong_names_and_options():
     with pytest.raises(ValueError, match=r"unknown attack 'cw'; known: \['apgd_t', 'autoattack'"):
         make_attack("cw")

@@ -1,5 +1,6 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
 import numpy as np
+import pytest
 import torch
 
 from transformers_nim.attacks import EOTPGD
@@ -36,6 +37,13 @@ def test_draws_are_fresh_and_repeatable():
     assert 0.3 < correct.mean() < 0.7
     assert not np.array_equal(correct[:, 0], correct[:, 1])
     np.testing.assert_array_equal(correct, correct_draws(coin, pixels, labels, num_draws=6, batch_size=7, seed=3))
+
+
+def test_a_broken_classifier_has_no_accuracy():
+    """The position of the largest of several NaN is 0, which is a class."""
+    pixels, labels = torch.rand(6, 1, 2, 2), torch.zeros(6, dtype=torch.long)
+    with pytest.raises(FloatingPointError, match="logits are NaN for 6 images of 6"):
+        correct_draws(lambda batch: torch.full((len(batch), 3), torch.nan), pixels, labels)
 
 
 def test_right_answers_are_counted():

@@ -2,18 +2,21 @@
 import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from attacks.toys import Linear, Masked, Noisy, boundary_points
+from fake_reports import settings as fake_settings
 
 from transformers_nim.attacks import PixelClassifier
 from transformers_nim.attacks.randomness import draw_logits
 from transformers_nim.data.evaluation_set import EvaluationSet
 from transformers_nim.model.noise import draw_noise, resolve_sigma
 from transformers_nim.model.outputs_nim import RobustImageClassifierOutput, combine_draws
+from transformers_nim.robustness.checks import make_report
 from transformers_nim.robustness.classifiers import classifier_maker
 from transformers_nim.robustness.figures import measure
 from transformers_nim.robustness.protocol import (
@@ -123,6 +126,52 @@ def test_an_image_that_is_lost_keeps_its_clean_answers(records):
     assert attacked["predictions"] == clean["predictions"]
     assert attacked["scores"] == clean["scores"]
     assert clean["scores"]["30"][0] == 1.0
+
+
+class Fragile(Linear):
+    """Linear, but its gradient is no number on one image, and its logits are none far from another."""
+
+    def __init__(self, cracked, breaking):
+        super().__init__(classes=3, shape=SHAPE)
+        self.cracked, self.breaking = cracked, breaking
+
+    def __call__(self, pixels):
+        logits = super().__call__(pixels)
+        near, far = ((pixels - one).abs().amax(dim=(1, 2, 3)) for one in (self.cracked, self.breaking))
+        logits = logits + torch.where(near < 0.1, 0 * pixels[:, 0, 0, 0], 1.0).sqrt()[:, None]
+        return torch.where((far > 0.02) & (far < 0.1), torch.nan, 1.0)[:, None] * logits
+
+
+def test_numbers_that_are_not_finite_stop_nothing_and_are_told(tmp_path):
+    images = make_images()
+    fragile = Fragile(images.read(1), images.read(4))
+    suite = [one for one in attacks() if one.name in (CLEAN, HEADLINE, "FGSM", "Square")]
+    suite = [replace(one, attack_sigma=None, defense_sigmas=(None,)) for one in suite]
+    start_records(tmp_path, {}, KEYS, False)
+    runner = Runner(lambda *args: fragile, images, suite, BUDGET, tmp_path)
+    runner.run()
+    records = read(tmp_path)
+    # A gradient that is no number is gone around, and an answer that is none is wrong.
+    assert {row for row in range(6) if records[HEADLINE, row].get("not_finite")} == {1, 4}
+    assert not any(records[CLEAN, row].get("not_finite") for row in range(6))
+    assert records["FGSM", 4]["predictions"] == {"off": [-1]}
+    assert records["FGSM", 4]["scores"]["off"][0] == 1.0
+    settings = fake_settings(sigma=None, sigmas=[None])
+    report = make_report(tmp_path, settings, suite, images, left_out=["A."])
+    assert report.left_out[0] == "A."
+    assert (
+        "the whole strength of EOT-PGD on 2 images (rows [1, 4]): a loss or a gradient was not finite there"
+        in report.left_out
+    )
+    assert not report.correct("FGSM", None)[4]
+
+
+def test_a_model_whose_answers_are_no_numbers_is_refused(tmp_path):
+    images = make_images()
+    start_records(tmp_path, {}, KEYS, False)
+    runner = Runner(lambda *args: lambda pixels: LINEAR(pixels) * torch.nan, images, attacks()[:1], BUDGET, tmp_path)
+    with pytest.raises(FloatingPointError, match="logits of image 0 are NaN without any attack"):
+        runner.run()
 
 
 def test_clean_answers_are_those_of_the_classifier(records):

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..utils.seeding import image_generators
 from .geometry import Ball, per_image, perturbation_norm
 from .losses import Objective
+from .not_finite import note_images
 from .randomness import Classifier, Generators, is_deterministic
 from .registry import Attack, OnStep, make_attack, register_attack
 from .restarts import BATCH_SIZE, effective_draws, run_restarts
@@ -73,7 +74,10 @@ class Transfer(Attack):
         self, classifier: Classifier, pixels: Tensor, labels: Tensor, ball: Ball, seeds: Sequence[int], on_step: OnStep
     ) -> Tensor:
         attack = self._made()
-        return attack(self.source, pixels, labels, eps=ball.eps, norm=ball.norm, seeds=seeds, on_step=on_step)
+        return attack(
+            self.source, pixels, labels, eps=ball.eps, norm=ball.norm, seeds=seeds, on_step=on_step,
+            on_not_finite=note_images,
+        )  # fmt: skip
 
 
 @register_attack("square")

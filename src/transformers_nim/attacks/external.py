@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..utils.extras import require
 from ..utils.seeding import derive_seed, forked_rng
 from .geometry import Ball
+from .not_finite import FiniteGradient
 from .randomness import Classifier, Generators, draw_logits, is_deterministic
 from .registry import Attack, OnStep, register_attack
 from .restarts import BATCH_SIZE, run_restarts
@@ -166,6 +167,7 @@ class _Logits(nn.Module):
         self.eval()
 
     def forward(self, pixels: Tensor) -> Tensor:
+        pixels = FiniteGradient.apply(pixels)
         if self._generators is None:
             logits = self._classifier[0](pixels)
         else:

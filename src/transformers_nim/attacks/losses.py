@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..model.outputs_nim import combine_draws
 from .geometry import per_image
+from .not_finite import finite_gradient, finite_loss, note
 from .randomness import Classifier, Generators, draw_logits
 
 
@@ -121,6 +122,9 @@ def adversarial_loss(name: str, draws: Tensor, labels: Tensor) -> Tensor:
 class Objective:
     """The averaged loss of a classifier, and its gradient.
 
+    Both are finite. A loss that is infinite or no number becomes a very large one, as such an answer is not right. In
+    a gradient infinity becomes a large number, and what is no number 0. [`Attack`] tells on which images.
+
     Attributes:
         classifier: The classifier to attack.
         loss: One of `LOSSES`.
@@ -135,29 +139,20 @@ class Objective:
     targets: Tensor | None = None
 
     def draws(self, images: Tensor, labels: Tensor, generators: Generators) -> tuple[Tensor, Tensor]:
-        """Return the losses, shape `(batch,)`, and their logits, shape `(batch, draws, classes)`.
-
-        Raises:
-            FloatingPointError: A loss is not finite.
-        """
+        """Return the losses, shape `(batch,)`, and their logits, shape `(batch, draws, classes)`."""
         logits = draw_logits(self.classifier, images, self.num_draws, generators)
         if self.targets is None:
             loss = adversarial_loss(self.loss, logits, labels)
         else:
             loss = targeted_dlr_loss(logits, labels, self.targets)
-        if not bool(torch.isfinite(loss.detach()).all()):
-            raise FloatingPointError(
-                f"the {self.loss} loss of {int((~torch.isfinite(loss)).sum())} of {len(loss)} images is not finite:"
-                " an attack cannot tell better from worse there; look at the classifier's logits"
-            )
-        return loss, logits
+        note(loss.detach().isfinite()[:, None])
+        return finite_loss(loss), logits
 
     def gradient(self, images: Tensor, labels: Tensor, generators: Generators) -> tuple[Tensor, Tensor, Tensor]:
         """Return losses and logits as `draws` does, and the gradients of the losses, of the images' shape.
 
         Raises:
             ValueError: The classifier is not differentiable.
-            FloatingPointError: A loss or a gradient is not finite.
         """
         with torch.enable_grad():
             images = images.detach().requires_grad_()
@@ -168,9 +163,8 @@ class Objective:
                     " approximate gradient such as PixelClassifier(gradient='bpda')"
                 )
             (gradient,) = torch.autograd.grad(loss.sum(), images)
-        if not bool(torch.isfinite(gradient).all()):
-            raise FloatingPointError(f"the gradient of the {self.loss} loss is not finite")
-        return loss.detach(), logits.detach(), gradient
+        note(gradient.isfinite())
+        return loss.detach(), logits.detach(), finite_gradient(gradient)
 
 
 class BestIterates:
@@ -192,7 +186,7 @@ class BestIterates:
         """Take note of a point, and return whether the loss of each image is its highest so far, shape `(batch,)`."""
         improved = {}
         for name in self.names:
-            value = loss if name == self.loss else adversarial_loss(name, logits, self.labels)
+            value = loss if name == self.loss else finite_loss(adversarial_loss(name, logits, self.labels))
             highest = self._values.get(name)
             better = torch.ones_like(value, dtype=torch.bool) if highest is None else value > highest
             self.images[name] = torch.where(per_image(better), images, self.images.get(name, images))

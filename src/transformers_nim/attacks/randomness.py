@@ -2,6 +2,8 @@
 """Logits of a classifier whose answers may be random."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +18,25 @@ Generators = Sequence[torch.Generator]
 def is_deterministic(classifier: Classifier) -> bool:
     """Return whether a classifier says that equal pixels always get equal logits; see [`PixelClassifier`]."""
     return bool(getattr(classifier, "is_deterministic", False))
+
+
+def answers(logits: Tensor) -> Tensor:
+    """Return the predicted classes of logits `(..., classes)`; -1, which is no class, where one of them is NaN."""
+    return logits.argmax(dim=-1).masked_fill(logits.isnan().any(dim=-1), -1)
+
+
+@dataclass(frozen=True)
+class InHalf:
+    """A classifier of images in half precision that an attack gives images in float32."""
+
+    classifier: Classifier
+    dtype: torch.dtype
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        return self.classifier(pixels.to(self.dtype))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.classifier, name)
 
 
 def draw_logits(classifier: Classifier, pixels: Tensor, num_draws: int, generators: Generators) -> Tensor:

@@ -3,20 +3,24 @@
 
 import dataclasses
 import inspect
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypeVar
 
+import torch
 from torch import Tensor
 
 from ..model.checks_nim import check_counts
 from ..utils.seeding import forked_rng, image_seeds
 from .geometry import NORMS, Ball, check_images
-from .randomness import Classifier
+from .not_finite import looking_for_not_finite
+from .randomness import Classifier, InHalf
 
 
 AttackT = TypeVar("AttackT", bound="type[Attack]")
 OnStep = Callable[[], object]
+OnNotFinite = Callable[[list[int]], object]
 
 # Options that are ints of at least 1 in every attack that has them.
 _COUNTS = ("steps", "restarts", "num_draws", "num_queries", "batch_size", "resolution")
@@ -57,28 +61,32 @@ class Attack(ABC):
         seed: int = 0,
         seeds: Sequence[int] | None = None,
         on_step: OnStep | None = None,
+        on_not_finite: OnNotFinite | None = None,
     ) -> Tensor:
         """Make adversarial images and check that they lie in the ball.
 
-        The global random state is left as it was.
+        The global random state is left as it was. Where a loss or a gradient is not finite the attack goes on: an
+        answer that is no number counts as wrong, and an entry of a gradient that is none as 0.
 
         Args:
             classifier: Maps pixels to logits. A [`PixelClassifier`] takes the noise of each image from its seed; any
                 other callable must draw fresh noise for every row of the batch, or have a true `is_deterministic`.
-            pixels: Clean images in [0, 1], shape `(batch, channels, height, width)`.
+            pixels: Clean images in [0, 1] up to rounding, shape `(batch, channels, height, width)`. Those in half
+                precision are searched and returned in float32, as a step may be smaller than half precision can tell.
             labels: True classes, shape `(batch,)`. Some attacks also take probabilities, shape `(batch, classes)`.
             eps: Radius of the ball in pixels of [0, 1], such as `8 / 255`.
             norm: `"Linf"` or `"L2"`.
             seed: Seed of the attack. The seed of each image is derived from it and from the position of the image.
             seeds: One seed per image, instead of `seed`. What is found for an image depends on its own seed alone.
             on_step: Called after every step of every group of images, for progress bars.
+            on_not_finite: Called with the positions of images where a loss or a gradient was not finite, if there are
+                any; by default they are warned of.
 
         Returns:
             Adversarial images of the shape of `pixels`, in the ball and in [0, 1].
 
         Raises:
             ValueError: An argument is out of range, the attack does not know the norm, or it left its bounds.
-            FloatingPointError: A loss or a gradient is not finite.
         """
         ball = Ball(norm, eps)
         if norm not in self.norms:
@@ -87,10 +95,22 @@ class Attack(ABC):
         check_images(pixels, labels, seeds)
         if not len(pixels):
             return pixels.detach().clone()
-        with forked_rng(pixels.device):
+        if pixels.dtype in (torch.float16, torch.bfloat16):
+            classifier, pixels = InHalf(classifier, pixels.dtype), pixels.to(torch.float32)
+        pixels = pixels.detach().clamp(0, 1)
+        with forked_rng(pixels.device), looking_for_not_finite(len(pixels)) as found:
             adversarial = self._perturb(classifier, pixels, labels, ball, seeds, on_step or _ignore)
+        if found.images:
+            (on_not_finite or self._warn)(sorted(found.images))
         ball.check(pixels, adversarial)
         return adversarial
+
+    def _warn(self, positions: list[int]) -> None:
+        warnings.warn(
+            f"{type(self).__name__} met a loss or a gradient that is not finite on images {positions} of the batch,"
+            " and may be weaker there; look at the classifier's logits",
+            stacklevel=3,
+        )
 
     @abstractmethod
     def _perturb(

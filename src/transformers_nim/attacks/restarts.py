@@ -18,7 +18,8 @@ from ..model.outputs_nim import combine_draws
 from ..utils.seeding import derive_seed, image_generators
 from .geometry import Ball
 from .losses import Objective, adversarial_loss, check_losses
-from .randomness import Classifier, Generators, draw_logits, is_deterministic
+from .not_finite import finite_loss, set_group
+from .randomness import Classifier, Generators, answers, draw_logits, is_deterministic
 from .registry import Attack, OnStep
 
 
@@ -73,6 +74,7 @@ def run_restarts(
         """Yield positions in the batch, the same filled up to a whole group, and generators for the group."""
         for part in active.split(size):
             index = torch.cat([part, part[-1:].expand(size - len(part))])
+            set_group(index)
             chosen = [seeds[position] for position in index.tolist()]
             # For classifiers whose noise comes from the global random state.
             torch.manual_seed(derive_seed(chosen[0], purpose, "global"))
@@ -109,11 +111,11 @@ def _judge(logits: Tensor, labels: Tensor, vote: bool) -> tuple[Tensor, Tensor]:
     """Return the scores of candidates and whether all their draws are wrong; both of shape `(batch,)`."""
     if labels.is_floating_point():
         loss = adversarial_loss("vote" if vote else "ce", logits, labels)
-        return loss.to(torch.float64), torch.zeros_like(loss, dtype=torch.bool)
+        return finite_loss(loss).to(torch.float64), torch.zeros_like(loss, dtype=torch.bool)
     if vote:
         logits = combine_draws(logits, "mean")[:, None]
-    num_wrong = (logits.argmax(dim=-1) != labels[:, None]).sum(dim=1)
-    margin = adversarial_loss("margin", logits, labels).to(torch.float64)
+    num_wrong = (answers(logits) != labels[:, None]).sum(dim=1)
+    margin = finite_loss(adversarial_loss("margin", logits, labels)).to(torch.float64)
     # The margin is squashed into (-1/2, 1/2): it only decides between equal numbers of wrong answers.
     return num_wrong + 0.5 * margin / (1 + margin.abs()), num_wrong == logits.shape[1]
 

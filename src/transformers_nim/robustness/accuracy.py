@@ -6,8 +6,10 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from ..attacks.randomness import answers
 from ..model.pixel_classifier_nim import PixelClassifier
 from ..utils.seeding import derive_seed, forked_rng, image_generators, image_seeds
+from ..utils.text_table import plural
 
 
 @torch.no_grad()
@@ -30,6 +32,9 @@ def correct_draws(
         batch_size: Images per pass.
         seed: Seed of the noise. An attack with the same seed draws other noise. The global random state is left as it
             was.
+
+    Raises:
+        FloatingPointError: Logits are NaN.
     """
     columns = []
     seeds = image_seeds(derive_seed(seed, "evaluation"), len(pixels))
@@ -38,13 +43,18 @@ def correct_draws(
     def predict(start: int) -> torch.Tensor:
         batch = pixels[start : start + batch_size]
         if isinstance(classifier, PixelClassifier):
-            return classifier(batch, generators[start : start + batch_size]).argmax(dim=-1)
-        return classifier(batch).argmax(dim=-1)
+            return answers(classifier(batch, generators[start : start + batch_size]))
+        return answers(classifier(batch))
 
     with forked_rng(pixels.device):
         # For classifiers whose noise comes from the global state.
         torch.manual_seed(derive_seed(seed, "evaluation"))
         for _ in range(num_draws):
             chosen = torch.cat([predict(start) for start in range(0, len(pixels), batch_size)])
+            if bool((chosen < 0).any()):
+                raise FloatingPointError(
+                    f"the classifier's logits are NaN for {plural(int((chosen < 0).sum()), 'image')} of {len(pixels)}:"
+                    " it gives no answer there; check its weights and its precision"
+                )
             columns.append((chosen == labels).cpu().numpy())
     return np.stack(columns, axis=1)

@@ -29,6 +29,7 @@ import numpy as np
 from ..data.evaluation_set import EvaluationSet
 from ..utils.records import read_records
 from ..utils.statistics import mean_accuracy, paired_difference
+from ..utils.text_table import plural
 from .measurements import Measurements
 from .protocol import (
     BPDA,
@@ -46,7 +47,7 @@ from .protocol import (
     large_eps_name,
 )
 from .report import RobustnessReport
-from .runner import KEYS, PROBE
+from .runner import KEYS, NOT_FINITE, PROBE
 
 
 # The largest accuracy that counts as "about 0".
@@ -83,6 +84,7 @@ def make_report(
         ValueError: An image has no record.
     """
     records = read_records(folder, KEYS)
+    further["left_out"] = [*further.get("left_out", ()), *_not_finite(records)]
     report = RobustnessReport(
         settings=dict(settings),
         cells=[configuration.to_dict() for configuration in configurations],
@@ -91,6 +93,19 @@ def make_report(
         **further,
     )
     return replace(report, checks=run_checks(report, [record for record in records if record["cell"] == PROBE]))
+
+
+def _not_finite(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return sentences that name the attacks on images where a loss or a gradient was not finite."""
+    found: dict[str, list[int]] = {}
+    for record in records:
+        if record.get(NOT_FINITE):
+            found.setdefault(record["cell"], []).append(record["row"])
+    return [
+        f"the whole strength of {name} on {plural(len(rows), 'image')} (rows {rows[:10]}): a loss or a gradient was"
+        " not finite there"
+        for name, rows in found.items()
+    ]
 
 
 def run_checks(report: Measurements, probes: Sequence[Mapping[str, Any]]) -> list[Check]:

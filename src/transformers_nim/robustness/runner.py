@@ -18,7 +18,8 @@ import torch
 
 from ..attacks.geometry import perturbation_norm
 from ..attacks.losses import Objective, adversarial_loss
-from ..attacks.randomness import Classifier, draw_logits, is_deterministic
+from ..attacks.not_finite import finite_loss
+from ..attacks.randomness import Classifier, answers, draw_logits, is_deterministic
 from ..attacks.registry import make_attack
 from ..attacks.restarts import effective_draws
 from ..data.evaluation_set import EvaluationSet
@@ -31,6 +32,8 @@ from .protocol import CLEAN, AttackBudget, AttackConfiguration
 
 KEYS = ("cell", "row")
 PROBE = "gradient probe"
+# In the record of an attacked image where a loss or a gradient was not finite.
+NOT_FINITE = "not_finite"
 # Lengths, in L2 over pixels of [0, 1], over which a gradient is compared with a difference.
 _PROBE_STEPS = (1e-2, 1e-3, 2e-4)
 _NEEDS_NO_GRADIENT = ("none", "uniform_noise", "square", "transfer")
@@ -189,6 +192,7 @@ class Runner:
         if one.source is not None:
             options["source"] = self.sources[one.source]
         steps_so_far = 0
+        not_finite: set[int] = set()
 
         def on_step() -> None:
             # How many steps there will be is only known roughly: some attacks stop early.
@@ -203,20 +207,27 @@ class Runner:
         classifier = make(one.attack_sigma, one.gradient, one.fixed_noise)
         attack = make_attack(one.attack, **options)
         adversarial = attack(
-            classifier, pixels, labels, norm=one.norm, eps=one.eps / 255, seeds=seeds, on_step=on_step
-        )
+            classifier, pixels, labels, norm=one.norm, eps=one.eps / 255, seeds=seeds, on_step=on_step,
+            on_not_finite=not_finite.update,
+        )  # fmt: skip
         distances = perturbation_norm(adversarial - pixels, one.norm).tolist()
         attack_seconds = (time.perf_counter() - started) / len(positions)
         for index, position in enumerate(positions):
             started = time.perf_counter()
             if one.name in self.keep_images and position < self.num_kept:
                 self._keep(one, position, adversarial[index])
-            answers, loss = self.classify(adversarial[index], position, one.defense_sigmas, one.fixed_noise)
+            found, loss = self.classify(adversarial[index], position, one.defense_sigmas, one.fixed_noise)
+            if one.attack == "none" and any(-1 in classes for classes in found["predictions"].values()):
+                raise FloatingPointError(
+                    f"the model's logits of image {self._row(position)} are NaN without any attack; check its weights"
+                )
             before = loss if one.name == CLEAN else clean[self._row(position)]["loss"][0]
             losses = [before, loss] if self._has_clean_loss(one) else None
             seconds = round(attack_seconds + time.perf_counter() - started, 3)
             distance = distances[index]
-            self._record(one, position, skipped=False, distance=distance, **answers, loss=losses, seconds=seconds)
+            if index in not_finite:
+                found[NOT_FINITE] = True
+            self._record(one, position, skipped=False, distance=distance, **found, loss=losses, seconds=seconds)
         self.on_cost(cost * len(positions) * (1 - min(steps_so_far, expected) / (expected + 1)))
 
     def _record(self, one: AttackConfiguration, position: int, **result: Any) -> None:
@@ -233,7 +244,7 @@ class Runner:
     @torch.no_grad()
     def classify(
         self, pixels: torch.Tensor, position: int, sigmas: Sequence[float | None], fixed_noise: bool = False
-    ) -> tuple[dict[str, dict[str, list]], float]:
+    ) -> tuple[dict[str, Any], float]:
         """Classify a finished image with the defense, under fresh noise.
 
         Every image passes by itself, so that rounding does not depend on its neighbors. By the first noise draws the
@@ -247,10 +258,10 @@ class Runner:
 
         Returns:
             `{"predictions": {sigma: classes}, "scores": {sigma: [share of wrong answers, mean margin]}}`, and the
-            cross entropy at the first sigma.
+            cross entropy at the first sigma. The class is -1, which is wrong, where logits are NaN.
         """
         label = torch.tensor([self.images.images[position].label], device=self.device)
-        answers: dict[str, dict[str, list]] = {"predictions": {}, "scores": {}}
+        found: dict[str, Any] = {"predictions": {}, "scores": {}}
         first_loss = None
         for sigma in sigmas:
             seed = derive_seed(self.seed, "evaluation", self._row(position), sigma_key(sigma))
@@ -269,14 +280,14 @@ class Runner:
                 ]
             logits = torch.cat(parts, dim=1)
             attackers, counted = (logits, logits) if total == 1 else (logits[:, :chosen], logits[:, chosen:])
-            wrong = (attackers.argmax(dim=-1) != label).double().mean()
-            margin = adversarial_loss("margin", attackers, label)
-            answers["predictions"][sigma_key(sigma)] = counted[0].argmax(dim=-1).tolist()
-            answers["scores"][sigma_key(sigma)] = [wrong.item(), margin.item()]
+            wrong = (answers(attackers) != label).double().mean()
+            margin = finite_loss(adversarial_loss("margin", attackers, label))
+            found["predictions"][sigma_key(sigma)] = answers(counted[0]).tolist()
+            found["scores"][sigma_key(sigma)] = [wrong.item(), margin.item()]
             if first_loss is None:
-                first_loss = adversarial_loss("ce", attackers, label).item()
+                first_loss = finite_loss(adversarial_loss("ce", attackers, label)).item()
         assert first_loss is not None
-        return answers, first_loss
+        return found, first_loss
 
     def probe(self, position: int) -> dict[str, Any]:
         """Compare the gradient of the margin, at fixed noise, with differences of the margin along it.

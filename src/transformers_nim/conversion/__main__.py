@@ -12,8 +12,7 @@ transformers' masked autoencoders, to start NIM pretraining from:
 
 A denoiser and an image classifier that somebody else has trained, to one De^3 model:
 
-    transformers-nim convert --denoiser nim-vit-base --classifier google/vit-base-patch16-224 \
-        --output_dir nim-vit-base-de3
+    transformers-nim convert --denoiser nim-vit-base --classifier google/vit-base-patch16-224 --output_dir vit-de3
 
 Models of this package, back to the authors' code:
 
@@ -69,7 +68,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = make_parser(__doc__, "--pretraining A.pt --output_dir DIR")
+    parser = make_parser(
+        __doc__, "{--pretraining,--vit_mae,--denoiser,--to_authors,--to_bfloat16} MODEL --output_dir DIR"
+    )
     parser.add_argument("--output_dir", required=True, metavar="DIR", help="the folder to write")
     start = parser.add_mutually_exclusive_group(required=True)
     start.add_argument("--pretraining", metavar="A.pt", help="the authors' pretraining checkpoint")

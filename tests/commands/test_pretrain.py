@@ -28,6 +28,7 @@ from transformers import AutoImageProcessor, AutoModelForPreTraining
 from vit_mae_reference import random_vit_mae
 
 from transformers_nim import NIMConfig, NIMForImageClassification, NIMForPreTraining
+from transformers_nim.data.decoded import DecodedImages
 from transformers_nim.training.precision import Precision
 
 
@@ -186,6 +187,20 @@ def test_images_come_from_anywhere(source, config, data, tmp_path):
         # Other workers would read it in another order.
         with pytest.raises(ValueError, match=r"with 0 workers each and is .* with 2 workers each"):
             main("pretrain", *common, "--max_train_steps", 8, "--resume_from_checkpoint", "latest", "--num_workers", 2)
+
+
+def test_images_that_are_seen_twice_are_decoded_once(config, data, tmp_path, monkeypatch):
+    asked = []
+    read = DecodedImages.read.__func__
+    monkeypatch.setattr(
+        DecodedImages, "read", classmethod(lambda *args, **kw: asked.append(args[3]) or read(*args, **kw))
+    )
+    common = ["--dataset_name", data, "--config_name", config, "--max_train_samples", 20, "--report_to", "none",
+              "--per_device_train_batch_size", 16, "--num_workers", 0, "--eval_sigmas"]  # fmt: skip
+    for name, options in (("once", []), ("never", ["--max_decoded_gb", 0]), ("single", ["--max_train_steps", 1])):
+        main("pretrain", *common, "--output_dir", tmp_path / name, "--max_train_steps", 2, *options)
+    assert asked == [1e9]
+    assert same_weights(tmp_path / "once", tmp_path / "never")
 
 
 def test_a_stream_needs_an_end(config, data, tmp_path):

@@ -335,6 +335,7 @@ def test_plan_of_a_stream():
         (["--max_grad_norm", "0"], "max_grad_norm must be greater than 0, got 0"),
         (["--max_grad_norm", "nan"], "max_grad_norm must be greater than 0, got nan"),
         (["--num_workers", "-1"], "num_workers must be at least 0, got -1"),
+        (["--max_decoded_gb", "-1"], "max_decoded_gb must be at least 0, got -1"),
         (["--warmup_ratio", "3"], "warmup_ratio must be from 0 to 1, got 3"),
         (["--horizontal_flip", "-1"], "horizontal_flip must be from 0 to 1, got -1"),
         (["--streaming"], "pass --max_train_steps"),

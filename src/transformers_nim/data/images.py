@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_
 from ..utils.extras import require
 from ..utils.seeding import derive_seed_32
 from .augmentation import Transform
+from .decoded import DecodedImages
 from .draws import Draw
 from .loading import ImageData, RowReader
 
@@ -39,6 +40,7 @@ class TrainingImages(Dataset):
         transform: Function from a picture and a seed to normalized pixels.
         seed: The run's seed.
         draw: Function from an image's shape and generator to further random numbers by name; None for none.
+        decoded: The rows' pictures, if they are in memory.
     """
 
     rows: Sequence[Mapping[str, Any]]
@@ -46,12 +48,16 @@ class TrainingImages(Dataset):
     transform: Transform
     seed: int
     draw: Draw | None = None
+    decoded: DecodedImages | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, key: tuple[int, int]) -> Batch:
         epoch, row = key
+        known = self.decoded[row] if self.decoded is not None else None
+        if known is not None:
+            return _sample(*known, [], self.transform, (self.seed, epoch, row), self.draw)
         candidates = ((row + step) % len(self.rows) for step in itertools.count())
         picture, label, undecodable = _first_decodable(((str(i), self.rows[i]) for i in candidates), self.read)
         return _sample(picture, label, undecodable, self.transform, (self.seed, epoch, row), self.draw)
@@ -210,6 +216,7 @@ def training_batches(
     num_workers: int = 0,
     pin_memory: bool = False,
     draw: Draw | None = None,
+    max_decoded_bytes: float = 0.0,
 ) -> Iterator[Batch]:
     """Return the endless batches of one process.
 
@@ -229,6 +236,8 @@ def training_batches(
         pin_memory: Whether to pin memory for the copy to a GPU.
         draw: Function from an image's shape and generator to further random numbers by name, such as a [`NoiseDraw`];
             None for none.
+        max_decoded_bytes: Memory for decoded pictures. Those that need no more are decoded once, now; others, and a
+            stream, in each epoch. The batches are the same.
 
     Returns:
         Batches with `pixel_values` of shape `(batch, channels, height, width)`, `labels` and `noise_seed` of shape
@@ -239,7 +248,10 @@ def training_batches(
     options: dict[str, Any] = {"collate_fn": _collate, "pin_memory": pin_memory, "generator": torch.Generator()}
     if not data.is_streamed:
         sampler = EndlessBatches(len(data.train), batch_size, seed, num_processes, process_index, first_batch)
-        images = TrainingImages(data.train, *arguments, draw)
+        decoded = None
+        if max_decoded_bytes:
+            decoded = DecodedImages.read(data.train, arguments[0], max_decoded_bytes, show_progress=process_index == 0)
+        images = TrainingImages(data.train, *arguments, draw, decoded)
         return iter(DataLoader(images, batch_sampler=sampler, num_workers=num_workers, **options))
     stream = data.train
     if num_processes > 1:

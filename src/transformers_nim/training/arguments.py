@@ -54,6 +54,13 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     add("--streaming", action="store_true", help="read images while downloading; needs --max_train_steps")
     add("--shuffle_buffer", type=int, default=10_000, help="images of a stream to draw the next one from")
     add("--num_workers", type=int, default=2, help="workers per process that decode and augment")
+    add(
+        "--max_decoded_gb",
+        type=float,
+        default=1.0,
+        help="memory per process, in GB, for decoded training images (CIFAR-10 takes 0.15): if they fit, they are"
+        " decoded once, not in each epoch; 0 for never",
+    )
     add("--cache_dir", help="folder for downloads")
     add("--token", help="token for private data sets and models; by default that of `hf auth login`")
 

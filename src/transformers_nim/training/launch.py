@@ -58,7 +58,8 @@ _COUNTS = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradien
            "max_train_steps", "logging_steps", "checkpoints_total_limit")  # fmt: skip
 _SHARES = ("horizontal_flip", "random_erasing", "warmup_ratio")
 _POSITIVE = ("num_train_epochs", "base_learning_rate", "learning_rate", "max_grad_norm", "layer_decay")
-_AT_LEAST_0 = ("num_workers", "num_warmup_steps", "weight_decay", "min_learning_rate", "mixup", "cutmix")
+_AT_LEAST_0 = ("num_workers", "num_warmup_steps", "weight_decay", "min_learning_rate", "mixup", "cutmix",
+               "max_decoded_gb")  # fmt: skip
 
 
 def check_arguments(args: argparse.Namespace, checkpoint: str | None) -> None:
@@ -410,6 +411,8 @@ class TrainingJob:
             num_workers=args.num_workers,
             pin_memory=accelerator.device.type == "cuda",
             draw=noise,
+            # A picture that is seen once is better decoded by a worker.
+            max_decoded_bytes=args.max_decoded_gb * 1e9 if self.plan.total_steps > self.plan.steps_per_epoch else 0.0,
         )
         if data.validation is None:
             run.fit(batches, objective)

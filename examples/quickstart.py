@@ -64,7 +64,7 @@ def start_folder(output_dir: Path) -> Path:
     for old in (work, *output_dir.glob("checkpoint-*")):
         shutil.rmtree(old, ignore_errors=True)
     # They tell of weights that are about to go.
-    for name in ("card.json", "robustness.json"):
+    for name in ("all_results.json", "card.json", "config.json", "robustness.json"):
         (output_dir / name).unlink(missing_ok=True)
     work.mkdir(parents=True)
     notice.write_text(NOTICE)

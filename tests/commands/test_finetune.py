@@ -7,6 +7,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from other_classifiers import other_classifier
 from PIL import Image
 from safetensors.torch import load_file
@@ -62,7 +63,7 @@ RANDOM = ["--drop_path_rate", "0.2", "--ema_decay", "0.9", "--adversarial_steps"
 
 def test_it_leaves_everything_it_promises(uninterrupted, denoiser):
     done, output_dir = uninterrupted
-    for line in ("Fine-tuning", "denoised images of 10 classes", "'low': 0.0, 'high': 30.0}, mean 15",
+    for line in ("Fine-tuning", "denoised images of 10 classes", "sigma uniform 0-30", "new, for 10 classes",
                  "PGD-1, Linf 8/255, through the defense, shared noise", "layer_0 0.00027"):  # fmt: skip
         assert line in done.stdout
     model = NIMForRobustImageClassification.from_pretrained(output_dir)
@@ -114,6 +115,7 @@ def test_64_images_are_learned_by_heart(train_on, denoiser, tmp_path):
     results = main(
         "finetune", "--dataset_name", tmp_path / "data", "--model_name_or_path", denoiser, "--train_on", train_on,
         "--output_dir", tmp_path / "out", "--max_train_steps", 150, "--learning_rate", 5e-3, "--layer_decay", 1,
+        "--per_device_train_batch_size", 64,
         "--num_workers", 0, "--report_to", "none", "--auto_augment", "none", "--random_erasing", 0, "--mixup", 0,
         "--cutmix", 0, "--label_smoothing", 0, "--drop_path_rate", 0, "--crop_scale", 1, 1, "--horizontal_flip", 0,
         "--eval_sigmas", 10, "--max_grad_norm", 1, "--sigma_high", 10,
@@ -255,9 +257,11 @@ def test_a_smoothed_model_needs_no_denoiser_and_gives_none(data, tmp_path):
     common = ["--dataset_name", data, "--max_train_steps", 1, "--report_to", "none", "--num_workers", 0]
     main("finetune", *common, "--config_name", config, "--train_on", "smoothed", "--output_dir", tmp_path / "out")
     again = ["--model_name_or_path", tmp_path / "out", "--output_dir", tmp_path / "again"]
-    with pytest.raises(ValueError, match="has no denoiser: it was made with denoise=False"):
-        main("finetune", *common, *again)
-    main("finetune", *common, *again, "--train_on", "smoothed")
+    with pytest.raises(
+        ValueError, match=r"has no denoiser, which --train_on denoised needs.* or pass --train_on smoothed"
+    ):
+        main("finetune", *common, *again, "--train_on", "denoised")
+    assert main("finetune", *common, *again)["arguments"]["train_on"] == "smoothed"
 
 
 @pytest.mark.parametrize("value", ["-0.1", "1.5"])
@@ -292,17 +296,93 @@ def test_labels_of_a_folder_and_a_stream(denoiser, data, tmp_path):
     assert model.config.id2label[7] == "digit 7"
 
 
-def test_other_classes_need_a_new_head(data, tmp_path):
+def test_other_classes_need_a_new_head(data, tmp_path, capsys):
     classifier = trained_classifier(tmp_path)
     model = NIMForImageClassification.from_pretrained(classifier)
     model.config.id2label = {i: f"old {i}" for i in range(3)}
     NIMForImageClassification(model.config).save_pretrained(tmp_path / "three")
     common = ["--dataset_name", data, "--model_name_or_path", tmp_path / "three", "--train_on", "clean",
               "--max_train_steps", 1, "--report_to", "none", "--num_workers", 0]  # fmt: skip
-    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
-        main("finetune", *common, "--output_dir", tmp_path / "a")
-    main("finetune", *common, "--output_dir", tmp_path / "b", "--ignore_mismatched_sizes")
-    assert NIMForImageClassification.from_pretrained(tmp_path / "b").classifier.out_features == 10
+    main("finetune", *common, "--output_dir", tmp_path / "a")
+    assert "head           new, for 10 classes instead of the checkpoint's 3" in capsys.readouterr().out
+    assert NIMForImageClassification.from_pretrained(tmp_path / "a").classifier.out_features == 10
+    # Other weights of another size are not made anew without a word.
+    wider = ["--config_overrides", "intermediate_size=96", "--output_dir", tmp_path / "b"]
+    with pytest.raises(ValueError, match=r"weights of other sizes .*fc1.*pass --ignore_mismatched_sizes"):
+        main("finetune", *common, *wider)
+    main("finetune", *common, *wider, "--ignore_mismatched_sizes")
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "is_kept"),
+    [
+        ("digit {}", "that of the checkpoint, for the same 10 classes", True),
+        ("LABEL_{}", "that of the checkpoint, for the same 10 classes", True),
+        ("animal {}", "new, since the checkpoint's 10 classes are called otherwise", False),
+    ],
+)
+def test_as_many_classes_that_are_others_need_a_new_head(name, words, is_kept, data, tmp_path, capsys):
+    model = NIMForImageClassification.from_pretrained(trained_classifier(tmp_path))
+    model.config.id2label = {i: name.format(i) for i in range(10)}
+    model.save_pretrained(tmp_path / "start")
+    options = ["--max_train_steps", 1, "--report_to", "none", "--num_workers", 0, "--learning_rate", 1e-6]
+    main("finetune", "--dataset_name", data, "--model_name_or_path", tmp_path / "start", *options, "--output_dir",
+         tmp_path / "out")  # fmt: skip
+    assert words in capsys.readouterr().out
+    tuned = NIMForImageClassification.from_pretrained(tmp_path / "out").classifier.weight
+    assert torch.allclose(tuned, model.classifier.weight, atol=1e-4) == is_kept
+    assert is_kept or tuned.abs().max() < 1e-3
+
+
+def test_what_a_checkpoint_was_trained_for_is_inherited(arguments, denoiser, tmp_path, capsys):
+    start = NIMForRobustImageClassification.from_pretrained(
+        denoiser, num_labels=3, defense_sigma=40, num_samples=3, vote="majority",
+        finetuning_sigma={"type": "uniform", "low": 5, "high": 90},
+    )  # fmt: skip
+    start.save_pretrained(tmp_path / "start")
+    options = [*arguments[: arguments.index("--eval_sigmas")], "--max_train_steps", 1, "--model_name_or_path",
+               tmp_path / "start"]  # fmt: skip
+    results = main("finetune", *options, "--output_dir", tmp_path / "out")
+    printed = capsys.readouterr().out
+    expected = "denoised images, defense sigma 40, 3 noise draws per prediction (majority vote), sigma of training"
+    assert f"{expected} uniform 5-90, images of 8x8" in printed
+    assert "On these pictures the denoiser is" in printed
+    assert "Without an attack" in printed
+    assert f"transformers-nim evaluate --model_name_or_path {tmp_path / 'out'}" in printed
+    config = NIMForRobustImageClassification.from_pretrained(tmp_path / "out").config
+    for field in ("defense_sigma", "num_samples", "vote", "finetuning_sigma"):
+        assert getattr(config, field) == getattr(start.config, field), field
+    # The sigma of the defense is measured, and chooses the best model.
+    assert {"accuracy_sigma_40", "psnr_sigma_40"} < results["metrics"].keys()
+    assert results["best"]["metric"] == "accuracy_sigma_40"
+    recorded = {name: results["arguments"][name] for name in ("sigma_high", "defense_sigma", "train_on")}
+    assert recorded == {"sigma_high": 90.0, "defense_sigma": 40.0, "train_on": "denoised"}
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert (card.data.base_model, card.data.license) == ("start", None)
+    assert "beginning with `start`" in card.text
+    assert "This card names no license" in card.text
+    # Arguments come first.
+    main("finetune", *options, "--sigma_high", 60, "--defense_sigma", 20, "--output_dir", tmp_path / "own")
+    config = NIMForRobustImageClassification.from_pretrained(tmp_path / "own").config
+    assert config.finetuning_sigma == {"type": "uniform", "low": 0.0, "high": 60.0}
+    assert config.defense_sigma == {"type": "constant", "value": 20.0}
+
+
+def test_a_finished_model_is_not_overwritten(arguments, denoiser, tmp_path):
+    options = [*arguments, "--max_train_steps", 1, "--output_dir", tmp_path / "out"]
+    main("finetune", *options)
+    before = (tmp_path / "out" / "model.safetensors").read_bytes()
+    (tmp_path / "out" / "pictures" / "mine.png").touch()
+    for more in ([], ["--resume_from_checkpoint", "latest"]):
+        with pytest.raises(ValueError, match=r"holds the model of an earlier run.*--overwrite_output_dir to replace"):
+            main("finetune", *options, *more)
+    with pytest.raises(ValueError, match="is the checkpoint to start from, too; pass another --output_dir"):
+        main("finetune", *options, "--model_name_or_path", tmp_path / "out", "--overwrite_output_dir")
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
+    main("finetune", *options, "--overwrite_output_dir", "--seed", 1)
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() != before
+    # What no run has made stays.
+    assert (tmp_path / "out" / "pictures" / "mine.png").is_file()
 
 
 def test_a_checkpoint_in_half_precision_is_trained_in_full(arguments, denoiser, tmp_path):

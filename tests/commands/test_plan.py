@@ -13,6 +13,7 @@ from accelerate.commands.launch import launch_command_parser
 from transformers_nim import NIM_SIZES, NIMConfig, NIMForPreTraining
 from transformers_nim.commands import finetune, plan, pretrain
 from transformers_nim.hub.model_card import empty_model
+from transformers_nim.training.arguments import training_sigma
 from transformers_nim.training.compute import Recipe
 from transformers_nim.utils.processes import launch_file, launch_options
 from transformers_nim.utils.text_table import render_table
@@ -268,6 +269,7 @@ def test_figures_in_the_text_of_the_page_on_imagenet(base):
     assert f"an update takes {mae.step_flops / base.step_flops:.0%} of the FLOPs" in text
     assert f"{mae.step_flops / 1e9:.1f} instead of {base.step_flops / 1e9:.1f} GFLOPs per image" in text
     args = finetune.parse_arguments(["--model_name_or_path", "x", "--output_dir", "y"])
+    training_sigma(args, "uniform", None)
     assert f"sigma uniform from {args.sigma_low:g} to {args.sigma_high:g} and a drop path rate of" in text
     assert f"a drop path rate of {args.drop_path_rate:g}." in text
 

@@ -516,20 +516,23 @@ def test_folders_with_names_like_patterns(load, tmp_path):
 
 def test_classes_that_are_called_like_splits(load, tmp_path):
     files = {f"{name}/0.png": png((i, 0, 0)) for i, name in enumerate(("test", "train", "val"))}
-    data = load(train_dir=write(tmp_path / "here", files), with_labels=True, train_val_split=0)
+    folder = write(tmp_path / "here", files)
+    with pytest.raises(ValueError, match=r"here/train, each class needs a folder .* 1 picture \(0\.png\) lies there"):
+        load(train_dir=folder, with_labels=True)
+    data = load(train_dir=folder)
+    assert (len(data.train), len(data.validation)) == (1, 1)
+    # Beside one that is called otherwise, they are classes.
+    write(tmp_path / "here", {"bus/0.png": png((3, 0, 0))})
+    data = load(train_dir=folder, with_labels=True, train_val_split=0)
     assert data.validation is None
-    assert found(data, data.train) == [("test", (0, 0, 0)), ("train", (1, 0, 0)), ("val", (2, 0, 0))]
+    assert sorted(name for name, _ in found(data, data.train)) == ["bus", "test", "train", "val"]
 
 
 def test_folders_without_classes(load, tmp_path):
     flat = write(tmp_path / "flat", {f"{i}.png": png((i, 0, 0)) for i in range(3)})
     assert len(load(train_dir=flat, train_val_split=0).train) == 3
-    one = write(tmp_path / "one", {"a/0.png": png((0, 0, 0))})
-    for folder in (flat, one):
-        with pytest.raises(
-            ValueError, match=r"pass label_column_name \(a folder of images has labels if there are two"
-        ):
-            load(train_dir=folder, with_labels=True)
+    with pytest.raises(ValueError, match=r"3 pictures \(0\.png\) lie there and there are no folders of classes"):
+        load(train_dir=flat, with_labels=True)
 
 
 def test_changed_folders_are_read_anew(load, tmp_path):

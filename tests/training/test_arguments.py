@@ -18,7 +18,7 @@ from transformers_nim.training.arguments import (
     config_from_arguments,
     parse_overrides,
     public_arguments,
-    sigma_from_arguments,
+    training_sigma,
 )
 from transformers_nim.training.launch import Plan, make_plan, steps_of
 from transformers_nim.utils.cli import CommandParser, make_parser
@@ -86,8 +86,9 @@ def test_defaults_are_shown_and_nothing_else(parser):
             values = default if isinstance(default, (list, tuple)) else [default]
             assert f"(default: {' '.join(map(str, values))})" in text, text
     assert "(default: 0)" in shown["--seed"]
-    assert "(default: 0.0)" in shown["--sigma_low"]
-    assert "(default: 25.0 50.0 75.0)" in shown["--eval_sigmas"]
+    assert "(default: 0.5)" in shown["--horizontal_flip"]
+    for option, words in (("--sigma_low", "0"), ("--sigma_high", "30"), ("--eval_sigmas", "25, 50, 75")):
+        assert f"if left out, {words}" in shown[option]
 
 
 def test_units_are_given(parser):
@@ -117,15 +118,19 @@ def test_paper_s_recipe_is_the_default(script):
     args = parse(script)
     shared = {"config_name": "base", "weight_decay": 0.05, "warmup_ratio": 0.05, "lr_scheduler_type": "cosine"}
     own = {
-        "pretrain": {"base_learning_rate": 1.5e-4, "num_train_epochs": 800, "crop_scale": (0.2, 1.0)},
-        "finetune": {"base_learning_rate": 5e-4, "num_train_epochs": 100, "layer_decay": 0.65, "drop_path_rate": 0.1,
-                     "mixup": 0.8, "cutmix": 1.0, "label_smoothing": 0.1, "random_erasing": 0.25,
-                     "defense_sigma": 70, "crop_scale": (0.08, 1.0)},
+        "pretrain": {"num_train_epochs": 800, "crop_scale": (0.2, 1.0)},
+        "finetune": {"num_train_epochs": 100, "layer_decay": 0.65, "drop_path_rate": 0.1, "mixup": 0.8, "cutmix": 1.0,
+                     "label_smoothing": 0.1, "random_erasing": 0.25, "crop_scale": (0.08, 1.0)},
     }  # fmt: skip
     for name, value in {**shared, **own[script]}.items():
         assert getattr(args, name) == value, name
     sigma = {"pretrain": GammaSigma(25, 3), "finetune": UniformSigma(0, 30)}[script]
-    assert sigma_from_arguments(args) == sigma
+    assert training_sigma(args, sigma.type, None) == sigma
+    # With as many images and GPUs.
+    rate = {"pretrain": 1.5e-4 * 4096 / 256, "finetune": 5e-4 * 1024 / 256}[script]
+    task, num_processes = {"pretrain": ("pretraining", 64), "finetune": ("finetuning", 16)}[script]
+    plan = make_plan(args, ImageData("ImageNet", range(1_281_167), None, "image"), num_processes, task)
+    assert (args.per_device_train_batch_size, plan.learning_rate) == (64, pytest.approx(rate))
     # The defaults of the command line and of the config are one recipe.
     field = {"pretrain": "pretraining_sigma", "finetune": "finetuning_sigma"}[script]
     assert getattr(NIMConfig(), field) == sigma.to_dict()
@@ -260,7 +265,7 @@ def test_config_values_that_cannot_be(tmp_path, overrides, message, saved):
 
 def sigma_arguments(*argv: str) -> argparse.Namespace:
     parser = make_parser(None)
-    add_sigma_arguments(parser, "gamma", "gamma")
+    add_sigma_arguments(parser, "gamma")
     return parser.parse_args(argv)
 
 
@@ -276,7 +281,30 @@ def sigma_arguments(*argv: str) -> argparse.Namespace:
     ],
 )
 def test_sigma(argv, expected):
-    assert sigma_from_arguments(sigma_arguments(*argv)) == expected
+    args = sigma_arguments(*argv)
+    assert training_sigma(args, "gamma", None) == expected
+    # Results record what was trained with, and the same arguments give it again.
+    assert args.sigma_distribution == expected.type
+    again = sigma_arguments("--sigma_distribution", expected.type)
+    for name in {"gamma": ("gamma_concentration", "gamma_scale"), "uniform": ("sigma_low", "sigma_high"),
+                 "constant": ("sigma_value",)}[expected.type]:  # fmt: skip
+        setattr(again, name, getattr(args, name))
+    assert training_sigma(again, "gamma", None) == expected
+
+
+def test_a_sigma_that_a_checkpoint_was_trained_with():
+    saved = {"type": "uniform", "low": 0.0, "high": 100.0}
+    args = sigma_arguments()
+    assert training_sigma(args, "gamma", saved) == UniformSigma(0, 100)
+    assert (args.sigma_distribution, args.sigma_low, args.sigma_high) == ("uniform", 0.0, 100.0)
+    # One argument, and it is described by arguments alone.
+    assert training_sigma(sigma_arguments("--gamma_scale", "2"), "gamma", saved) == GammaSigma(25, 2)
+    args = sigma_arguments("--sigma_distribution", "uniform", "--sigma_low", "5")
+    assert training_sigma(args, "gamma", saved) == UniformSigma(5, 30)
+    with pytest.raises(
+        ValueError, match=r"sigma_high describes a uniform distribution of sigma, and this one is gamma"
+    ):
+        training_sigma(sigma_arguments("--sigma_high", "60"), "gamma", saved)
 
 
 @pytest.mark.parametrize(
@@ -290,22 +318,22 @@ def test_sigma(argv, expected):
 )
 def test_sigma_that_cannot_be(argv, message):
     with pytest.raises(ValueError, match=message):
-        sigma_from_arguments(sigma_arguments(*argv))
+        training_sigma(sigma_arguments(*argv), "gamma", None)
 
 
 def plan_of(*argv: str, num_images: int | None = 100, num_processes: int = 2) -> Plan:
     train = iter(()) if num_images is None else range(num_images)
     args = parse("pretrain", "--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "3", *argv)
-    return make_plan(args, ImageData("blocks", train, None, "image"), num_processes)
+    return make_plan(args, ImageData("blocks", train, None, "image"), num_processes, "pretraining")
 
 
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
         # 24 images per update, 4.17 updates per epoch; the last one is finished.
-        (["--num_train_epochs", "10"], Plan(24, 42, 100 / 24, 2, pytest.approx(1.5e-4 * 24 / 256))),
-        (["--num_train_epochs", "0.01"], Plan(24, 1, 100 / 24, 0, pytest.approx(1.5e-4 * 24 / 256))),
-        (["--max_train_steps", "7", "--warmup_ratio", "0.5"], Plan(24, 7, 100 / 24, 4, pytest.approx(1.40625e-5))),
+        (["--num_train_epochs", "10"], Plan(24, 42, 100 / 24, 2, 1.5e-4)),
+        (["--num_train_epochs", "0.01"], Plan(24, 1, 100 / 24, 0, 1.5e-4)),
+        (["--max_train_steps", "7", "--warmup_ratio", "0.5"], Plan(24, 7, 100 / 24, 4, 1.5e-4)),
         (["--max_train_steps", "7", "--num_warmup_steps", "1", "--learning_rate", "1"], Plan(24, 7, 100 / 24, 1, 1.0)),
         (["--max_train_steps", "7", "--base_learning_rate", "0.256"], Plan(24, 7, 100 / 24, 0, pytest.approx(0.024))),
     ],
@@ -353,6 +381,26 @@ def test_numbers_that_cannot_be(script, argv, message):
     arguments = ["--dataset_name", "no/data", "--output_dir", "no/folder", *checkpoint, *argv]
     with pytest.raises(ValueError, match=message):
         load(script).main(arguments)
+
+
+@pytest.mark.parametrize(
+    ("num_images", "num_processes", "size"),
+    [(None, 1, 64), (1_281_167, 64, 64), (768, 1, 64), (767, 1, 32), (243, 1, 16), (243, 2, 8), (90, 1, 8), (5, 1, 4)],
+)
+def test_few_images_make_small_batches(num_images, num_processes, size):
+    args = parse("finetune", "--max_train_steps", "1")
+    train = iter(()) if num_images is None else range(num_images)
+    plan = make_plan(args, ImageData("blocks", train, None, "image"), num_processes, "finetuning")
+    assert args.per_device_train_batch_size == size
+    assert plan.total_batch_size == size * num_processes
+    assert bool(plan.batch_reason) == (size < 64)
+    # Results record what was trained with.
+    assert plan.learning_rate == pytest.approx(5e-4 * min(max(plan.total_batch_size, 256), 1024) / 256)
+
+
+def test_an_update_of_more_images_than_there_are():
+    with pytest.raises(ValueError, match=r"an update of 384 images \(64 x 2 x 3\) needs more than the 100 images"):
+        plan_of("--per_device_train_batch_size", "64")
 
 
 def test_a_learning_rate_of_zero_is_not_taken_for_none():

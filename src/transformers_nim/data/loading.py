@@ -19,6 +19,7 @@ from transformers.utils import logging
 from ..model.checks_nim import check_counts
 from ..model.image_processing_nim import array_to_picture, convert_image, load_picture, open_picture
 from ..utils.extras import require
+from .picture_folders import check_classes, is_folder_of_pictures, picture_splits
 
 
 logger = logging.get_logger(__name__)
@@ -175,7 +176,8 @@ class ImageSource:
             `save_to_disk`) or a `.parquet` file.
         dataset_config_name: Configuration of a data set that has several.
         dataset_revision: Version of a data set on the Hub.
-        train_dir: Instead of a name: a folder with one folder of images per class.
+        train_dir: Instead of a name: a folder with one folder of images per class, or with such folders called train,
+            val and test.
         validation_dir: Another such folder, for validation.
         train_split_name: Split to train on.
         validation_split_name: Split to validate with. By default the one called validation, valid or val, if any; a
@@ -241,7 +243,7 @@ class ImageSource:
         Raises:
             ValueError: A split or column does not exist, labels are missing, or there are no images.
         """
-        train, validation = self._splits()
+        train, validation = self._splits(with_labels)
         image_column, label_column, label_names = _find_columns(
             train, self.image_column_name, self.label_column_name, with_labels
         )
@@ -262,20 +264,16 @@ class ImageSource:
 
     def all_splits(self) -> Mapping[str, Any]:
         """Return every split of the data set by its name."""
-        return _load_splits(self)
+        folders = self._picture_folders()
+        if folders is None:
+            return _load_splits(self)
+        return {name: self._read_pictures(folder, True, False) for name, folder in folders.items()}
 
-    def _splits(self) -> tuple[Any, Any]:
+    def _splits(self, with_labels: bool) -> tuple[Any, Any]:
         """Return the rows to train on, and those to validate with or None."""
-        train_name = self.train_split_name
-        if self.train_dir is not None:
-            train_name = "train"
-            splits: Mapping[str, Any] = {"train": _image_folder(self.train_dir, self.streaming, self.cache_dir)}
-            if self.validation_dir is not None:
-                # It may lack classes, or have a single one, which `datasets` would not call a label by itself.
-                validation = _image_folder(self.validation_dir, self.streaming, self.cache_dir, drop_labels=False)
-                splits = {**splits, "validation": validation}
-        else:
-            splits = _load_splits(self)
+        folders = self._picture_folders()
+        splits: Mapping[str, Any] = folders if folders is not None else _load_splits(self)
+        train_name = "train" if self.train_dir is not None else self.train_split_name
         if train_name not in splits:
             raise ValueError(f"there is no split {train_name!r} to train on; there are {sorted(splits)}")
         name = self.validation_split_name
@@ -283,7 +281,33 @@ class ImageSource:
             name = next((usual for usual in _VALIDATION_SPLITS if usual in splits), None)
         elif name not in splits:
             raise ValueError(f"there is no split {name!r} to validate with; there are {sorted(splits)}")
-        return splits[train_name], splits[name] if name is not None else None
+        if folders is None:
+            return splits[train_name], splits[name] if name is not None else None
+        train, validation = (
+            self._read_pictures(folders[split], with_labels, split == "train") if split is not None else None
+            for split in (train_name, name)
+        )
+        return train, validation
+
+    def _read_pictures(self, folder: str, with_labels: bool, is_whole: bool) -> Any:
+        if with_labels:
+            check_classes(folder, is_whole)
+        # Splits other than that for training may lack classes, or have a single one, which `datasets` would not call a
+        # label by itself.
+        return _image_folder(folder, self.streaming, self.cache_dir, None if is_whole else False)
+
+    def _picture_folders(self) -> dict[str, str] | None:
+        """Return the folders of pictures by split, or None if the images are somewhere else."""
+        folder = self.train_dir or str(self.dataset_name)
+        if self.train_dir is None:
+            # Tables and archives, and folders that say themselves how to be read, are for `datasets`.
+            is_other = self.dataset_config_name is not None or not os.path.isdir(folder) or _is_saved_to_disk(folder)
+            if is_other or not is_folder_of_pictures(folder):
+                return None
+        elif not os.path.isdir(folder):
+            raise ValueError(f"no such folder of images: {folder}")
+        found = picture_splits(folder) or {"train": folder}
+        return found if self.validation_dir is None else {**found, "validation": self.validation_dir}
 
     def _choose(self, train: Any, validation: Any) -> tuple[Any, Any]:
         if validation is None and self.train_val_split:

@@ -121,7 +121,8 @@ def write_card(folder: str | Path, **inputs: Any) -> Path:
             - `hub_dataset`, where the data of the results are on the Hub: a mapping from result files to names, or
               one name if all results are of the same data;
             - `limits`, further sentences;
-            - `license`, an identifier of the Hub. It must be given if the classifier is not one of this package, and
+            - `license`, an identifier of the Hub, or None for none, as training leaves it: whoever has the training
+              images chooses one. It must be given if the classifier is not one of this package, and
               is `"apache-2.0"` otherwise;
             - `base_model`, names on the Hub of what it was made from.
 
@@ -203,7 +204,7 @@ def _facts(
     return {
         "name": inputs["name"],
         "summary": inputs["summary"],
-        "license": inputs.get("license") or LICENSE,
+        "license": inputs.get("license", LICENSE),
         "base_models": [f"`{name}`" for name in ([bases] if isinstance(bases, str) else bases)],
         "kind": kind,
         "style": style,
@@ -260,17 +261,19 @@ def _noise(sigma: Mapping[str, Any] | None) -> tuple[str, str]:
     return noise, f", sigma={sigma['value']:g}" if sigma["type"] == "constant" else ', sigma="config"'
 
 
-def _trained(name: str, training: Mapping[str, Any]) -> dict[str, str]:
+def _trained(name: str, training: Mapping[str, Any]) -> dict[str, str | None]:
     """Return what a card says of a training, by the name of its result file."""
     is_attacked = bool(training["arguments"].get("adversarial_steps"))
     kind = f"attacked images ({_attack(training)})" if is_attacked else "images"
     draws = training["arguments"].get("num_training_draws", 1)
     kind += f" with {draws} noise draws each" if draws > 1 else ""
     kind += ", the denoiser trained along," if training["arguments"].get("train_denoiser") else ""
-    # Results of earlier versions have none.
-    compute = training.get("compute")
+    # Results of earlier versions have neither.
+    compute, start = training.get("compute"), training.get("start") or {}
     return {
         "file": name,
+        "start": start.get("name"),
+        "start_license": start.get("license"),
         "compute": f", {describe_compute(compute)}" if compute else "",
         "dataset": training["dataset"],
         "steps": f"{training['steps']:,}",

@@ -15,6 +15,7 @@ from ..training.arguments import public_arguments
 from ..training.compute import compute_record
 from ..training.launch import Plan
 from ..training.run import TrainingRun
+from ..training.start import Start
 from ..utils.text_table import plural
 from ..utils.versions import package_versions
 from .model_card import write_card
@@ -41,6 +42,7 @@ def finish(
     task: str,
     summary: str,
     repository: str | None = None,
+    start: Start | None = None,
 ) -> dict[str, Any]:
     """Write model, image processor, `all_results.json` and card, and push them; all processes call this.
 
@@ -52,6 +54,7 @@ def finish(
         task: `"pretraining"` or `"finetuning"`.
         summary: A sentence for the card that says what the model is.
         repository: Where to push to, or None.
+        start: Checkpoint that the run began with, or None for a new model.
 
     Returns:
         What `all_results.json` holds.
@@ -62,13 +65,13 @@ def finish(
     accelerator, output_dir = run.accelerator, Path(args.output_dir)
     run.export(output_dir)
     run.gather_undecodable()
-    results = _results(run, args, plan, data, task)
+    results = _results(run, args, plan, data, task, start)
     refused: list[str] = []
     if accelerator.is_main_process:
         (output_dir / "all_results.json").write_text(json.dumps(results, indent=2) + "\n")
         name = repository or output_dir.resolve().name
         files = _result_files(output_dir)
-        write_card(output_dir, name=name, summary=summary, results=files, **_license(output_dir))
+        write_card(output_dir, name=name, summary=summary, results=files, **_origin(output_dir, start))
         _print_undecodable(run, results)
         accelerator.print(f"model, image processor, card, all_results.json, log.jsonl: {output_dir}")
         if repository is not None:
@@ -85,7 +88,9 @@ def finish(
     return results
 
 
-def _results(run: TrainingRun, args: argparse.Namespace, plan: Plan, data: ImageData, task: str) -> dict[str, Any]:
+def _results(
+    run: TrainingRun, args: argparse.Namespace, plan: Plan, data: ImageData, task: str, start: Start | None
+) -> dict[str, Any]:
     """Return what `all_results.json` holds."""
     images = run.step * plan.total_batch_size
     metrics = dict(run.metrics)
@@ -95,6 +100,7 @@ def _results(run: TrainingRun, args: argparse.Namespace, plan: Plan, data: Image
     return {
         "task": task,
         "dataset": data.name,
+        "start": {"name": start.name, "license": start.license} if start is not None else None,
         "steps": run.step,
         "epochs": round(run.step / plan.steps_per_epoch, 4) if plan.steps_per_epoch else None,
         "total_batch_size": plan.total_batch_size,
@@ -150,12 +156,18 @@ def _push(run: TrainingRun, output_dir: Path, repository: str, message: str, tok
     return []
 
 
-def _license(output_dir: Path) -> dict[str, str]:
-    """Return what a card says of the license of a classifier from elsewhere, until somebody has looked it up."""
+def _origin(output_dir: Path, start: Start | None) -> dict[str, str | None]:
+    """Return what a card says of license and start, unless somebody has written it there.
+
+    Nobody but the owner of the training images can choose a license. That of a classifier from elsewhere is unknown
+    until somebody has looked it up.
+    """
     path = output_dir / "card.json"
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     config = json.loads((output_dir / "config.json").read_text(encoding="utf-8"))
-    return {"license": "unknown"} if config.get("classifier_config") and "license" not in known else {}
+    found = {"license": "unknown" if config.get("classifier_config") else None}
+    found |= {"base_model": start.name} if start is not None else {}
+    return {name: value for name, value in found.items() if name not in known}
 
 
 def _result_files(output_dir: Path) -> list[str]:

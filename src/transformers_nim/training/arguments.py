@@ -3,19 +3,58 @@
 
 import argparse
 import math
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..attacks.geometry import NORMS
 from ..model.checks_nim import check_counts
 from ..model.configuration_nim import NIM_SIZES, NIMConfig
-from ..model.noise import GammaSigma, SigmaDistribution, UniformSigma, parse_sigma
+from ..model.noise import SigmaDistribution, parse_sigma
 from .optimization import SCHEDULES
 
 
 # Optional packages that training cannot do without.
 PACKAGES = ("accelerate", "datasets", "matplotlib", "tqdm")
+
+
+@dataclass(frozen=True)
+class PaperValues:
+    """What the paper and MAE train with, on ImageNet.
+
+    Attributes:
+        base_learning_rate: Learning rate for 256 images per update.
+        epochs: Passes over the images.
+        total_batch_size: Images per update.
+    """
+
+    base_learning_rate: float
+    epochs: float
+    total_batch_size: int
+
+
+# By task.
+PAPER = {"pretraining": PaperValues(1.5e-4, 800, 4096), "finetuning": PaperValues(5e-4, 100, 1024)}
+# Images per process and pass, and the updates of an epoch that few images make it smaller for.
+LARGEST_BATCH, SMALLEST_BATCH, MIN_UPDATES_PER_EPOCH = 64, 8, 12
+RATE_HELP = {
+    task: f"{values.base_learning_rate:g} as in the paper, for at least 256 images and at most"
+    f" {values.total_batch_size}"
+    for task, values in PAPER.items()
+}
+# In units of 0..255 pixels.
+EVAL_SIGMAS = (25.0, 50.0, 75.0)
+# Arguments that describe a distribution of sigma, with the type that each belongs to and what it is if left out.
+_SIGMA_ARGUMENTS = {
+    "gamma_concentration": ("gamma", "concentration", 25.0),
+    "gamma_scale": ("gamma", "scale", 3.0),
+    "sigma_low": ("uniform", "low", 0.0),
+    "sigma_high": ("uniform", "high", 30.0),
+    "sigma_value": ("constant", "value", 70.0),
+}
+
 # Not written to logs, results or trackers.
 _SECRETS = ("token", "hub_token")
 # Fields of the config that arguments of their own decide.
@@ -37,7 +76,11 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--dataset_config_name", help="configuration of a data set that has several")
     add("--dataset_revision", help="version of a data set on the Hub")
-    add("--train_dir", help="folder with one folder of images per class, instead of --dataset_name")
+    add(
+        "--train_dir",
+        help="folder with one folder of images per class, instead of --dataset_name; or with such folders called"
+        " train, val and test, of which the last is not used",
+    )
     add("--validation_dir", help="folder like --train_dir, to validate with")
     add("--train_split_name", default="train", help="split to train on")
     add("--validation_split_name", help="split to validate with; if left out, validation, valid or val, if any")
@@ -97,27 +140,36 @@ def add_augmentation_arguments(parser: argparse.ArgumentParser, crop_scale: tupl
     return group
 
 
-def add_optimization_arguments(
-    parser: argparse.ArgumentParser, base_learning_rate: float, epochs: float, total_batch_size: int
-) -> Any:
+def add_optimization_arguments(parser: argparse.ArgumentParser, task: str) -> Any:
     """Add optimizer, schedule and length, and return their group. The defaults are those of MAE and the paper."""
+    values = PAPER[task]
     group = parser.add_argument_group("optimization")
     add = group.add_argument
-    add("--per_device_train_batch_size", type=int, default=64, help="images per process and pass")
+    add(
+        "--per_device_train_batch_size",
+        type=int,
+        help=f"images per process and pass; if left out, {LARGEST_BATCH}, or as few as leave"
+        f" {MIN_UPDATES_PER_EPOCH} updates per epoch, but {SMALLEST_BATCH} at least",
+    )
     add("--per_device_eval_batch_size", type=int, default=128, help="images per process and pass in validation")
     add(
         "--gradient_accumulation_steps",
         type=int,
         default=1,
-        help=f"passes per update; images per update = batch x processes x passes, in the paper {total_batch_size}",
+        help="passes per update; images per update = batch x processes x passes, in the paper"
+        f" {values.total_batch_size}",
     )
-    add("--num_train_epochs", type=float, default=epochs, help="passes over the training images; as in the paper")
+    add(
+        "--num_train_epochs",
+        type=float,
+        default=values.epochs,
+        help="passes over the training images; as in the paper",
+    )
     add("--max_train_steps", type=int, help="number of updates, instead of --num_train_epochs")
     add(
         "--base_learning_rate",
         type=float,
-        default=base_learning_rate,
-        help="learning rate = this x images per update / 256",
+        help=f"learning rate = this x images per update / 256; if left out, {RATE_HELP[task]}",
     )
     add("--learning_rate", type=float, help="learning rate, instead of --base_learning_rate")
     add("--weight_decay", type=float, default=0.05, help="weight decay of matrices; biases and norms have none")
@@ -141,6 +193,11 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> Any:
     group = parser.add_argument_group("run")
     add = group.add_argument
     add("--output_dir", required=True, help="folder for model, checkpoints, logs and results")
+    add(
+        "--overwrite_output_dir",
+        action="store_true",
+        help="remove the model, checkpoints and results that an earlier run has left in --output_dir",
+    )
     add("--seed", type=int, default=0, help="seed of every random draw")
     add("--checkpointing_steps", default="1000", metavar="N|epoch", help="updates between checkpoints, or 'epoch'")
     add("--checkpoints_total_limit", type=int, default=2, help="number of checkpoints to keep")
@@ -155,8 +212,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> Any:
         "--eval_sigmas",
         type=float,
         nargs="*",
-        default=[25.0, 50.0, 75.0],
-        help="noise scales to validate at, in units of 0..255 pixels",
+        help="noise scales to validate at, in units of 0..255 pixels; if left out, 25, 50, 75 and that of the defense",
     )
     add("--report_to", nargs="+", default=["tensorboard"], help="trackers (tensorboard, wandb, trackio, ...) or none")
     add("--push_to_hub", action="store_true", help="upload the finished model")
@@ -166,27 +222,29 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> Any:
     return group
 
 
-def add_sigma_arguments(group: Any, kind: str, paper: str) -> None:
+def add_sigma_arguments(group: Any, paper: str) -> None:
     """Add the distribution of sigma in training.
 
     Args:
         group: Group of arguments.
-        kind: Default type.
         paper: Distribution of the paper, in words.
     """
     add = group.add_argument
     add(
         "--sigma_distribution",
         choices=("gamma", "uniform", "constant"),
-        default=kind,
-        help=f"distribution of each image's noise scale sigma (the paper's: {paper})",
+        help="distribution of each image's noise scale sigma; if this and its parameters are left out, the"
+        f" checkpoint's, or without one the paper's: {paper}",
     )
-    unit = "in units of 0..255 pixels"
-    add("--gamma_concentration", type=float, default=25.0, help="gamma: concentration; mean = concentration x scale")
-    add("--gamma_scale", type=float, default=3.0, help=f"gamma: scale, {unit}")
-    add("--sigma_low", type=float, default=0.0, help=f"uniform: lowest sigma, {unit}")
-    add("--sigma_high", type=float, default=30.0, help=f"uniform: highest sigma, {unit}")
-    add("--sigma_value", type=float, default=70.0, help=f"constant: sigma, {unit}")
+    words = {
+        "gamma_concentration": "gamma: concentration; mean = concentration x scale",
+        "gamma_scale": "gamma: scale, in units of 0..255 pixels",
+        "sigma_low": "uniform: lowest sigma, in units of 0..255 pixels",
+        "sigma_high": "uniform: highest sigma, in units of 0..255 pixels",
+        "sigma_value": "constant: sigma, in units of 0..255 pixels",
+    }
+    for name, text in words.items():
+        add(f"--{name}", type=float, help=f"{text}; if left out, {_SIGMA_ARGUMENTS[name][2]:g}")
 
 
 def add_attack_arguments(parser: argparse.ArgumentParser) -> None:
@@ -302,22 +360,52 @@ def check_draws(args: argparse.Namespace) -> None:
         raise ValueError("denoising_weight is for a denoiser that learns; pass --train_denoiser too")
 
 
-def sigma_from_arguments(args: argparse.Namespace) -> SigmaDistribution:
-    """Return the distribution that the arguments of [`add_sigma_arguments`] describe.
+def is_sigma_left_out(args: argparse.Namespace) -> bool:
+    """Return whether none of the arguments of [`add_sigma_arguments`] is given."""
+    return all(getattr(args, name) is None for name in ("sigma_distribution", *_SIGMA_ARGUMENTS))
+
+
+def training_sigma(args: argparse.Namespace, paper: str, saved: Mapping[str, Any] | None) -> SigmaDistribution:
+    """Return the distribution of sigma in training, and set the arguments of [`add_sigma_arguments`] to it.
+
+    Args:
+        args: Arguments. If one of them is given, they describe the distribution alone.
+        paper: Type of the paper's distribution, `"gamma"` or `"uniform"`.
+        saved: Distribution of the checkpoint to start from, which is taken if no argument is given; None for none.
 
     Raises:
-        ValueError: A parameter is out of range.
+        ValueError: A parameter is out of range, or belongs to another distribution.
     """
-    if args.sigma_distribution == "gamma":
-        return GammaSigma(args.gamma_concentration, args.gamma_scale)
-    if args.sigma_distribution == "uniform":
-        return UniformSigma(args.sigma_low, args.sigma_high)
-    return parse_sigma(args.sigma_value)
+    if is_sigma_left_out(args) and saved is not None:
+        sigma = parse_sigma(saved)
+    else:
+        given = [name for name in _SIGMA_ARGUMENTS if getattr(args, name) is not None]
+        kind = args.sigma_distribution or paper
+        others = [name for name in given if _SIGMA_ARGUMENTS[name][0] != kind]
+        if others:
+            right = _SIGMA_ARGUMENTS[others[0]][0]
+            raise ValueError(
+                f"{others[0]} describes a {right} distribution of sigma, and this one is {kind}; pass"
+                f" --sigma_distribution {right} too, or leave it out"
+            )
+        chosen = {name: default for name, (owner, _, default) in _SIGMA_ARGUMENTS.items() if owner == kind}
+        chosen |= {name: getattr(args, name) for name in given}
+        sigma = parse_sigma({"type": kind, **{_SIGMA_ARGUMENTS[name][1]: value for name, value in chosen.items()}})
+    args.sigma_distribution, parameters = sigma.type, sigma.to_dict()
+    for name, (owner, parameter, default) in _SIGMA_ARGUMENTS.items():
+        setattr(args, name, parameters[parameter] if owner == sigma.type else default)
+    return sigma
 
 
 def describe_sigma(sigma: SigmaDistribution) -> str:
-    """Return a distribution of sigma in words."""
-    return f"{sigma.to_dict()}, mean {sigma.mean:g}, in units of 0..255 pixels"
+    """Return a distribution of sigma in words, such as `uniform 0-30`."""
+    values = sigma.to_dict()
+    kind = values.pop("type")
+    if kind == "constant":
+        return f"{values['value']:g}"
+    if kind == "uniform":
+        return f"uniform {values['low']:g}-{values['high']:g}"
+    return f"{kind} ({', '.join(f'{name} {value:g}' for name, value in values.items())}), mean {sigma.mean:g}"
 
 
 def parse_overrides(text: str | None) -> dict[str, Any]:

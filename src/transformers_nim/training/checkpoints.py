@@ -221,6 +221,56 @@ def replace_folder(
     accelerator.wait_for_everyone()
 
 
+# What a run leaves in its folder, by patterns, and what goes with a card. Other things there are the user's.
+_OF_A_RUN = ("checkpoint-*", "best/best.json", "best/*.safetensors", "best/*config.json", "pictures/denoised.png",
+             "pictures/step-*.png", "log.jsonl", "all_results.json", "model*.safetensors*", "config.json",
+             "preprocessor_config.json")  # fmt: skip
+_OF_A_CARD = ("card.json", "README.md", ".eval_results")
+
+
+def check_output_dir(output_dir: str | Path, resume: str | None, overwrite: bool, start: str | None = None) -> None:
+    """Refuse to begin a run where an earlier one has left its model or its checkpoints.
+
+    Args:
+        output_dir: Folder of the run.
+        resume: Checkpoint that the run resumes from, `"latest"`, or None.
+        overwrite: Whether the user wants what is there to be removed.
+        start: Name or path of the checkpoint that the run starts from.
+
+    Raises:
+        ValueError: There is something that would be lost.
+    """
+    output_dir = Path(output_dir)
+    if start is not None and output_dir.is_dir() and Path(start).is_dir() and output_dir.samefile(start):
+        raise ValueError(f"{output_dir} is the checkpoint to start from, too; pass another --output_dir")
+    if overwrite and resume is not None:
+        raise ValueError("overwrite_output_dir removes the checkpoints that resume_from_checkpoint needs; pass one")
+    if overwrite:
+        return
+    require_empty_or_resumed(output_dir, resume)
+    if resume is not None and (resume != "latest" or find_checkpoint(output_dir) is not None):
+        return
+    finished = [name for name in ("all_results.json", "config.json") if (output_dir / name).is_file()]
+    if finished:
+        raise ValueError(
+            f"{output_dir} holds the model of an earlier run ({finished[0]}); pass another --output_dir, or"
+            " --overwrite_output_dir to replace it"
+        )
+
+
+def remove_run(output_dir: str | Path) -> None:
+    """Remove what an earlier run has left in its folder, and results of the model that its card names."""
+    output_dir, card = Path(output_dir), Path(output_dir) / "card.json"
+    named = json.loads(card.read_text(encoding="utf-8")).get("results", []) if card.is_file() else []
+    results = [output_dir / name for name in named if Path(name).name == name]
+    patterns = (*_OF_A_RUN, *(_OF_A_CARD if card.is_file() else ()))
+    for path in [*(path for pattern in patterns for path in output_dir.glob(pattern)), *results]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
 def require_empty_or_resumed(output_dir: str | Path, resume: str | None) -> None:
     """Refuse to start a new run over the checkpoints of an old one.
 

@@ -5,6 +5,7 @@ The seed of an image's noise depends on the image alone. So the figures of two s
 not depend on the batch size or the number of processes.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,7 +18,7 @@ from ..model.noise import add_noise, draw_noise, parse_sigma
 from ..model.pixels_nim import per_channel
 from ..utils.seeding import derive_seed_32, image_generators
 from ..utils.statistics import mean_accuracy
-from ..utils.text_table import sigma_label
+from ..utils.text_table import percent, plural, sigma_label
 from .mae import MaskedAutoencoder, draw_mask_scores
 
 
@@ -171,6 +172,49 @@ def evaluate_classifier(
         accuracy = mean_accuracy(measured[name].bool().numpy()[:, None])
         results |= {name: accuracy.mean, f"{name}_low": accuracy.low, f"{name}_high": accuracy.high}
     return results
+
+
+def judge_denoiser(figures: Mapping[str, float], sigmas: Sequence[float]) -> str | None:
+    """Say in a sentence whether a denoiser is better than none.
+
+    Args:
+        figures: What [`evaluate_denoiser`] returns.
+        sigmas: Noise scales of the figures, in units of 0..255 pixels.
+
+    Returns:
+        None if there is no noise that could be removed.
+    """
+    names = ("psnr", "psnr_noisy")
+    pairs = {sigma: [figures[figure_name(name, sigma)] for name in names] for sigma in sigmas if sigma > 0}
+    if not pairs:
+        return None
+    worse = [sigma for sigma, (denoised, noisy) in pairs.items() if denoised <= noisy]
+    shown = ", ".join(f"{one:.1f} instead of {noisy:.1f} dB at sigma {s:g}" for s, (one, noisy) in pairs.items())
+    if not worse:
+        return f"On these pictures the denoiser is better than none: {shown}."
+    where = "" if len(worse) == len(pairs) else f" at sigma {', '.join(f'{sigma:g}' for sigma in worse)}"
+    return f"On these pictures the denoiser is no better than none{where}: {shown}."
+
+
+def judge_defense(figures: Mapping[str, float], sigma: float) -> str:
+    """Say in a sentence what the defense costs without an attack.
+
+    Args:
+        figures: What [`evaluate_classifier`] returns for this sigma and the defense off.
+        sigma: Noise scale of the defense, in units of 0..255 pixels.
+    """
+    bounds = {
+        one: [figures[figure_name("accuracy", one) + end] for end in ("", "_low", "_high")] for one in (None, sigma)
+    }
+    (off, *_), (on, *_) = bounds.values()
+    shown = f"{percent(*bounds[None])} % with the defense off, {percent(*bounds[sigma])} % at sigma {sigma:g}"
+    # Of the same images, so that the true interval is narrower.
+    margin = math.hypot(*(high - low for _, low, high in bounds.values())) / 2
+    if abs(off - on) <= margin:
+        what = f"{plural(round(figures['num_images']), 'image')} cannot tell that the defense costs or gains accuracy"
+    else:
+        what = f"the defense {'costs' if off > on else 'gains'} {100 * abs(off - on):.0f} points"
+    return f"Without an attack {what}: {shown}."
 
 
 def _generators(batch: Mapping[str, Any], device: str | None = None) -> list[torch.Generator]:

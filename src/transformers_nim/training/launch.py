@@ -6,7 +6,7 @@ import importlib.util
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,28 @@ from ..model.noise import parse_sigma
 from ..utils.extras import require
 from ..utils.memory import keep_freed_memory
 from ..utils.processes import check_processes, train_on_cpu
+from ..utils.statistics import wilson_interval
 from ..utils.text_table import plural
-from .arguments import config_from_arguments, parse_overrides, public_arguments
-from .checkpoints import find_checkpoint, read_state
+from .arguments import (
+    LARGEST_BATCH,
+    MIN_UPDATES_PER_EPOCH,
+    PAPER,
+    SMALLEST_BATCH,
+    PaperValues,
+    config_from_arguments,
+    parse_overrides,
+    public_arguments,
+)
+from .checkpoints import find_checkpoint, read_state, remove_run
 from .compute import compute_record, describe_compute
 from .mae import MaskedAutoencoder
 from .optimization import make_optimizer, make_schedule, scaled_learning_rate
 from .precision import Precision, faster_cpu_precision
 from .run import RunOptions, TrainingRun
+
+
+# Width of an interval of accuracy, above which the header warns.
+_WIDE_INTERVAL = 0.1
 
 
 @dataclass(frozen=True)
@@ -44,6 +58,8 @@ class Plan:
         steps_per_epoch: Updates per pass over the images; 0 for streams.
         warmup_steps: Updates from 0 to the full learning rate.
         learning_rate: Full learning rate.
+        batch_reason: Why the batch is not the usual one, or nothing.
+        rate_reason: Where the learning rate comes from, or nothing.
     """
 
     total_batch_size: int
@@ -51,6 +67,8 @@ class Plan:
     steps_per_epoch: float
     warmup_steps: int
     learning_rate: float
+    batch_reason: str = field(default="", compare=False)
+    rate_reason: str = field(default="", compare=False)
 
 
 # Arguments that both commands or one of them has, by what their numbers must be.
@@ -97,7 +115,7 @@ def check_arguments(args: argparse.Namespace, checkpoint: str | None) -> None:
 
 
 def _image_source(args: argparse.Namespace) -> ImageSource:
-    return ImageSource(**{field.name: getattr(args, field.name) for field in fields(ImageSource)})
+    return ImageSource(**{one.name: getattr(args, one.name) for one in fields(ImageSource)})
 
 
 def choose_precision(args: argparse.Namespace) -> Precision:
@@ -170,12 +188,8 @@ def make_accelerator(args: argparse.Namespace, precision: Precision) -> Any:
     )
     check_processes(accelerator)
     if accelerator.state.deepspeed_plugin is not None:
-        # DeepSpeed reads the batch size from a prepared loader, and ours are not prepared. It clips gradients itself,
-        # to 1 by Accelerate's default.
-        accelerator.state.deepspeed_plugin.deepspeed_config |= {
-            "train_micro_batch_size_per_gpu": args.per_device_train_batch_size,
-            "gradient_clipping": args.max_grad_norm or 0.0,
-        }
+        # DeepSpeed clips gradients itself, to 1 by Accelerate's default.
+        accelerator.state.deepspeed_plugin.deepspeed_config["gradient_clipping"] = args.max_grad_norm or 0.0
     fsdp = getattr(accelerator.state, "fsdp_plugin", None)
     if fsdp is not None and fsdp.fsdp_version == 2 and fsdp.mixed_precision_policy is not None:
         # By default Accelerate sums gradients and rounds losses in half precision.
@@ -187,24 +201,68 @@ def make_accelerator(args: argparse.Namespace, precision: Precision) -> Any:
     return accelerator
 
 
-def make_plan(args: argparse.Namespace, data: ImageData, num_processes: int) -> Plan:
-    """Return batch, length and learning rate of a run.
+def choose_batch(num_images: int | None, num_processes: int, passes: int) -> tuple[int, str]:
+    """Return the images per process and pass that suit a number of images, and why they are fewer than usual.
+
+    Args:
+        num_images: Images to train on; None if their number is unknown.
+        num_processes: Number of processes.
+        passes: Passes per update.
+    """
+    size = LARGEST_BATCH
+
+    def updates() -> float:
+        return math.inf if num_images is None else num_images / (size * num_processes * passes)
+
+    usual = updates()
+    # Even, because mixup pairs images.
+    while size > 2 and (updates() < 1 or (size > SMALLEST_BATCH and updates() < MIN_UPDATES_PER_EPOCH)):
+        size //= 2
+    return size, "" if size == LARGEST_BATCH else f"{LARGEST_BATCH} would make {usual:.2g} updates per epoch"
+
+
+def choose_rate(args: argparse.Namespace, paper: PaperValues, total_batch_size: int) -> tuple[float, str]:
+    """Return the learning rate that the arguments ask for or that suits a batch, and where it comes from."""
+    if args.learning_rate is not None:
+        return args.learning_rate, ""
+    if args.base_learning_rate is not None:
+        rate = scaled_learning_rate(args.base_learning_rate, total_batch_size)
+        return rate, f"{args.base_learning_rate:g} x {total_batch_size:,} / 256"
+    # The rule is for large batches. A small one is for more updates, not for smaller ones (docs/own_pictures.md).
+    scaled = min(max(total_batch_size, 256), paper.total_batch_size)
+    reason = f"{paper.base_learning_rate:g} x {scaled:,} / 256"
+    reason += "" if scaled == total_batch_size else f", the {'least' if scaled > total_batch_size else 'most'}"
+    return scaled_learning_rate(paper.base_learning_rate, scaled), reason
+
+
+def make_plan(args: argparse.Namespace, data: ImageData, num_processes: int, task: str) -> Plan:
+    """Return batch, length and learning rate of a run, and set the arguments that were left out to them.
 
     Raises:
-        ValueError: A number is out of range.
+        ValueError: A number is out of range, or an update would need more images than there are.
     """
+    num_images = None if data.is_streamed else len(data.train)
+    batch_reason = ""
+    if args.per_device_train_batch_size is None:
+        args.per_device_train_batch_size, batch_reason = choose_batch(
+            num_images, num_processes, args.gradient_accumulation_steps
+        )
     total_batch_size = args.per_device_train_batch_size * num_processes * args.gradient_accumulation_steps
-    steps_per_epoch = 0.0 if data.is_streamed else len(data.train) / total_batch_size
+    if num_images is not None and total_batch_size > num_images:
+        raise ValueError(
+            f"an update of {total_batch_size:,} images ({args.per_device_train_batch_size} x {num_processes} x"
+            f" {args.gradient_accumulation_steps}) needs more than the {plural(num_images, 'image')} to train on;"
+            " pass a smaller --per_device_train_batch_size or --gradient_accumulation_steps, or leave them out"
+        )
+    steps_per_epoch = 0.0 if num_images is None else num_images / total_batch_size
     total_steps = args.max_train_steps or math.ceil(args.num_train_epochs * steps_per_epoch)
     if total_steps < 1:
         raise ValueError(f"num_train_epochs {args.num_train_epochs} leaves no step to train")
     warmup = args.num_warmup_steps
     if warmup is None:
         warmup = round(args.warmup_ratio * total_steps)
-    rate = args.learning_rate
-    if rate is None:
-        rate = scaled_learning_rate(args.base_learning_rate, total_batch_size)
-    return Plan(total_batch_size, total_steps, steps_per_epoch, warmup, rate)
+    rate, rate_reason = choose_rate(args, PAPER[task], total_batch_size)
+    return Plan(total_batch_size, total_steps, steps_per_epoch, warmup, rate, batch_reason, rate_reason)
 
 
 def steps_of(name: str, value: str | None, plan: Plan) -> int | None:
@@ -253,7 +311,15 @@ class TrainingJob:
             ValueError: An argument is out of range, or images or labels are missing.
         """
         data = _image_source(args).load(with_labels=task == "finetuning")
-        return cls(task, args, accelerator, precision, data, make_plan(args, data, accelerator.num_processes))
+        plan = make_plan(args, data, accelerator.num_processes, task)
+        if accelerator.state.deepspeed_plugin is not None:
+            # DeepSpeed reads it from a prepared loader, and ours are not prepared.
+            size = args.per_device_train_batch_size
+            accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = size
+        if args.overwrite_output_dir and accelerator.is_main_process:
+            remove_run(args.output_dir)
+        accelerator.wait_for_everyone()
+        return cls(task, args, accelerator, precision, data, plan)
 
     def start(
         self,
@@ -362,19 +428,28 @@ class TrainingJob:
         epochs = f" ({plan.total_steps / plan.steps_per_epoch:.3g} epochs)" if plan.steps_per_epoch else ""
         compute = compute_record(self.task, args, model.config, plan.total_steps * plan.total_batch_size)
         processes = plural(accelerator.num_processes, "process")
-        reason = f" ({self.precision.reason})" if self.precision.reason else ""
-        return {
+        reasons = [f" ({text})" if text else "" for text in (self.precision.reason, plan.batch_reason)]
+        rate = f"{plan.learning_rate:.3g}" + (f" ({plan.rate_reason})" if plan.rate_reason else "")
+        rows = {
             "model": f"{name}, {trainable / 1e6:,.2f} M trainable parameters, images of {height}x{width}, patches of"
             f" {patch}",
             "data": f"{data.name}: {num_train} to train on, {num_validation} to validate with",
             "batch": f"{plural(args.per_device_train_batch_size, 'image')} x {processes} x"
-            f" {plural(args.gradient_accumulation_steps, 'pass')} = {plan.total_batch_size:,} per update",
+            f" {plural(args.gradient_accumulation_steps, 'pass')} = {plan.total_batch_size:,} per update{reasons[1]}",
             "steps": f"{plan.total_steps:,}{epochs}, {plan.warmup_steps:,} of them warm-up",
             **({"compute": describe_compute(compute)} if compute is not None else {}),
-            "learning rate": f"{plan.learning_rate:.3g}, {args.lr_scheduler_type}; weight decay {args.weight_decay:g}",
-            "device": f"{processes} on {accelerator.device.type}, precision {accelerator.mixed_precision}{reason}",
+            "learning rate": f"{rate}, {args.lr_scheduler_type}; weight decay {args.weight_decay:g}",
+            "device": f"{processes} on {accelerator.device.type}, precision {accelerator.mixed_precision}{reasons[0]}",
             "output": str(args.output_dir),
         }
+        if self.task == "finetuning" and data.validation is not None:
+            low, high = wilson_interval(0.5, len(data.validation))
+            if high - low > _WIDE_INTERVAL:
+                rows["validation"] = (
+                    f"{plural(len(data.validation), 'image')} tell an accuracy to {50 * (high - low):.0f} points or"
+                    " so: which of several models is the best is luck"
+                )
+        return rows
 
     def fit(
         self,

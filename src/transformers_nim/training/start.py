@@ -1,0 +1,123 @@
+# Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
+"""Read what a training starts from: the checkpoint's config, which it inherits, and its name and license."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.repocard import metadata_load
+from transformers.utils import cached_file
+
+from ..model.configuration_nim import NIMConfig
+from ..model.loading_nim import saved_config
+from ..utils.text_table import plural
+
+
+@dataclass(frozen=True)
+class Start:
+    """A NIM checkpoint to start from.
+
+    Attributes:
+        name: Its name on the Hub, or without its place what a folder's card calls it, or the folder's name.
+        config: Its config.
+        license: License on its card, or None.
+        train_on: Images that it was trained on, or None if its files do not say.
+    """
+
+    name: str
+    config: NIMConfig
+    license: str | None = None
+    train_on: str | None = None
+
+    @classmethod
+    def read(cls, name_or_path: str, cache_dir: str | None = None, token: str | None = None) -> "Start":
+        """Read the small files of a checkpoint.
+
+        Raises:
+            OSError: There is no such checkpoint.
+            ValueError: It holds no NIM model.
+        """
+        source = {"cache_dir": cache_dir, "token": token}
+        config = saved_config(name_or_path, source)
+        assert config is not None
+        if config.model_type != "nim" or not set(config.architectures or []) <= _ARCHITECTURES:
+            raise ValueError(f"{name_or_path} holds no NIM model but {config.architectures}; see --model_name_or_path")
+
+        def find(file: str) -> Path | None:
+            # A checkpoint need not have these files, nor the Hub be within reach.
+            quiet = ("gated_repo", "missing_entries", "connection_errors")
+            found = cached_file(
+                name_or_path, file, **source, **{f"_raise_exceptions_for_{why}": False for why in quiet}
+            )
+            return Path(found) if found else None
+
+        def read(file: str) -> dict[str, Any]:
+            path = find(file)
+            content = json.loads(path.read_text(encoding="utf-8")) if path else {}
+            return content if isinstance(content, dict) else {}
+
+        card, name = find("README.md"), name_or_path
+        if Path(name_or_path).is_dir():
+            name = read("card.json").get("name") or Path(name_or_path).resolve().name
+        trained = read("all_results.json").get("arguments", {})
+        return cls(name, config, (metadata_load(card) or {}).get("license") if card else None, trained.get("train_on"))
+
+    @property
+    def has_denoiser(self) -> bool:
+        """Return whether it is a denoiser, or holds one."""
+        found = set(self.config.architectures or [])
+        return "NIMForPreTraining" in found or ("NIMForRobustImageClassification" in found and self.config.denoise)
+
+    @property
+    def usual_images(self) -> str:
+        """The images to train on if nothing else is asked for, as `--train_on` names them."""
+        if self.has_denoiser:
+            return "denoised"
+        if "NIMForRobustImageClassification" in (self.config.architectures or []):
+            return "smoothed"
+        return "noisy" if self.train_on == "noisy" else "clean"
+
+    @property
+    def label_names(self) -> list[str]:
+        """The classes of a classifier; empty for a denoiser alone."""
+        if "NIMForPreTraining" in (self.config.architectures or []):
+            return []
+        return [name for _, name in sorted((self.config.id2label or {}).items())]
+
+    def has_other_classes(self, label_names: Sequence[str]) -> bool:
+        """Return whether a classifier needs a new head for these classes.
+
+        Classes without names, on either side, are those at the same place.
+        """
+        ours = self.label_names
+        if len(ours) != len(label_names):
+            return True
+        unnamed = (all(re.fullmatch(r"(LABEL_)?\d+", name) for name in names) for names in (ours, label_names))
+        return not any(unnamed) and ours != list(label_names)
+
+    def describe_head(self, label_names: Sequence[str]) -> str:
+        """Return what becomes of its head in words."""
+        ours, asked = self.label_names, plural(len(label_names), "class")
+        if not self.has_other_classes(label_names):
+            return f"that of the checkpoint, for the same {asked}"
+        if not ours:
+            return f"new, for {asked}"
+        if len(ours) != len(label_names):
+            return f"new, for {asked} instead of the checkpoint's {len(ours)}"
+        if self.config.classifier_config is not None:
+            return f"that of the checkpoint, whose {asked} are called otherwise"
+        return f"new, since the checkpoint's {asked} are called otherwise"
+
+    def describe(self) -> str:
+        """Return name and kind in words."""
+        names = self.label_names
+        if not names:
+            return f"{self.name}, a denoiser"
+        shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        return f"{self.name}, a classifier of {plural(len(names), 'class')} ({shown})"
+
+
+_ARCHITECTURES = {"NIMModel", "NIMForPreTraining", "NIMForImageClassification", "NIMForRobustImageClassification"}

@@ -53,7 +53,7 @@ CASES = [
     ("pretrain", [*PRETRAIN, "--report_to", "nothing"], 2, "report_to: nothing is not installed"),
     ("finetune", DATA, 2, "--train_on denoised needs a denoiser"),
     ("finetune", [*MODEL, *DATA, "--layer_decay", "0"], 2, "layer_decay must be greater than 0, got 0"),
-    ("finetune", [*FINETUNE, "--sigma_distribution", "uniform", "--sigma_low", "50"], 2, "high of a uniform sigma must be"),
+    ("finetune", [*FINETUNE, "--sigma_distribution", "uniform", "--sigma_low", "50"], 2, "high of a uniform sigma"),
     ("finetune", [*FINETUNE, "--label_column_name", "image"], 2, "'image' does not hold class labels"),
     ("finetune", [*FINETUNE, "--best_metric", "accuracy"], 2, "best_metric must be one of ['accuracy_off'"),
     ("finetune", [*FINETUNE, "--model_name_or_path", "{broken}"], 2, "{broken}"),

@@ -190,11 +190,13 @@ def test_images_come_from_anywhere(source, config, data, tmp_path):
 
 
 def test_images_that_are_seen_twice_are_decoded_once(config, data, tmp_path, monkeypatch):
-    asked = []
-    read = DecodedImages.read.__func__
-    monkeypatch.setattr(
-        DecodedImages, "read", classmethod(lambda *args, **kw: asked.append(args[3]) or read(*args, **kw))
-    )
+    asked, read = [], DecodedImages.read
+
+    def watched(rows, reader, max_bytes, **options):
+        asked.append(max_bytes)
+        return read(rows, reader, max_bytes, **options)
+
+    monkeypatch.setattr(DecodedImages, "read", watched)
     common = ["--dataset_name", data, "--config_name", config, "--max_train_samples", 20, "--report_to", "none",
               "--per_device_train_batch_size", 16, "--num_workers", 0, "--eval_sigmas"]  # fmt: skip
     for name, options in (("once", []), ("never", ["--max_decoded_gb", 0]), ("single", ["--max_train_steps", 1])):

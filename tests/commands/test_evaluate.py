@@ -17,7 +17,7 @@ from training_runs import TINY, digit_pictures, digits_dataset
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from transformers_nim import NIMConfig, NIMForRobustImageClassification, NIMImageProcessor
-from transformers_nim.robustness import RobustnessReport, evaluation, render
+from transformers_nim.robustness import RobustnessReport, evaluate_robustness, evaluation, render
 from transformers_nim.robustness.protocol import HEADLINE
 
 
@@ -99,6 +99,16 @@ def test_results_table_and_pictures(finished, folder, capsys):
     assert [(image["row"], image["label"]) for image in report.images] == [
         (image["row"], digit_pictures()[1][image["row"]]) for image in report.images
     ]
+
+
+def test_the_call_in_python_gives_the_same(finished, folder):
+    budget = {"steps": 2, "num_draws": 2, "num_queries": 8, "num_check_images": 2}
+    report = evaluate_robustness(
+        folder / "model", folder / "data", eps=48 / 255, eps_grid=[16 / 255], sigma=40.0, sigmas=[0.0], num_images=5,
+        budget=budget, labels_by_index=True, seed=3, device="cpu", progress=False,
+    )  # fmt: skip
+    assert timeless(report) == timeless(finished[0])
+    assert [sample["row"] for sample in report.samples] == [sample["row"] for sample in finished[0].samples]
 
 
 def test_batch_size_changes_nothing(finished, folder, tmp_path):

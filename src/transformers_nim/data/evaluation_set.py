@@ -352,7 +352,7 @@ def find_split(images: Any, split: str | None = None) -> tuple[ImageData, str]:
     Raises:
         ValueError: There is no such split, or no images or labels in it.
     """
-    name = "data set"
+    name = None
     if not hasattr(images, "column_names") or isinstance(images, Mapping):
         if not isinstance(images, Mapping):
             name = str(images)
@@ -365,4 +365,6 @@ def find_split(images: Any, split: str | None = None) -> tuple[ImageData, str]:
         images = images[split]
     elif split is not None:
         raise ValueError(f"a data set without splits was given: leave out split={split!r}")
+    # The name that the data set was loaded by, if it was.
+    name = name or getattr(images.info, "dataset_name", None) or "data set"
     return describe_data(images, name), split or str(images.split or "as given")

@@ -365,7 +365,7 @@ class PixelClassifier(nn.Module):
         return logits.unflatten(0, (len(pixel_values), -1))
 
     def _seeded_draws(self, pixel_values: Tensor, num_draws: int, generators: ImageGenerators | None) -> Tensor:
-        """Return draws of a model with noise of its own, `(batch, draws, classes)`, seeded by the generators.
+        """Return draws of a model with noise of its own, `(batch, draws, classes)`, seeded by the first generator.
 
         A pass per draw, because a model may give all images of a batch the same noise.
         """
@@ -378,10 +378,9 @@ class PixelClassifier(nn.Module):
                     parts.append(self._answer(image))
                 return torch.cat(parts).unsqueeze(1)
             draws = []
-            own = self._generators(pixel_values, generators)
+            first = self._generators(pixel_values, generators)[0]
             for _ in range(num_draws):
-                seeds = [int(torch.randint(2**63 - 1, (), generator=one, device=one.device)) for one in own]
-                torch.manual_seed(seeds[0])
+                torch.manual_seed(int(torch.randint(2**63 - 1, (), generator=first, device=first.device)))
                 draws.append(self._answer(pixel_values))
         return torch.stack(draws, dim=1)
 

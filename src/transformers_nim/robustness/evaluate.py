@@ -25,6 +25,8 @@ from .report import RobustnessReport
 
 logger = logging.get_logger(__name__)
 
+# Images on which it is found out whether a model draws noise of its own.
+_LISTENED = 4
 _DEFAULT_EPS = {"Linf": 8 / 255, "L2": 0.5}
 
 
@@ -178,14 +180,12 @@ def evaluate(
     show_progress: bool = True,
 ) -> RobustnessReport | None:
     """Evaluate a subject; see [`Evaluation`]. Whether it draws noise of its own is found out first."""
-    some = torch.stack([images.read(image.row) for image in images.images[:4]])
+    some = torch.stack([images.read(image.row) for image in images.images[:_LISTENED]])
     try:
         subject = subject.listen(some)
     except (RuntimeError, IndexError) as error:
         shape = "x".join(map(str, some.shape[1:]))
-        raise ValueError(
-            f"{subject.name} does not take images of {shape} (channels, height, width): {error}"
-        ) from error
+        raise ValueError(f"{subject.name} takes no images of {shape} (channels x height x width): {error}") from error
     return Evaluation(subject, images, options, surrogates, workers, say, show_progress).run()
 
 

@@ -44,8 +44,6 @@ from .time_budget import fit, seconds_per_pass
 
 PLAN = "plan.json"
 DEFAULT_SIGMAS: tuple[float | None, ...] = (None, 0.0, 25.0, 50.0, 75.0, 100.0)
-# Images on which it is found out whether a model draws noise of its own.
-_LISTENED = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,9 +117,10 @@ class EvaluationOptions:
                 raise ValueError(f"the attack {name} is run by {instead}; leave it out of attacks")
             if name.startswith("torchattacks_") and self.norm != "Linf":
                 raise ValueError(f"the attack {name} knows the norm Linf alone, not {self.norm}")
-        unknown = self.budget.keys() - asdict(BUDGETS[self.suite]).keys()
+        fields = asdict(BUDGETS[self.suite])
+        unknown = sorted(self.budget.keys() - fields.keys())
         if unknown:
-            raise ValueError(f"budget has {sorted(asdict(BUDGETS[self.suite]))}, not {sorted(unknown)}")
+            raise ValueError(f"budget has no field {unknown[0]!r}; it has {list(fields)}")
         self.attack_budget()
 
     def attack_budget(self) -> AttackBudget:

@@ -83,11 +83,10 @@ def test_too_little_time_says_what_fits():
     assert fit(fewer, 0.01, 1, minutes) == (budget, [])
     queries = budget.num_queries
     options = f"--sigmas --eps_grid --max_eval_samples {number} --num_draws 4 --steps 10 --num_queries {queries}"
-    head = f"From --budget_minutes {error.minutes} on it fits. This fits into the time there is: "
-    beginning, _, rest = error.as_options().partition(head)
-    assert beginning
+    beginning, _, rest = error.as_options().partition("In the time there is, without --budget_minutes, you can run: ")
+    assert beginning.endswith(f" From --budget_minutes {error.minutes} on it fits. ")
     assert sorted(rest.split()) == sorted(options.split())
-    assert f"fits into the time there is: sigmas=[], eps_grid=[], num_images={number}, budget={{" in str(error)
+    assert f"without budget_minutes, you can run: sigmas=[], eps_grid=[], num_images={number}, budget={{" in str(error)
 
 
 def test_no_time_at_all_has_no_budget_that_fits():

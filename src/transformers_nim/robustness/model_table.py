@@ -105,16 +105,17 @@ def _notes(reports: Sequence[Measurements], columns: Sequence[str]) -> list[str]
     """Return sentences that say what the columns mean, of those that are there."""
     notes = {
         "clean": "Accuracies in %, in brackets their 95 % intervals.",
-        "robust": "robust: one prediction under the strongest attack on each image. at most: sanity checks of the"
-        " attacks failed, so attacks that work may leave less.",
+        "robust": "robust: one prediction under the strongest attack on each image.",
         f"worst of {NUM_TRIES}": f"worst of {NUM_TRIES}: the attacker may try {NUM_TRIES} times.",
         "noise known": "noise known: the attacker knows the noise of the prediction.",
         "AutoAttack": "AutoAttack: the column that compares with RobustBench, which takes no random answers.",
-        "certified": "certified: images whose vote under noise no perturbation up to this L2 norm changes (pixels in"
-        " [0, 1]).",
-        "extra data": "extra data: ? where nothing beside the result file says it.",
+        "certified": "certified: right by the vote under noise, which no perturbation up to this L2 norm changes"
+        " (pixels in [0, 1]).",
+        "extra data": "extra data: what was trained on besides the data of the evaluation; ? where no file says it.",
     }
     found = [text for name, text in notes.items() if name in columns]
+    if any(check["passed"] is False for report in reports for check in report.checks):
+        found.append("at most: sanity checks of the attacks failed, so attacks that work may leave less.")
     if not all(report.is_above_chance(report.settings["sigma"]) for report in reports):
         found.append("Models whose clean accuracy cannot be told from chance have no robust accuracy.")
     if len({report.images_hash for report in reports}) > 1:

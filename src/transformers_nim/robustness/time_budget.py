@@ -49,9 +49,8 @@ class TooLittleTimeError(ValueError):
         budget = {name: value for name, value in self.smaller.items() if name in _WORDS and name != "num_images"}
         others = {name: value for name, value in self.smaller.items() if name not in budget}
         arguments = others | ({"budget": budget} if budget else {})
-        super().__init__(
-            self._text(f"budget_minutes={minutes}", ", ".join(f"{key}={value!r}" for key, value in arguments.items()))
-        )
+        shown = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+        super().__init__(self._text("budget_minutes", "=", shown))
 
     def as_options(self) -> str:
         """Return the text with options of the command line instead of arguments."""
@@ -60,11 +59,12 @@ class TooLittleTimeError(ValueError):
             words.append("--max_eval_samples" if name == "num_images" else f"--{name}")
             # A list is one that became empty.
             words += [] if isinstance(value, list) else [str(value)]
-        return self._text(f"--budget_minutes {self.minutes}", " ".join(words))
+        return self._text("--budget_minutes", " ", " ".join(words))
 
-    def _text(self, more: str, smaller: str) -> str:
-        fits = f" This fits into the time there is: {smaller}" if smaller else ""
-        return f"{self.reason} From {more} on it fits.{fits}"
+    def _text(self, name: str, separator: str, smaller: str) -> str:
+        # Without the budget, as a second timing may be slower.
+        fits = f" In the time there is, without {name}, you can run: {smaller}" if smaller else ""
+        return f"{self.reason} From {name}{separator}{self.minutes} on it fits.{fits}"
 
 
 def seconds_per_pass(

@@ -1,11 +1,14 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
 import itertools
+import re
 
 import pytest
 import torch
 
-from transformers_nim.attacks import Ball, image_generators
+from transformers_nim.attacks import FGSM, Ball, geometry, image_generators
 from transformers_nim.attacks.geometry import TOLERANCE, check_images, perturbation_norm
+from transformers_nim.commands import finetune
+from transformers_nim.training.attack import TrainingAttack
 
 
 @pytest.mark.parametrize(
@@ -117,6 +120,41 @@ def test_rounding_of_all_pixels_in_one_direction_is_no_violation():
 def test_wrong_balls(arguments, message):
     with pytest.raises(ValueError, match=message):
         Ball(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("norm", "eps", "said"),
+    [
+        ("Linf", 8.0, None),
+        ("Linf", 0.5, None),
+        ("Linf", 0.031, "Linf eps 0.031/255 is less .*if 0.031 was meant for pixels in .0, 1., that is 7.9.?/255"),
+        ("L2", 128.0, None),
+        ("L2", 0.5, "that is 128/255|that is 127"),
+        ("L2", 128.0 * 255, "L2 eps 128 for pixels in .* larger than any attack allows; was 128/255 meant"),
+    ],
+)
+def test_implausible_units_are_warned_of(norm, eps, said, monkeypatch):
+    told = []
+    monkeypatch.setattr(geometry.logger, "warning_once", told.append)
+    geometry.warn_of_eps(norm, eps)
+    assert len(told) == (said is not None)
+    assert said is None or re.search(said, told[0])
+
+
+def test_attacks_and_their_training_warn_of_units(monkeypatch):
+    told = []
+    monkeypatch.setattr(geometry.logger, "warning_once", told.append)
+    pixels, labels = torch.rand(1, 3, 4, 4), torch.tensor([0])
+    FGSM()(lambda images: images.flatten(1)[:, :2], pixels, labels, eps=128.0, norm="L2")
+    assert len(told) == 1
+    # The whole ball is what an unbounded attack is given.
+    FGSM()(lambda images: images.flatten(1)[:, :2], pixels, labels, eps=48**0.5, norm="L2")
+    assert len(told) == 1
+    TrainingAttack(eps=0.031 / 255, steps=1)
+    assert "0.031/255" in told[1]
+    for norm, eps in geometry.DEFAULT_EPS.items():
+        args = finetune.parse_arguments(["--output_dir", "outputs", "--adversarial_norm", norm])
+        assert args.adversarial_eps == eps
 
 
 def test_wrong_images():

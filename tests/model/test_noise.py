@@ -1,5 +1,6 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
 import math
+import re
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,10 +18,50 @@ from transformers_nim.model.noise import (
     register_sigma_distribution,
     split_generator,
 )
+from transformers_nim.model.pixel_classifier_nim import PixelClassifier
+from transformers_nim.model.smoothing_nim import certifiable_sigma
+from transformers_nim.robustness.evaluation import EvaluationOptions
 
 
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize(
+    ("sigma", "said"),
+    [
+        (0, None),
+        (2, None),
+        (63.75, None),
+        ({"type": "uniform", "low": 0, "high": 30}, None),
+        (0.25, "sigma 0.25 is in units of 0..255 pixels, where it is hardly any noise; .* pass 63.75"),
+        ({"type": "uniform", "low": 0, "high": 0.5}, "sigma 0.25 is in units"),
+    ],
+)
+def test_implausible_units_are_warned_of(sigma, said, monkeypatch):
+    told = []
+    monkeypatch.setattr(noise.logger, "warning_once", told.append)
+    noise.warn_of_sigma(sigma)
+    assert len(told) == (said is not None)
+    assert said is None or re.search(said, told[0])
+
+
+def test_every_way_in_warns_of_units(robust_model, monkeypatch):
+    told = []
+    monkeypatch.setattr(noise.logger, "warning_once", told.append)
+    pixels = torch.zeros(1, 3, 32, 32)
+    ways = [
+        lambda: NIMConfig(defense_sigma=0.25),
+        lambda: robust_model(pixels, sigma=0.25),
+        lambda: PixelClassifier(robust_model, sigma=0.25)(pixels),
+        lambda: certifiable_sigma(robust_model.config, 0.25),
+        lambda: EvaluationOptions(output_dir="outputs", sigma=0.25),
+        lambda: EvaluationOptions(output_dir="outputs", sigmas=[None, 0.25]),
+    ]
+    for number, way in enumerate(ways, 1):
+        way()
+        assert len(told) >= number
+    assert {text[:10] for text in told} == {"sigma 0.25"}
 
 
 def test_gamma_scale_multiplies():

@@ -3,7 +3,9 @@ from dataclasses import replace
 
 import pytest
 
-from transformers_nim.attacks import make_attack
+from transformers_nim.attacks import geometry, make_attack
+from transformers_nim.commands.evaluate import parse_arguments
+from transformers_nim.robustness.evaluation import EvaluationOptions
 from transformers_nim.robustness.protocol import (
     BUDGETS,
     CLEAN,
@@ -178,3 +180,16 @@ def test_budget_is_checked():
         replace(BUDGETS["quick"], num_queries=15)
     with pytest.raises(ValueError, match="steps must be an int"):
         AttackBudget(1, 1, 11, steps=1.5, num_draws=1, restarts=1, num_queries=2)
+
+
+def test_each_norm_has_a_default_of_its_own(monkeypatch):
+    told = []
+    monkeypatch.setattr(geometry.logger, "warning_once", told.append)
+    for norm, eps, grid in (("Linf", 8.0, [2.0, 4.0]), ("L2", 128.0, [32.0, 64.0])):
+        options = EvaluationOptions(output_dir="outputs", norm=norm)
+        assert (options.eps, options.radii) == (eps, grid)
+        argv = ["--model_name_or_path", "m", "--dataset_name", "d", "--output_dir", "outputs", "--norm", norm]
+        assert parse_arguments(argv).options.eps == eps
+    assert not told
+    EvaluationOptions(output_dir="outputs", eps=0.031, eps_grid=[0.016])
+    assert [text.split()[2] for text in told] == ["0.031/255", "0.016/255"]

@@ -121,6 +121,18 @@ def test_strongest_scores_at_least_as_high_as_every_attack(seed):
             assert (chosen[:, 0] >= report.scores(name, sigma)[:, 0]).all()
 
 
+def test_an_attack_that_leaves_less_than_the_strongest_is_named():
+    """By few draws the second attack looks better on the first image, and on fresh ones it is not."""
+    lucky = [([0] * 11, [0.5, 0.0]), ([0] * 11, [0.1, 0.0])]
+    steady = [([1] * 11, [0.4, 0.0]), ([0] * 11, [0.2, 0.0])]
+    report = attacks_with_scores((attack("EOT-PGD"), steady), (attack("b", "adaptive"), lucky))
+    assert report.strongest(50.0).row.accuracy.mean == 1
+    text = " ".join(render(report).split())
+    assert "EOT-PGD alone leaves less (50.0 %), as a choice by few noise draws is not always right" in text
+    report = attacks_with_scores((attack("EOT-PGD"), steady), (attack("b", "adaptive"), steady))
+    assert "alone leaves less" not in render(report)
+
+
 def test_luck_of_many_equal_attacks_is_not_counted():
     """Ten equally weak attacks: the strongest by the counted draws would look far stronger than any."""
     rng = np.random.default_rng(0)

@@ -7,9 +7,17 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers.utils import logging
 
+
+logger = logging.get_logger(__name__)
 
 NORMS = ("Linf", "L2")
+
+# The radii that RobustBench attacks with, in units of 0..255 pixels.
+DEFAULT_EPS = {"Linf": 8.0, "L2": 128.0}
+# Radii in these units that nobody means: less than pictures of 8 bits can hold, and more than any that is published.
+_LEAST_EPS, _LARGEST_EPS = {"Linf": 0.5, "L2": 8.0}, {"Linf": 255.0, "L2": 60 * 255.0}
 
 # By how much a norm may exceed eps through rounding, and pixels of float32 may leave [0, 1].
 TOLERANCE = 1e-6
@@ -30,6 +38,25 @@ def perturbation_norm(delta: Tensor, norm: str) -> Tensor:
     # Over many pixels of a flat picture, a sum of squares in float32 is wrong in the fourth digit.
     exact = None if delta.device.type == "mps" else torch.float64
     return torch.linalg.vector_norm(delta.flatten(1), dim=1, dtype=exact).to(delta.dtype)
+
+
+def warn_of_eps(norm: str, eps: float) -> None:
+    """Warn of a radius that looks as if it was given in another unit.
+
+    Args:
+        norm: `"Linf"` or `"L2"`.
+        eps: The radius in units of 0..255 pixels.
+    """
+    if 0 < eps < _LEAST_EPS[norm]:
+        logger.warning_once(
+            f"{norm} eps {eps:g}/255 is less than pictures of 8 bits can hold; if {eps:g} was meant for pixels in"
+            f" [0, 1], that is {255 * eps:.3g}/255 (on the command line eps is in units of 0..255)"
+        )
+    elif eps > _LARGEST_EPS[norm]:
+        logger.warning_once(
+            f"{norm} eps {eps / 255:g} for pixels in [0, 1] is larger than any attack allows; was {eps / 255:g}/255"
+            " meant?"
+        )
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 
 import dataclasses
 import inspect
+import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from ..model.checks_nim import check_counts
 from ..utils.seeding import forked_rng, image_seeds
-from .geometry import NORMS, Ball, check_images
+from .geometry import NORMS, Ball, check_images, warn_of_eps
 from .not_finite import looking_for_not_finite
 from .randomness import Classifier, InHalf
 
@@ -89,6 +90,9 @@ class Attack(ABC):
             ValueError: An argument is out of range, the attack does not know the norm, or it left its bounds.
         """
         ball = Ball(norm, eps)
+        # The unbounded attack of an evaluation is meant.
+        if eps > 1 and not math.isclose(eps, pixels[:1].numel() ** 0.5):
+            warn_of_eps(norm, 255 * eps)
         if norm not in self.norms:
             raise ValueError(f"{type(self).__name__} is an attack for {' and '.join(self.norms)} alone, got {norm!r}")
         seeds = image_seeds(seed, len(pixels)) if seeds is None else seeds

@@ -86,7 +86,8 @@ def make_arguments() -> argparse.ArgumentParser:
     attack = parser.add_argument_group("attacks and defense")
     attack.add_argument("--suite", choices=list(BUDGETS), default="quick", help="how much")
     attack.add_argument("--norm", choices=("Linf", "L2"), default="Linf", help="norm of eps")
-    attack.add_argument("--eps", type=float, default=8.0, help="main radius, in units of 0..255 pixels")
+    attack.add_argument("--eps", type=float,
+                        help="main radius, in units of 0..255 pixels (default: 8 for Linf, 128 for L2)")  # fmt: skip
     attack.add_argument("--eps_grid", type=float, nargs="*", help="further radii (default: a quarter and a half)")
     attack.add_argument("--sigma", type=sigma_argument, default=FROM_CONFIG,
                         help="main sigma of the defense; config is that of the model's config")  # fmt: skip

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from .. import NIMForImageClassification, NIMForRobustImageClassification
+from ..attacks.geometry import DEFAULT_EPS
 from ..data.augmentation import LabelMixer, finetuning_transform
 from ..data.draws import NoiseDraw
 from ..data.picture_folders import picture_splits
@@ -97,7 +98,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="figure that chooses best/, such as accuracy_sigma_25; if left out, accuracy at the defense's sigma if it"
         " is one of --eval_sigmas, else at the first of them, or accuracy_off with --train_on clean",
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.adversarial_eps is None:
+        args.adversarial_eps = DEFAULT_EPS[args.adversarial_norm]
+    return args
 
 
 def read_start(args: argparse.Namespace) -> Start | None:

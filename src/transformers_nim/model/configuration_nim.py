@@ -15,7 +15,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME, auto_docstring
 
 from .checks_nim import check_counts
-from .noise import parse_sigma
+from .noise import parse_sigma, warn_of_sigma
 
 
 _IMAGENET_MEAN = [0.485, 0.456, 0.406]
@@ -268,6 +268,7 @@ class NIMConfig(PreTrainedConfig):
         # Numbers become mappings, so that a saved config is explicit. Later assignments are parsed too.
         if key in _SIGMA_FIELDS and (value is not None or key == "pretraining_sigma"):
             try:
+                warn_of_sigma(value)
                 value = parse_sigma(value).to_dict()
             except ValueError as error:
                 raise NIMConfigError(f"{key}: {error}") from error

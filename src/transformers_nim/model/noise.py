@@ -14,9 +14,12 @@ from numbers import Real
 from typing import Any, ClassVar, TypeVar
 
 import torch
+from transformers.utils import logging
 
 from .pixels_nim import per_channel
 
+
+logger = logging.get_logger(__name__)
 
 # The value of a `sigma` argument that means "as the config says", because None means "defense off".
 FROM_CONFIG = "config"
@@ -185,6 +188,20 @@ def parse_sigma(spec: SigmaSpec) -> SigmaDistribution:
     return ConstantSigma(spec)
 
 
+def warn_of_sigma(sigma: SigmaSpec) -> None:
+    """Warn of a sigma that looks as if it was given for pixels in [0, 1].
+
+    Args:
+        sigma: What [`parse_sigma`] takes, in units of 0..255 pixels.
+    """
+    mean = parse_sigma(sigma).mean
+    if 0 < mean <= 1:
+        logger.warning_once(
+            f"sigma {mean:g} is in units of 0..255 pixels, where it is hardly any noise; if {mean:g} was meant for"
+            f" pixels in [0, 1], pass {255 * mean:g}"
+        )
+
+
 def check_sigma_tensor(sigma: torch.Tensor, batch_size: int) -> torch.Tensor:
     """Check a tensor of sigmas, one for the batch or one per image, and expand it to `(batch_size,)`.
 
@@ -244,6 +261,8 @@ def resolve_sigma(sigma: Sigma | str, default: Sigma, batch_size: int) -> torch.
         sigma = torch.tensor(sigma, dtype=torch.float32)
     if isinstance(sigma, torch.Tensor):
         return check_sigma_tensor(sigma, batch_size)
+    if not torch.compiler.is_compiling():
+        warn_of_sigma(sigma)
     return parse_sigma(sigma)
 
 

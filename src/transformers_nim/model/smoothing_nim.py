@@ -24,6 +24,7 @@ from .noise import (
     default_batch_size,
     parse_sigma,
     split_generator,
+    warn_of_sigma,
 )
 
 
@@ -65,6 +66,7 @@ def certifiable_sigma(config: NIMConfig, sigma: SigmaSpec | str | None = FROM_CO
             "nothing can be certified with sigma=0, which denoises without adding noise. Pass a number greater than 0,"
             " such as sigma=63.75 (0.25 for pixels in [0, 1])"
         )
+    warn_of_sigma(distribution)
     return float(distribution.value)
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from transformers.utils import logging
 
+from ..attacks.geometry import DEFAULT_EPS, NORMS
 from ..data.evaluation_set import EvaluationSet, find_split, picture_reader
 from ..model.noise import FROM_CONFIG
 from ..model.pixel_classifier_nim import timm_settings
@@ -27,7 +28,6 @@ logger = logging.get_logger(__name__)
 
 # Images on which it is found out whether a model draws noise of its own.
 _LISTENED = 4
-_DEFAULT_EPS = {"Linf": 8 / 255, "L2": 0.5}
 
 
 def evaluate_robustness(
@@ -78,7 +78,7 @@ def evaluate_robustness(
             set of `datasets` or its name; a folder with one folder of pictures per class; a torch `Dataset` of pairs
             of a picture and a class number, or a `DataLoader`. Data sets are shuffled, always in the same order.
         labels: True classes of a tensor of images, as the model numbers them, shape `(images,)`.
-        eps: Main radius in pixels of [0, 1]; 8/255 for Linf and 0.5 for L2 by default.
+        eps: Main radius in pixels of [0, 1]; 8/255 for Linf and 128/255 for L2 by default.
         norm: `"Linf"` or `"L2"`.
         eps_grid: Further radii in pixels of [0, 1]; by default a quarter and a half of the main one.
         sigma: Main sigma of a De^3 model in units of 0..255 pixels; `None` is the defense switched off. The config's
@@ -135,9 +135,9 @@ def evaluate_robustness(
     >>> report.row("clean", None).accuracy.mean
     1.0
     ```"""
-    if norm not in _DEFAULT_EPS:
-        raise ValueError(f"norm must be one of {list(_DEFAULT_EPS)}, got {norm!r}")
-    radii = [_DEFAULT_EPS[norm] if eps is None else eps, *(eps_grid or ())]
+    if norm not in NORMS:
+        raise ValueError(f"norm must be one of {list(NORMS)}, got {norm!r}")
+    radii = [DEFAULT_EPS[norm] / 255 if eps is None else eps, *(eps_grid or ())]
     for radius in radii:
         if not radius > 0 or (norm == "Linf" and radius > 1):
             raise ValueError(

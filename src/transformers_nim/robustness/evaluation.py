@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..attacks.geometry import DEFAULT_EPS, warn_of_eps
 from ..attacks.registry import attack_options
 from ..data.evaluation_set import EvaluationSet
 from ..model.checks_nim import check_counts, check_vote
-from ..model.noise import FROM_CONFIG
+from ..model.noise import FROM_CONFIG, warn_of_sigma
 from ..model.pixel_classifier_nim import PixelClassifier
 from ..utils.extras import check_installed, require
 from ..utils.records import replace_file, start_records
@@ -54,7 +55,7 @@ class EvaluationOptions:
         output_dir: Folder of the records.
         suite: `"quick"` or `"full"`.
         norm: `"Linf"` or `"L2"`.
-        eps: The main radius in units of 0..255 pixels.
+        eps: The main radius in units of 0..255 pixels; by default 8 for Linf and 128 for L2.
         eps_grid: Further radii; by default a quarter and a half of the main one.
         sigma: The main sigma of the defense in units of 0..255 pixels, `None` for off, `"config"` for the model's.
         sigmas: Further ones, for the trade-off curve; `DEFAULT_SIGMAS` by default.
@@ -78,7 +79,7 @@ class EvaluationOptions:
     output_dir: str | Path
     suite: str = "quick"
     norm: str = "Linf"
-    eps: float = 8.0
+    eps: float = None  # type: ignore[assignment]  # a number as soon as it is made
     eps_grid: Sequence[float] | None = None
     sigma: float | str | None = FROM_CONFIG
     sigmas: Sequence[float | None] | None = None
@@ -105,9 +106,15 @@ class EvaluationOptions:
         for sigma in [*(self.sigmas or ()), *([] if self.sigma == FROM_CONFIG else [self.sigma])]:
             if sigma is not None and (isinstance(sigma, (bool, str)) or not 0 <= sigma < math.inf):
                 raise ValueError(f"sigma must be a number of at least 0, or None for off, got {sigma!r}")
+            if sigma is not None:
+                warn_of_sigma(sigma)
         if self.budget_minutes is not None and not self.budget_minutes > 0:
             raise ValueError(f"budget_minutes must be positive, got {self.budget_minutes!r}")
+        if self.eps is None:
+            object.__setattr__(self, "eps", DEFAULT_EPS[self.norm])
         check_radii(self.norm, (self.eps, *self.radii))
+        for radius in (self.eps, *(self.eps_grid or ())):
+            warn_of_eps(self.norm, radius)
         for name in self.attacks:
             attack_options(name)
             if name.startswith("torchattacks_"):

@@ -318,7 +318,10 @@ class Measurements:
         The attacker chooses by `scores`: first the share of wrong answers, then the mean margin, both measured on
         noise draws of their own. What counts are the predictions, made on draws that took no part in the choice. Had
         the same draws served for both, the luckiest draws would win, and the more attacks there are, the worse even a
-        defense that withstands all of them would look.
+        defense that withstands all of them would look. The price is that a choice by few draws is not always right, so
+        that one of the attacks may leave less on all images than the combination. Both are attacks that can be made,
+        so accuracy is no higher than the lower figure; the report names it. (The lower of the two is not taken for the
+        figure itself: the lowest of many is low by chance.)
 
         Args:
             sigma: Sigma of the defense in units of 0..255 pixels; `None` is the defense switched off.

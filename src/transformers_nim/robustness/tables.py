@@ -4,7 +4,7 @@
 import math
 
 from ..utils.text_table import bullets, plural, render_table, sigma_label, wrapped
-from .figures import NUM_TRIES, NUM_VOTES, Row
+from .figures import NUM_TRIES, NUM_VOTES, Row, Strongest
 from .measurements import Measurements
 from .protocol import (
     AUTOATTACK,
@@ -127,6 +127,7 @@ def attack_table(report: Measurements) -> tuple[list[str], list[list[str]], str]
         lines.insert(0, _attack_line(strongest.row, f"strongest of {len(strongest.candidates)} on each image"))
         fresh = ", judged by other noise than the accuracy" if strongest.row.num_draws > 1 else ""
         notes.append(f"Strongest: on each image the attack that works best there{fresh}.")
+        notes.append(_wrong_choices(report, strongest))
     is_random = any(row.num_draws > 1 for row in rows)
     if is_random:
         columns = ["one shot", f"worst of {NUM_TRIES}", f"majority of {NUM_VOTES}", "clean, one shot"]
@@ -142,6 +143,19 @@ def attack_table(report: Measurements) -> tuple[list[str], list[list[str]], str]
         notes.append("\\*\\* Only for the sanity checks. Rows with a star are no part of the strongest.")
     notes.append(_robustbench_note([row.configuration for row in rows], is_random))
     return ["attack", "images", *columns], lines, " ".join(note for note in notes if note)
+
+
+def _wrong_choices(report: Measurements, strongest: Strongest) -> str:
+    """Return a sentence that names an attack which leaves less than the strongest of all; empty if there is none."""
+    rows = [report.row(name, strongest.row.defense_sigma) for name in strongest.candidates]
+    least = min(rows, key=lambda row: row.accuracy.mean)
+    if least.accuracy.mean >= strongest.row.accuracy.mean:
+        return ""
+    where = f" at {sigma_label(least.defense_sigma)}" if len(report.sigmas) > 1 else ""
+    return (
+        f"{least.configuration} alone leaves less{where} ({100 * least.accuracy.mean:.1f} %), as a choice by few noise"
+        " draws is not always right: accuracy is no higher than the lower figure."
+    )
 
 
 def _mark(row: Row) -> str:
@@ -206,6 +220,12 @@ def _matrix(report: Measurements) -> list[str]:
     )
     if len({len(one.candidates) for one in everything}) > 1:
         note += f" Compare columns by the strongest of these {len(attacks)}: in the last row some meet more attacks."
+    wrong = [sigma_label(one.row.defense_sigma) for one in everything if _wrong_choices(report, one)]
+    if wrong:
+        note += (
+            f" At {', '.join(wrong)} a single attack leaves less than the last row, as choices by few noise draws are"
+            " not always right."
+        )
     table = render_table(["accuracy in %", *map(sigma_label, sigmas)], rows)
     return ["### Sigma of the attacker and of the defense", table, wrapped(note)]
 

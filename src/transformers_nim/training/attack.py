@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..attacks.geometry import Ball
+from ..attacks.geometry import Ball, warn_of_eps
 from .evaluation import eval_mode
 
 
@@ -53,6 +53,7 @@ class TrainingAttack:
             )
         # Its own message for an unknown norm.
         Ball(self.norm, self.eps)
+        warn_of_eps(self.norm, 255 * self.eps)
 
     def __str__(self) -> str:
         through = "defense" if self.through_defense else "classifier"

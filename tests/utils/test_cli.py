@@ -4,6 +4,7 @@
 import errno
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -110,12 +111,12 @@ def test_bugs_keep_their_traceback(bug):
 
 
 def test_only_what_a_raise_of_ours_says_is_the_user_s():
-    ours = types.ModuleType("transformers_nim.example")
-    source = (
-        "def check(x):\n  raise ValueError(\n    x\n  )\ndef slip(x):\n  return int(x)\ndef claim(x):\n  assert x\n"
-    )
-    cli.linecache.cache["example.py"] = (len(source), None, source.splitlines(True), "example.py")
-    exec(compile(source, "example.py", "exec"), ours.__dict__)
+    """Also of the module that `python -m` runs."""
+    ours = types.ModuleType("__main__")
+    path = str(Path(cli.__file__).parents[1] / "commands" / "example.py")
+    source = "def check(x):\n  raise ValueError(\n    x)\ndef slip(x):\n  return int(x)\ndef claim(x):\n  assert x\n"
+    cli.linecache.cache[path] = (len(source), None, source.splitlines(True), path)
+    exec(compile(source, path, "exec"), ours.__dict__)
     assert is_users_error(caught(lambda: ours.check("x")))
     assert not is_users_error(caught(lambda: ours.slip("x")))
     assert not is_users_error(caught(lambda: ours.claim(False)))

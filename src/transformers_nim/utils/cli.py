@@ -20,6 +20,7 @@ DEBUG = "TRANSFORMERS_NIM_DEBUG"
 # Seconds that other processes than the main one wait before they tell of an error, which mostly is the main one's too.
 PATIENCE = 10.0
 _PACKAGE = __name__.split(".")[0]
+_FOLDER = str(Path(__file__).parents[1]) + os.sep
 # Functions by which other libraries read what a user has named, and the argument that holds the name.
 _READERS = {
     "from_pretrained": "pretrained_model_name_or_path",
@@ -230,7 +231,8 @@ def _reader(error: Exception) -> FrameType | None:
 
 
 def _is_ours(frame: FrameType) -> bool:
-    return frame.f_globals.get("__name__", "").split(".")[0] == _PACKAGE
+    # Not by its module's name, which is __main__ for the one that `python -m` runs.
+    return frame.f_code.co_filename.startswith(_FOLDER)
 
 
 def _line(step: TracebackType) -> str:

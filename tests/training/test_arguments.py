@@ -39,8 +39,14 @@ def parse(script: str, *argv: str) -> argparse.Namespace:
 
 def parser_of(script: str, monkeypatch) -> argparse.ArgumentParser:
     parsers = []
-    monkeypatch.setattr(CommandParser, "parse_args", lambda parser, argv: parsers.append(parser))
-    load(script).parse_arguments([])
+
+    def stop(parser, argv):
+        parsers.append(parser)
+        raise SystemExit
+
+    monkeypatch.setattr(CommandParser, "parse_args", stop)
+    with pytest.raises(SystemExit):
+        load(script).parse_arguments([])
     return parsers[0]
 
 

@@ -251,7 +251,7 @@ def add_attack_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of adversarial training."""
     add = parser.add_argument_group("adversarial training").add_argument
     add("--adversarial_steps", type=int, default=0, help="steps of PGD on training images; 0 for no attack")
-    add("--adversarial_eps", type=float, help="radius of the attack, in x/255 (default: 8 for Linf, 128 for L2)")
+    add("--adversarial_eps", type=float, help="radius of the attack, in x/255; if left out, 8 for Linf and 128 for L2")
     add(
         "--adversarial_norm",
         choices=NORMS,

@@ -189,7 +189,7 @@ def test_integer_picture_of_more_than_sixteen_bits_is_refused(rgb, value):
 
 def test_integer_picture_of_8_or_16_bits_is_refused(rgb):
     # Pillow converts both to mode I without scaling.
-    with pytest.raises(ValueError, match=r"mode I.*200.*8 or of 16 bits"):
+    with pytest.raises(ValueError, match=r"mode I .*200.*8 or of 16 bits"):
         rgb(images=Image.new("L", (40, 40), 200).convert("I"))
 
 

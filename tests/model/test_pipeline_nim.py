@@ -178,6 +178,7 @@ BAD_OPTIONS = [
     ({"sigma": -1}, r"sigma.*-1"),
     ({"sigma": math.nan}, r"sigma.*nan"),
     ({"sigma": math.inf}, r"sigma.*inf"),
+    ({"sigma": 1e30}, r"sigma.*at most 1e\+06, got 1e\+30"),
     ({"sigma": True}, r"sigma.*True"),
     ({"sigma": "strong"}, r"sigma.*'strong'"),
     ({"sigma": {"type": "laplace"}}, r"sigma.*'laplace'"),
@@ -422,6 +423,19 @@ def test_grey_arrays_of_two_dimensions(pipe, grey_path):
             assert_same(used(array, seed=0), expected, tolerance=1e-4)
         with pytest.raises(ValueError, match=r"in \[0, 1\], got values from 0 to 1\d"):
             used(digit.astype(np.float64))
+
+
+@pytest.mark.parametrize("vote", ["mean", "majority"])
+def test_answers_that_are_no_numbers_are_refused(pictures, vote):
+    model = tiny_model()
+    pipe = make_pipeline(model=model, image_processor=NIMImageProcessor.from_config(model.config))
+    for bad in (math.nan, math.inf):
+        with torch.no_grad():
+            model.classifier.weight[:, 1] = bad
+        voted = [{"vote": vote, **options} for options in ({}, {"num_samples": 3}, {"sigma": None})]
+        for options in (*voted, {"certify": True, "n0": 2, "n": 5}):
+            with pytest.raises(FloatingPointError, match="infinite or NaN"):
+                pipe(pictures[0], **options)
 
 
 def test_sixteen_bit_file_is_not_clipped(pipe, tmp_path):

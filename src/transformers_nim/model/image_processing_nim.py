@@ -102,7 +102,7 @@ def open_picture(file: Any, name: str = "") -> Image.Image:
     except Exception as error:  # Pillow's readers raise almost anything when a file is broken
         if isinstance(error, OSError) and name in str(error):
             raise
-        reason = "not a picture" if isinstance(error, UnidentifiedImageError) else error
+        reason = "not a picture" if isinstance(error, UnidentifiedImageError) else _one_line(error)
         raise OSError(f"cannot read the picture {name}: {reason}") from error
     picture.filename = name
     scale = 2 ** int(math.log2(max(1, picture.width * picture.height / _ENOUGH_PIXELS)) / 2)
@@ -161,41 +161,46 @@ def convert_image(image: Image.Image, num_channels: int) -> Image.Image:
     """
     if num_channels not in (1, 3):
         raise ValueError(f"a PIL image cannot be given {num_channels} channels; pass an array of that many channels")
+    name = f"the picture {getattr(image, 'filename', '')}".strip()
     if not image.width or not image.height:
-        raise ValueError(f"the image is empty: {image.height}x{image.width} pixels")
+        raise ValueError(f"{name} is empty: {image.height}x{image.width} pixels")
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(
-            f"{_name(image)} has {image.width:,} x {image.height:,} pixels, more than {MAX_PIXELS:,}; resize it first"
+            f"{name} has {image.width:,} x {image.height:,} pixels, more than {MAX_PIXELS:,}; resize it first"
         )
     try:
         image.load()
         image = ImageOps.exif_transpose(image)
     except Exception as error:  # Pillow's decoders raise almost anything when a file is broken
-        raise OSError(f"cannot read {_name(image)}: {error}") from error
-    if image.mode == "F":
-        raise ValueError("a floating-point image (mode F) has no agreed range; convert it to 8 bits first")
+        raise OSError(f"cannot read {name}: {_one_line(error)}") from error
+    if image.mode in ("F", "LAB"):
+        raise ValueError(f"{name} is of mode {image.mode}, which has no agreed range; convert it to 8 bits first")
     if image.mode.startswith("I"):
-        image = _from_sixteen_bits(image)
+        image = _from_sixteen_bits(image, name)
     if image.mode == "La":
         image = image.convert("LA")
     if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB" if num_channels == 3 else "L")
+    image = image.convert("RGB" if num_channels == 3 else "L")
+    # The picture is upright and opaque now. Its orientation would be read again, and may be damaged.
+    image.info = {}
+    return image
 
 
-def _name(image: Image.Image) -> str:
-    return f"the picture {getattr(image, 'filename', '')}".strip()
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
-def _from_sixteen_bits(image: Image.Image) -> Image.Image:
+def _from_sixteen_bits(image: Image.Image, name: str) -> Image.Image:
     values, clear = np.asarray(image).astype(np.int64), image.info.get("transparency")
-    if values.size and (values.min() < 0 or values.max() > 65535):
-        raise ValueError(f"an integer image must have 16-bit values, got {values.min()} to {values.max()}")
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError(f"{name} must have 16-bit values, got {values.min()} to {values.max()}")
     # Pillow makes mode I of 8-bit and of 16-bit pictures alike, without scaling.
-    if image.mode == "I" and values.size and 0 < values.max() <= 255:
+    if image.mode == "I" and 0 < values.max() <= 255:
         raise ValueError(
-            f"an integer image (mode I) with values up to {values.max()} may be of 8 or of 16 bits; convert it to mode"
+            f"{name} is of mode I with values up to {values.max()}, and may be of 8 or of 16 bits; convert it to mode"
             " L or I;16 first"
         )
     if isinstance(clear, int):
@@ -255,17 +260,19 @@ def _to_tensor(array: np.ndarray | torch.Tensor) -> torch.Tensor:
         # A copy in native order, because torch takes neither other byte orders nor negative strides nor read-only
         # memory.
         types = {"u": np.uint8 if array.dtype == np.uint8 else np.int64, "i": np.int64, "f": np.float32}
-        if array.dtype.kind not in types or array.dtype == np.uint16:
+        if array.dtype.kind not in types or (array.dtype.kind, array.dtype.itemsize) == ("u", 2):
             raise refused
         with np.errstate(over="ignore"):
             array = torch.from_numpy(np.array(array, dtype=types[array.dtype.kind], order="C"))
+    if array.layout != torch.strided or array.is_meta or array.is_quantized:
+        raise ValueError("an image array must be dense, and hold values")
     if array.dtype == torch.uint8:
         return array
     if array.is_floating_point():
         array, low, high = array.to(torch.float32), -_ROUNDING, 1 + _ROUNDING
         if not bool(torch.isfinite(array).all()):
             raise ValueError("the image has values that are NaN or infinite")
-    elif array.is_complex() or array.is_quantized or array.dtype in (torch.bool, torch.uint16):
+    elif array.is_complex() or array.dtype in (torch.bool, torch.uint16):
         raise refused
     else:
         array, low, high = array.to(torch.int64), 0, 255
@@ -377,7 +384,9 @@ class _NIMImageProcessorMixin:
             if isinstance(self, PilBackend):
                 image = image.detach().cpu()
         else:
-            image = convert_image(load_picture(image), num_channels)
+            # As a tensor, because early 5.x releases misread the layout of a PIL image.
+            pixels = np.array(convert_image(load_picture(image), num_channels))
+            image = torch.from_numpy(pixels.reshape(*pixels.shape[:2], num_channels)).permute(2, 0, 1).contiguous()
         processed = super().process_image(  # type: ignore[misc]
             image, do_convert_rgb=False, input_data_format=ChannelDimension.FIRST, **kwargs
         )
@@ -419,9 +428,9 @@ class NIMImageProcessor(_NIMImageProcessorMixin, TorchvisionBackend):  # type: i
         resized = super().resize(image, *args, **kwargs)
         if not image.is_floating_point():
             return resized
-        # Bicubic resampling overshoots at edges. torchvision clamps 8-bit images only.
-        dims = (-3, -2, -1)
-        return resized.clamp(image.amin(dims, keepdim=True), image.amax(dims, keepdim=True))
+        # Bicubic resampling overshoots at edges. torchvision clamps 8-bit images only. The unit is 1 or 255.
+        white = torch.where(image.amax((-3, -2, -1), keepdim=True) > 1, 255.0, 1.0)
+        return resized.clamp(torch.zeros_like(white), white)
 
 
 class NIMImageProcessorPil(_NIMImageProcessorMixin, PilBackend):
@@ -433,7 +442,7 @@ class NIMImageProcessorPil(_NIMImageProcessorMixin, PilBackend):
         # transformers would round to 8 bits and refuse values above 1. Pillow resizes floats of a single channel.
         height, width = _target_size(image, size)
         channels = [Image.fromarray(c.astype(np.float32)).resize((width, height), resample) for c in image]
-        return np.stack([np.asarray(c) for c in channels]).clip(float(image.min()), float(image.max()))
+        return np.stack([np.asarray(c) for c in channels]).clip(0, 255 if image.max() > 1 else 1)
 
 
 def _target_size(image: np.ndarray, size: Any) -> tuple[int, int]:
@@ -481,7 +490,7 @@ def check_image_processor(image_processor: Any, config: NIMConfig) -> None:
         wrong.append(f"it makes images of size {made}, the model takes {config.image_shape}")
     elif is_cropped:
         edges = [size.get("shortest_edge") or size.get(name) or 0 for name in ("height", "width")]
-        if any(edge < needed for edge, needed in zip(edges, config.image_shape)):
+        if any(not isinstance(edge, int) or edge < needed for edge, needed in zip(edges, config.image_shape)):
             wrong.append(f"it crops {crop} from pictures resized to {size}")
     if not wrong and config.num_channels in (1, 3):
         wrong = _try_colors(image_processor, config)
@@ -517,7 +526,7 @@ def _try_colors(image_processor: Any, config: NIMConfig) -> list[str]:
     try:
         image = np.asarray(image_processor(images=picture, return_tensors="pt")["pixel_values"], dtype=np.float64)
     except Exception as error:  # of any library
-        return [f"it cannot process a picture ({type(error).__name__}: {error})"]
+        return [f"it cannot process a picture ({type(error).__name__}: {_one_line(error)})"]
     expected = (np.array(color) / 255 - config.image_mean) / config.image_std
     shape = (1, len(color), height, width)
     if image.shape != shape:

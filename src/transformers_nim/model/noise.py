@@ -24,6 +24,9 @@ logger = logging.get_logger(__name__)
 # The value of a `sigma` argument that means "as the config says", because None means "defense off".
 FROM_CONFIG = "config"
 
+# Far above any noise, and low enough that no square of a noisy pixel overflows.
+_MAXIMUM = 1e6
+
 # One generator for the whole batch, or one per image, or a tensor with a seed per image.
 Generators = torch.Generator | Sequence[torch.Generator] | torch.Tensor
 
@@ -82,8 +85,10 @@ def register_sigma_distribution(cls: DistributionT) -> DistributionT:
 def _check_number(where: str, value: Any, minimum: float = 0.0, exclusive: bool = False) -> None:
     # Comparisons only (NaN fails them too), because torch.compile makes a changing number symbolic.
     number: Any = value if isinstance(value, Real) and not isinstance(value, bool) else math.nan
-    if (minimum < number < math.inf) if exclusive else (minimum <= number < math.inf):
+    if (minimum < number <= _MAXIMUM) if exclusive else (minimum <= number <= _MAXIMUM):
         return
+    if number > _MAXIMUM:
+        raise ValueError(f"{where} must be finite and at most {_MAXIMUM:g}, got {value!r}")
     bound = f"a finite number {'greater than' if exclusive else 'of at least'} {minimum:g}"
     raise ValueError(f"{where} must be {bound}, got {value!r}")
 

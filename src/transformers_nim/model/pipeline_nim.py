@@ -96,6 +96,7 @@ class NIMImageClassificationPipeline(ImageClassificationPipeline):
         ValueError: An option is out of range, the image processor does not fit the model, or a picture is refused.
         OSError: A file or URL cannot be read, or is no picture; the message names it.
         TypeError: There is no option of this name.
+        FloatingPointError: The model's answer is infinite or NaN.
 
     For any other model, this class makes the pipeline that transformers would have made.
 
@@ -231,6 +232,13 @@ class NIMImageClassificationPipeline(ImageClassificationPipeline):
     def postprocess(self, model_outputs, function_to_apply=None, top_k=5):  # type: ignore[override]
         if "certificates" in model_outputs:
             return [self._certified_answer(model_outputs["certificates"])]
+        logits = model_outputs["logits"]
+        # Classes without votes have -inf.
+        if not bool(logits.amax(dim=-1).isfinite().all()):
+            raise FloatingPointError(
+                f"the model returned logits that are infinite or NaN, in {logits.dtype}; try float32 or bfloat16, and"
+                " check the weights"
+            )
         answers = super().postprocess(model_outputs, function_to_apply=function_to_apply, top_k=top_k)
         if model_outputs.get("denoised_pixel_values") is not None:
             picture = to_picture(model_outputs["denoised_pixel_values"][0], self.config)

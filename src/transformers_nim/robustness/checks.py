@@ -129,9 +129,10 @@ def run_checks(report: Measurements, probes: Sequence[Mapping[str, Any]]) -> lis
     if sigma is not None:
         for weaker in (BPDA, headline_at(None)):
             pairs.append(("exact gradients beat approximate ones", HEADLINE, weaker))
-    # Each at a higher level, so that no more than one evaluation in a hundred fails any of them by chance.
+    # Each at a higher level, so that no more than one evaluation in a hundred fails any of them by chance. Twice, as
+    # one end of an interval fails a check.
     num_tests = 1 + sum({stronger, weaker} <= names for _, stronger, weaker in pairs)
-    confidence = 1 - (1 - _CONFIDENCE) / num_tests
+    confidence = 1 - 2 * (1 - _CONFIDENCE) / num_tests
     checks += [_not_higher(report, *pair, confidence) for pair in pairs]
     if sigma or NOISE_KNOWN in names:
         checks.append(_known_noise(report, confidence))

@@ -62,7 +62,7 @@ def uninterrupted(arguments, tmp_path_factory):
 def test_it_leaves_everything_it_promises(uninterrupted):
     done, output_dir = uninterrupted
     for line in ("NIM pretraining", "200 images to train on, 40 to validate with", "= 16 per update", "0.96 epochs",
-                 "'concentration': 25.0, 'scale': 3.0}, mean 75"):  # fmt: skip
+                 "sigma gamma (concentration 25, scale 3), mean 75"):  # fmt: skip
         assert line in done.stdout
     assert "step/s" in done.stderr
     assert "images_per_s" in done.stderr

@@ -1,11 +1,14 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
 """Folders of pictures as people have them: with splits, nested, untidy, or too little of everything."""
 
+import argparse
+
 import datasets
 import pytest
 from PIL import Image
 
 from transformers_nim.data import picture_folders
+from transformers_nim.data.evaluation_set import add_split_arguments, load_split
 from transformers_nim.data.loading import ImageSource, decode_picture
 from transformers_nim.data.picture_folders import check_classes, is_folder_of_pictures, picture_splits
 
@@ -61,6 +64,18 @@ def test_a_validation_folder_comes_before_that_of_a_split(pets, tmp_path):
     source = {"train_dir": str(folder), "validation_dir": str(folder / "test"), "cache_dir": str(tmp_path / "cache")}
     data = ImageSource(**source).load(with_labels=True)
     assert greys(data, data.validation) == {("cat", 4), ("dog", 5)}
+
+
+@pytest.mark.parametrize(("paths", "split"), [(TWO, "train"), (SPLITS, "test")])
+def test_the_split_of_an_evaluation(paths, split, pets, tmp_path):
+    """A folder of classes alone is evaluated as a whole; of splits, the test split."""
+    parser = argparse.ArgumentParser()
+    add_split_arguments(parser)
+    args = parser.parse_args(["--dataset_name", str(pets(*paths)), "--cache_dir", str(tmp_path / "cache")])
+    data = load_split(args)
+    assert args.split == split
+    assert {name for name, _ in greys(data, data.train)} == {"cat", "dog"}
+    assert max(grey for _, grey in greys(data, data.train)) == len(paths) - 1
 
 
 def test_a_class_that_sounds_like_a_split_is_one(pets, tmp_path):

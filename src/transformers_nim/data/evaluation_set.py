@@ -306,7 +306,9 @@ def add_split_arguments(group: Any) -> None:
         " save_to_disk) or a .parquet file",
     )
     group.add_argument("--dataset_config_name", help="configuration of a data set that has several")
-    group.add_argument("--split", default="test", help="split of the images")
+    group.add_argument(
+        "--split", help="split of the images; if left out, test, or all images of a folder that has no splits"
+    )
     group.add_argument("--image_column_name", help="column of images; if left out, found by its type or name")
     group.add_argument("--label_column_name", help="column of labels; if left out, found by its type or name")
     group.add_argument(
@@ -322,11 +324,14 @@ def load_split(args: argparse.Namespace) -> ImageData:
     """Find the images of one split, as the training part of the data.
 
     Args:
-        args: Parsed arguments of [`add_split_arguments`].
+        args: Parsed arguments of [`add_split_arguments`]. `split` is set if it was left out.
 
     Raises:
         ValueError: See [`ImageSource`] and its `load`.
     """
+    if args.split is None:
+        folders = ImageSource(args.dataset_name, args.dataset_config_name).picture_folders() or {}
+        args.split = next(iter(folders)) if len(folders) == 1 else "test"
     return ImageSource(
         args.dataset_name,
         args.dataset_config_name,

@@ -264,14 +264,14 @@ class ImageSource:
 
     def all_splits(self) -> Mapping[str, Any]:
         """Return every split of the data set by its name."""
-        folders = self._picture_folders()
+        folders = self.picture_folders()
         if folders is None:
             return _load_splits(self)
         return {name: self._read_pictures(folder, True, False) for name, folder in folders.items()}
 
     def _splits(self, with_labels: bool) -> tuple[Any, Any]:
         """Return the rows to train on, and those to validate with or None."""
-        folders = self._picture_folders()
+        folders = self.picture_folders()
         splits: Mapping[str, Any] = folders if folders is not None else _load_splits(self)
         train_name = "train" if self.train_dir is not None else self.train_split_name
         if train_name not in splits:
@@ -296,7 +296,7 @@ class ImageSource:
         # label by itself.
         return _image_folder(folder, self.streaming, self.cache_dir, None if is_whole else False)
 
-    def _picture_folders(self) -> dict[str, str] | None:
+    def picture_folders(self) -> dict[str, str] | None:
         """Return the folders of pictures by split, or None if the images are somewhere else."""
         folder = self.train_dir or str(self.dataset_name)
         if self.train_dir is None:

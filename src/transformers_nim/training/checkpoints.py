@@ -247,7 +247,13 @@ def check_output_dir(output_dir: str | Path, resume: str | None, overwrite: bool
         raise ValueError("overwrite_output_dir removes the checkpoints that resume_from_checkpoint needs; pass one")
     if overwrite:
         return
-    require_empty_or_resumed(output_dir, resume)
+    checkpoints = _checkpoints(output_dir)
+    if checkpoints and resume is None:
+        raise ValueError(
+            f"{output_dir} holds the checkpoints of an earlier run ({checkpoints[0].name}); pass"
+            " --resume_from_checkpoint latest to continue it, another --output_dir, or --overwrite_output_dir to"
+            " replace it"
+        )
     if resume is not None and (resume != "latest" or find_checkpoint(output_dir) is not None):
         return
     finished = [name for name in ("all_results.json", "config.json") if (output_dir / name).is_file()]

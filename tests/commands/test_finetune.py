@@ -378,6 +378,11 @@ def test_a_finished_model_is_not_overwritten(arguments, denoiser, tmp_path):
             main("finetune", *options, *more)
     with pytest.raises(ValueError, match="is the checkpoint to start from, too; pass another --output_dir"):
         main("finetune", *options, "--model_name_or_path", tmp_path / "out", "--overwrite_output_dir")
+    with pytest.raises(ValueError, match=r"removes .*best, the start of this run; pass another output_dir"):
+        main("finetune", *options, "--model_name_or_path", tmp_path / "out" / "best", "--overwrite_output_dir")
+    # Nothing is removed for arguments that do not fit together.
+    with pytest.raises(ValueError, match="ema_decay must be"):
+        main("finetune", *options, "--overwrite_output_dir", "--ema_decay", 2)
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
     main("finetune", *options, "--overwrite_output_dir", "--seed", 1)
     assert (tmp_path / "out" / "model.safetensors").read_bytes() != before

@@ -92,7 +92,9 @@ def test_a_class_that_sounds_like_a_split_is_one(pets, tmp_path):
         (["Training/cat/0.png", "valid/cat/0.png"], ["train", "validation"]),
         (TWO, None),
         (["train/0.png", "bus/0.png"], None),
-        (["val/cat/0.png", "test/cat/0.png"], None),
+        (["val/cat/0.png", "test/cat/0.png"], ["validation", "test"]),
+        (["train/cat/0.png", "train/dog/0.png"], ["train"]),
+        (["val/0.png", "test/1.png"], None),
     ],
 )
 def test_splits_are_found(paths, expected, pets):

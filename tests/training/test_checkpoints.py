@@ -21,6 +21,7 @@ from transformers_nim.training.checkpoints import (
     checkpoint_problem,
     find_checkpoint,
     load_checkpoint,
+    remove_run,
     replace_folder,
     require_empty_or_resumed,
     save_checkpoint,
@@ -293,3 +294,19 @@ def test_replaced_folders_are_whole(trained, tmp_path):
     replace_folder(trained.accelerator, folder, lambda path: (path / "fourth").write_text("fourth"))
     assert entries(folder) == ["fourth"]
     assert entries(tmp_path) == ["best"]
+
+
+def test_nothing_but_what_a_run_has_made_is_removed(tmp_path):
+    folder = tmp_path / "out"
+    for name in ("checkpoint-4/state", "checkpoint-5.partial/state", "checkpoint-mine/state", "src/kept", "../kept"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    for name in ("model.safetensors", "config.json", "robustness.json", "notes.txt"):
+        (folder / name).touch()
+    # A card may be somebody else's.
+    named = ["robustness.json", "..", "src", "../kept", "none.json"]
+    (folder / "card.json").write_text(json.dumps({"results": named}))
+    remove_run(folder)
+    left = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert left == {"checkpoint-mine/state", "src/kept", "notes.txt"}
+    assert (tmp_path / "kept").is_file()

@@ -50,6 +50,8 @@ def picture_splits(folder: str | Path) -> dict[str, str] | None:
             raise ValueError(f"{folder} has two folders for one split, {' and '.join(named)}; leave one")
         if named:
             found[split] = os.path.join(folder, named[0])
+    if len(found) == len(names) and all(_Listing(split).folders for split in found.values()):
+        return found
     if "train" not in found or len(names) < 2:
         return None
     others = [name for name in names if name not in map(os.path.basename, found.values())]

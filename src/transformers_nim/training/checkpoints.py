@@ -222,10 +222,11 @@ def replace_folder(
 
 
 # What a run leaves in its folder, by patterns, and what goes with a card. Other things there are the user's.
-_OF_A_RUN = ("checkpoint-*", "best/best.json", "best/*.safetensors", "best/*config.json", "pictures/denoised.png",
+_OF_A_RUN = ("best/best.json", "best/*.safetensors", "best/*config.json", "pictures/denoised.png",
              "pictures/step-*.png", "log.jsonl", "all_results.json", "model*.safetensors*", "config.json",
              "preprocessor_config.json")  # fmt: skip
 _OF_A_CARD = ("card.json", "README.md", ".eval_results")
+_CHECKPOINT = r"checkpoint-\d+(\.partial|\.old)?"
 
 
 def check_output_dir(output_dir: str | Path, resume: str | None, overwrite: bool, start: str | None = None) -> None:
@@ -243,6 +244,8 @@ def check_output_dir(output_dir: str | Path, resume: str | None, overwrite: bool
     output_dir = Path(output_dir)
     if start is not None and output_dir.is_dir() and Path(start).is_dir() and output_dir.samefile(start):
         raise ValueError(f"{output_dir} is the checkpoint to start from, too; pass another --output_dir")
+    if overwrite and start is not None and Path(start).resolve().is_relative_to(output_dir.resolve()):
+        raise ValueError(f"overwrite_output_dir removes {start}, the start of this run; pass another output_dir")
     if overwrite and resume is not None:
         raise ValueError("overwrite_output_dir removes the checkpoints that resume_from_checkpoint needs; pass one")
     if overwrite:
@@ -268,9 +271,11 @@ def remove_run(output_dir: str | Path) -> None:
     """Remove what an earlier run has left in its folder, and results of the model that its card names."""
     output_dir, card = Path(output_dir), Path(output_dir) / "card.json"
     named = json.loads(card.read_text(encoding="utf-8")).get("results", []) if card.is_file() else []
-    results = [output_dir / name for name in named if Path(name).name == name]
+    # The card may be somebody else's: it names files of this folder, and nothing else is removed for it.
+    results = [output_dir / name for name in named if Path(name).name == name and (output_dir / name).is_file()]
+    checkpoints = [path for path in output_dir.glob("checkpoint-*") if re.fullmatch(_CHECKPOINT, path.name)]
     patterns = (*_OF_A_RUN, *(_OF_A_CARD if card.is_file() else ()))
-    for path in [*(path for pattern in patterns for path in output_dir.glob(pattern)), *results]:
+    for path in [*checkpoints, *(path for pattern in patterns for path in output_dir.glob(pattern)), *results]:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:

@@ -316,9 +316,6 @@ class TrainingJob:
             # DeepSpeed reads it from a prepared loader, and ours are not prepared.
             size = args.per_device_train_batch_size
             accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = size
-        if args.overwrite_output_dir and accelerator.is_main_process:
-            remove_run(args.output_dir)
-        accelerator.wait_for_everyone()
         return cls(task, args, accelerator, precision, data, plan)
 
     def start(
@@ -369,6 +366,10 @@ class TrainingJob:
         # The schedule counts updates and is not prepared.
         model, optimizer = accelerator.prepare(model, optimizer)
         options = self._options(best_metric, greater_is_better)
+        # Only now has everything been found to fit.
+        if args.overwrite_output_dir and accelerator.is_main_process:
+            remove_run(args.output_dir)
+        accelerator.wait_for_everyone()
         return TrainingRun(accelerator, options, model, optimizer, schedule, image_processor, ema)
 
     def _options(self, best_metric: str, greater_is_better: bool) -> RunOptions:

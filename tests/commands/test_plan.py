@@ -69,7 +69,7 @@ def test_finetuning_flops():
 
 def test_draws_and_a_trained_denoiser():
     """Each draw keeps its activations, and the denoiser those of its own backward pass and AdamW's state."""
-    config = NIMConfig.from_size("tiny-patch4-32", num_labels=10)
+    config = NIMConfig.from_size("tiny-patch4-32", num_labels=10, num_hidden_layers=2, decoder_num_hidden_layers=1)
     denoiser, one = plan.measure(config), plan.measure(config, Recipe("finetuning"))
     attacked = plan.measure(config, Recipe("finetuning", num_draws=4, attack_steps=2))
     assert attacked.activation_bytes == pytest.approx(4 * one.activation_bytes, rel=0.01)

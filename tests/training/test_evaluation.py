@@ -16,7 +16,14 @@ from transformers_nim import NIMForImageClassification, NIMForPreTraining, NIMIm
 from transformers_nim.data.images import evaluation_loader
 from transformers_nim.data.loading import ImageData
 from transformers_nim.metrics import load_metric
-from transformers_nim.training.evaluation import evaluate_classifier, evaluate_denoiser, evaluate_masked, figure_name
+from transformers_nim.training.evaluation import (
+    evaluate_classifier,
+    evaluate_denoiser,
+    evaluate_masked,
+    figure_name,
+    judge_defense,
+    judge_denoiser,
+)
 from transformers_nim.training.mae import MaskedAutoencoder
 from transformers_nim.training.plots import plot_reconstructions
 from transformers_nim.utils.seeding import derive_seed_32
@@ -324,3 +331,28 @@ def test_only_the_main_process_draws(accelerator, blocks, tmp_path, monkeypatch)
     monkeypatch.setattr(type(accelerator), "is_main_process", False)
     plot_reconstructions(accelerator, model, pixels_of(blocks[:1], model.config), [25], tmp_path / "picture.png")
     assert not list(tmp_path.iterdir())
+
+
+def test_sentences_on_a_denoiser():
+    figures = {"psnr_sigma_25": 26.0, "psnr_noisy_sigma_25": 20.5, "psnr_sigma_50": 14.0, "psnr_noisy_sigma_50": 15.0}
+    assert judge_denoiser(figures, [25.0]) == (
+        "On these pictures the denoiser is better than none: 26.0 instead of 20.5 dB at sigma 25."
+    )
+    assert "is no better than none at sigma 50: 26.0 instead" in judge_denoiser(figures, [25.0, 50.0])
+    assert "is no better than none: 14.0 instead of 15.0 dB" in judge_denoiser(figures, [50.0])
+    assert judge_denoiser(figures, [0.0]) is None
+
+
+@pytest.mark.parametrize(
+    ("off", "on", "half", "expected"),
+    [
+        (0.8, 0.6, 0.05, "Without an attack the defense costs 20 points: 80.0 [75.0, 85.0] % with the defense off,"),
+        (0.6, 0.8, 0.05, "the defense gains 20 points"),
+        (0.8, 0.7, 0.2, "30 images cannot tell that the defense costs or gains accuracy"),
+    ],
+)
+def test_sentences_on_a_defense(off, on, half, expected):
+    figures = {"num_images": 30.0}
+    for name, value in (("accuracy_off", off), ("accuracy_sigma_50", on)):
+        figures |= {name: value, f"{name}_low": value - half, f"{name}_high": value + half}
+    assert expected in judge_defense(figures, 50.0)

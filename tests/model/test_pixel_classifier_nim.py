@@ -478,6 +478,23 @@ class TestNoiseOfItsOwn:
         assert found == [None, "seeded", "unseeded"]
         assert torch.equal(state, torch.get_rng_state())
 
+    def test_a_coin_for_the_whole_batch_is_noticed_whatever_the_seed(self, pixels):
+        class Coin(torch.nn.Module):
+            asked = 0
+
+            def forward(self, pixels):
+                self.asked += 1
+                return pixels.flatten(1)[:, :2] * (1 if torch.rand(()) < 0.5 else -1)
+
+        found = []
+        for seed in range(8):
+            torch.manual_seed(seed)
+            found.append(PixelClassifier(Coin().eval(), random=False).find_noise(pixels))
+        assert found == ["seeded"] * 8
+        known = Coin().eval()
+        assert PixelClassifier(known, random=True).find_noise(pixels, known=True) == "seeded"
+        assert known.asked == 16
+
     @pytest.mark.parametrize("shared", [False, True])
     def test_draws(self, shared, pixels):
         """Of independent noise, even if a module gives a whole batch the same."""

@@ -5,7 +5,14 @@ from conftest import save_with_processor, tiny_model
 from transformers import PreTrainedConfig, ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from transformers_nim import NIMForRobustImageClassification, NIMImageProcessor
-from transformers_nim.robustness.classifiers import classifier_maker, has_defense, load_with_processor, model_hash
+from transformers_nim.attacks import PixelClassifier
+from transformers_nim.robustness.classifiers import (
+    classifier_maker,
+    has_defense,
+    load_with_processor,
+    make_subject,
+    model_hash,
+)
 
 
 @pytest.fixture(scope="module")
@@ -65,3 +72,47 @@ def test_the_hash_of_a_model_stays_when_transformers_adds_a_field_to_configs(mod
     )
     assert "new_in_a_later_version" in model.config.to_dict()
     assert model_hash(model) == before
+
+
+class Noisy(torch.nn.Module):
+    def __init__(self, scale=0.1, layers=(1, 2)):
+        super().__init__()
+        self.inner = torch.nn.Linear(2, 2)
+        torch.nn.init.ones_(self.inner.weight)
+        torch.nn.init.zeros_(self.inner.bias)
+        self.inner.scale, self.layers, self._calls = scale, layers, 0
+
+
+class Other(Noisy):
+    def _get_name(self):
+        return "Noisy"
+
+
+def test_the_hash_of_a_module_changes_with_its_plain_attributes_and_its_class():
+    hashes = [model_hash(one) for one in (Noisy(), Noisy(0.2), Noisy(None), Noisy(layers=[1, "a"]), Other())]
+    assert len(set(hashes)) == 5
+    same = Noisy().eval()
+    same._calls, same.tool = 3, object()
+    assert model_hash(same) == hashes[0]
+
+
+class WithExtra(torch.nn.Module):
+    def forward(self, pixels, extra=1):
+        return extra * pixels.flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"gradient": "bpda"}, "gradient='bpda'"), ({"fixed_noise": True}, "fixed_noise=True"),
+        ({"autocast_dtype": torch.bfloat16}, "autocast_dtype=torch.bfloat16"),
+    ],
+)  # fmt: skip
+def test_options_of_a_pixel_classifier_that_would_be_dropped_are_refused(model, options, name):
+    with pytest.raises(ValueError, match=f"an evaluation cannot keep {name} of the PixelClassifier"):
+        make_subject(model.as_pixel_classifier(**options))
+    extra = PixelClassifier(WithExtra().eval(), extra=2)
+    with pytest.raises(ValueError, match="cannot keep extra=2"):
+        make_subject(extra)
+    kept = make_subject(model.as_pixel_classifier(sigma=20, num_samples=2, vote="majority"))
+    assert kept.options == {"sigma": 20, "num_samples": 2, "vote": "majority"}

@@ -3,6 +3,7 @@
 
 import math
 import os
+import random
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,8 @@ from torch.utils.data import DataLoader
 from transformers import ViTForImageClassification, pipeline
 
 from transformers_nim import NIMForImageClassification, NIMImageProcessor
+from transformers_nim.attacks import PixelClassifier
+from transformers_nim.model.noise import ConstantSigma
 from transformers_nim.robustness import RobustnessReport, evaluate_robustness
 from transformers_nim.robustness.protocol import HEADLINE, NOISE_KNOWN
 
@@ -99,6 +102,56 @@ class TestNoiseOfItsOwn:
         (agree,) = [check for check in report.checks if check["name"].startswith("gradients agree")]
         assert agree["passed"] is None
 
+    def test_records_do_not_depend_on_batches(self):
+        images, labels = torch.rand(3, *SHAPE, generator=torch.Generator().manual_seed(0)), [0, 1, 0]
+        options = {"eps": 4 / 255, "budget": {**TINY, "num_draws": 2, "num_queries": 8}, "progress": False}
+        found = []
+        for batch_size in (1, 3):
+            # As a surrogate too.
+            options["surrogates"] = {"other": SharedNoise()}
+            report = evaluate_robustness(SharedNoise(), images, labels, batch_size=batch_size, **options)
+            records = [{**record, "seconds": 0} for record in report.records]
+            found.append(sorted(records, key=lambda record: (record["cell"], record["row"])))
+        assert found[0] == found[1]
+
+    def test_of_a_surrogate_is_averaged_over(self):
+        images, labels = torch.rand(2, *SHAPE), [0, 1]
+        surrogates = {"random": LinearModule(self.SCALE), "plain": LinearModule()}
+        budget = {**TINY, "num_draws": 3, "num_queries": 8}
+        report = evaluate_robustness(
+            LinearModule(), images, labels, surrogates=surrogates, budget=budget, progress=False
+        )
+        noisy, plain = (report.configuration(f"transfer from {name}") for name in surrogates)
+        assert noisy.options["options"] == {"steps": 1, "restarts": 1, "num_draws": 3, "batch_size": 3}
+        assert plain.options["options"] == {"steps": 1, "restarts": 1, "batch_size": 8}
+        assert noisy.cost == tuple(3 * passes for passes in plain.cost)
+        assert "own_noise" not in report.settings
+
+    def test_told_by_the_caller(self):
+        model = LinearModule(self.SCALE)
+        report = tiny_evaluation(model, *GIVEN, random=False)
+        assert "own_noise" not in report.settings
+        assert "that it has none (random=False) is taken on trust" in " ".join(report.left_out)
+        for given, options in ((LinearModule(), {"random": True}), (PixelClassifier(LinearModule(), random=True), {})):
+            assert tiny_evaluation(given, *GIVEN, **options).settings["own_noise"] == "seeded"
+
+    def test_on_pictures(self, pictures):
+        """What only normalizes and counts classes asks for no noise."""
+        model = torch.nn.Sequential(Noise(), torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 2)).eval()
+        assert tiny_evaluation(model, pictures[0]).settings["own_noise"] == "seeded"
+
+
+class SharedNoise(LinearModule):
+    """Gives a whole batch the same noise, on which the signs of gradients depend."""
+
+    def forward(self, pixels):
+        return super().forward((pixels - 0.5 + torch.randn(pixels.shape[1:])) ** 2)
+
+
+class Noise(torch.nn.Module):
+    def forward(self, pixels):
+        return pixels + torch.randn_like(pixels)
+
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
@@ -173,6 +226,19 @@ class Pairs(torch.utils.data.Dataset):
         return self.pairs[row]
 
 
+def test_a_data_set_whose_transform_is_random_is_refused(pictures):
+    class Random(Pairs):
+        def __getitem__(self, row):
+            picture, label = self.pairs[row]
+            return picture.rotate(random.choice([0, 90])), label
+
+    random.seed(0)
+    with pytest.raises(
+        ValueError, match="of Random gives other pixels when it is read again: its transform is random"
+    ):
+        tiny_evaluation(torch.nn.Flatten().eval(), Random(pictures[1] * 4), num_images=24)
+
+
 def test_models_of_all_kinds(robust_model, robust_path, vit_path):
     images, labels = torch.rand(1, 3, 32, 32), torch.tensor([1])
     defense = {"sigma": 30, "num_samples": 2, "vote": "majority"}
@@ -184,6 +250,8 @@ def test_models_of_all_kinds(robust_model, robust_path, vit_path):
             (robust_model.as_pixel_classifier(**defense), {}),
         )
     ]  # fmt: skip
+    constant = robust_model.as_pixel_classifier(**{**defense, "sigma": ConstantSigma(30)})
+    reports.append(tiny_evaluation(constant, images, labels, sigmas=[]))
     for report in reports:
         assert [report.settings[name] for name in defense] == list(defense.values())
         assert report.settings["model_class"] == "NIMForRobustImageClassification"
@@ -231,7 +299,7 @@ GIVEN = (torch.rand(2, *SHAPE), torch.tensor([0, 1]))
         ((LinearModule(), GIVEN[0]), {}, "needs labels"),
         ((LinearModule(), GIVEN[0], GIVEN[1][:1]), {}, "labels must be 2 class numbers"),
         ((LinearModule(), GIVEN[0], [0, 2]), {}, "labels must be class numbers from 0 to 1, got 2"),
-        ((LinearModule(), torch.rand(2, 3, 5, 5), [0, 1]), {}, "LinearModule takes no images of 3x5x5"),
+        ((LinearModule(), torch.rand(2, 3, 5, 5), [0, 1]), {}, "LinearModule cannot classify images of 3x5x5"),
         ((LinearModule(), SimpleNamespace(), None), {}, "images must be a tensor"),
         ((lambda pixels: pixels, *GIVEN), {}, "the model must be a torch.nn.Module"),
         ((LinearModule().train(), *GIVEN), {}, "call model.eval()"),
@@ -244,6 +312,7 @@ GIVEN = (torch.rand(2, *SHAPE), torch.tensor([0, 1]))
         ((LinearModule(), *GIVEN), {"budget": {"step": 3}}, "budget has no field 'step'; it has"),
         ((LinearModule(), *GIVEN), {"attacks": ["deepfool"]}, "unknown attack 'deepfool'"),
         ((LinearModule(), *GIVEN), {"image_mean": [0.5]}, "pass image_mean and image_std"),
+        ((tiny_model(), *GIVEN), {"random": True}, "is for models without a sigma"),
         ((LinearModule(), *GIVEN), {"budget_minutes": 0}, "budget_minutes must be positive"),
         ((LinearModule(), *GIVEN), {"attack_precision": "bf16"}, "is for attacks on a random defense"),
     ],
@@ -257,3 +326,12 @@ def test_a_model_of_transformers_needs_its_normalization(vit_path):
     model = ViTForImageClassification.from_pretrained(vit_path).eval()
     with pytest.raises(ValueError, match="pass image_mean and image_std of its image processor, or image_processor"):
         evaluate_robustness(model, torch.rand(1, 3, 32, 32), [0])
+
+
+def test_memory_that_runs_out_is_no_matter_of_the_images():
+    class Hungry(torch.nn.Module):
+        def forward(self, pixels):
+            raise torch.OutOfMemoryError("out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        evaluate_robustness(Hungry().eval(), *GIVEN, progress=False)

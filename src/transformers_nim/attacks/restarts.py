@@ -3,6 +3,7 @@
 
 Images pass through the network in groups of a fixed size, and each has random numbers of its own. So what an attack
 finds for an image does not depend on the other images, on their order or on how many there are.
+A model with noise of its own gives a whole group the noise of its first image: with it this holds in groups of one.
 """
 
 from abc import abstractmethod

@@ -22,15 +22,12 @@ without a defense, and sigma off or 0, answer equal images equally. They also me
 
 import argparse
 import math
-from pathlib import Path
 from typing import Any
-
-import torch
 
 from ..data.evaluation_set import EvaluationSet, add_split_arguments, load_split
 from ..model.noise import FROM_CONFIG
 from ..robustness import RobustnessReport, render
-from ..robustness.classifiers import Subject, load_with_processor
+from ..robustness.classifiers import make_subject
 from ..robustness.evaluate import evaluate
 from ..robustness.evaluation import Defense, EvaluationOptions
 from ..robustness.protocol import BUDGETS, DEFAULT_PRECISION, PRECISIONS
@@ -169,13 +166,6 @@ def make_options(args: argparse.Namespace) -> EvaluationOptions:
     )
 
 
-def load_subject(args: argparse.Namespace, path: str, device: torch.device) -> Subject:
-    """Load a model and its image processor."""
-    model, processor = load_with_processor(path, device, cache_dir=args.cache_dir, token=args.token)
-    # Where a folder lies on this machine is nobody's business: results are published.
-    return Subject(model, Path(path).resolve().name if Path(path).is_dir() else path, processor)
-
-
 def main(argv: list[str] | None = None) -> RobustnessReport | str | None:
     """Run the command line. Return the report on the main process, or the comparison of several."""
     args = parse_arguments(argv)
@@ -185,11 +175,12 @@ def main(argv: list[str] | None = None) -> RobustnessReport | str | None:
         return text
     accelerator = measuring_accelerator()
     options: EvaluationOptions = args.options
-    subject = load_subject(args, args.model_name_or_path, accelerator.device)
+    source = {"device": accelerator.device, "cache_dir": args.cache_dir, "token": args.token}
+    subject = make_subject(args.model_name_or_path, **source)
     # Options for another kind of model are refused before the data are loaded.
     Defense.of(subject, options)
     pairs: list[Any] = [pair.split("=", 1) for pair in args.surrogates]
-    surrogates = {name: load_subject(args, path, accelerator.device) for name, path in pairs}
+    surrogates = {name: make_subject(path, **source) for name, path in pairs}
     images = EvaluationSet.from_data(
         load_split(args),
         subject.model,

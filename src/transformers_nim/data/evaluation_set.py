@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..model.pixel_classifier_nim import PixelClassifier, unwrap
+from ..utils.seeding import forked_rng
 from .images import EvaluationImages
 from .loading import ImageData, ImageSource, describe_data
 
@@ -105,7 +106,7 @@ class EvaluationSet:
             to_pixels: Returns the pixels of a picture.
 
         Raises:
-            ValueError: There are no pairs, or pixels leave [0, 1].
+            ValueError: There are no pairs, pixels leave [0, 1], or a row gives other pixels when it is read again.
         """
         if isinstance(pairs, DataLoader):
             batches = list(islice(pairs, -(-num_images // (pairs.batch_size or 1))))
@@ -120,8 +121,17 @@ class EvaluationSet:
             image = pairs[row][0]
             return to_pixels(image) if isinstance(image, Image.Image) else check_pixels(image)
 
+        def record(row: int) -> ImageRecord:
+            found = _hash(read(row))
+            if _hash(read(row)) != found:
+                raise ValueError(
+                    f"row {row} of {type(pairs).__name__} gives other pixels when it is read again: its transform is"
+                    " random; use that of evaluation"
+                )
+            return ImageRecord(row, found, int(pairs[row][1]))
+
         total = len(pairs)
-        records = [ImageRecord(row, _hash(read(row)), int(pairs[row][1])) for row in _order(total)[:num_images]]
+        records = [record(row) for row in _order(total)[:num_images]]
         classes = [str(name) for name in getattr(pairs, "classes", ())]
         return cls(records, read, source=_as_given(type(pairs).__name__, total), label_names=classes)
 
@@ -152,7 +162,8 @@ class EvaluationSet:
         Raises:
             ValueError: The classes do not fit the model, no image can be decoded, or its pixels leave [0, 1].
         """
-        classifier = PixelClassifier(model, image_mean, image_std, image_processor=image_processor)
+        # It normalizes and counts classes: whether the model draws noise does not matter.
+        classifier = PixelClassifier(model, image_mean, image_std, image_processor=image_processor, random=False)
         config = getattr(unwrap(model), "config", None)
         process, to_pixels = picture_reader(classifier, image_processor)
         channels = getattr(config, "num_channels", len(classifier.image_mean or [0] * 3))
@@ -254,8 +265,10 @@ def _as_given(name: str, total: int) -> dict[str, Any]:
 
 def _unnamed(classifier: PixelClassifier, pixels: torch.Tensor) -> Any:
     """Return the classes of a model without a config, as a config would hold them."""
-    with torch.no_grad():
-        number = classifier(pixels[None].to(classifier.where_the_model_is.device)).shape[-1]
+    device = classifier.where_the_model_is.device
+    # Noise of the model's own is drawn from the global generator.
+    with torch.no_grad(), forked_rng(device):
+        number = classifier(pixels[None].to(device)).shape[-1]
     return SimpleNamespace(num_labels=number, label2id={f"LABEL_{index}": index for index in range(number)})
 
 

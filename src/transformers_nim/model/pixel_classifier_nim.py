@@ -24,6 +24,8 @@ GRADIENTS = ("full", "bpda", "classifier")
 AUTOCAST_DTYPES = (None, torch.bfloat16, torch.float16)
 # Relative difference of two passes that kernels of a GPU may make without any noise.
 _ROUNDING = 1e-4
+# How often a model is asked whether it draws noise of its own.
+_ASKED = 16
 
 
 def unwrap(model: Any) -> nn.Module:
@@ -100,7 +102,8 @@ class PixelClassifier(nn.Module):
             Noise and gradients stay float32, and logits are returned in float32.
         random: Whether the model draws noise of its own from torch's global generator, as other random defenses do.
             Every prediction is then a draw, seeded by the generators. `False` is taken on trust. By default the first
-            call asks twice, and refuses a model that answers equal pixels differently.
+            call listens, and refuses a model that answers equal pixels differently; see
+            [`~PixelClassifier.find_noise`].
         forward_kwargs: Further arguments of the model's forward.
 
     Raises:
@@ -242,15 +245,20 @@ class PixelClassifier(nn.Module):
             return pixel_values
         return to_pixels(pixel_values, self.image_mean, self.image_std)
 
-    def find_noise(self, pixels: Tensor) -> str | None:
-        """Find out whether a model without a sigma draws noise of its own, by asking it several times.
+    def find_noise(self, pixels: Tensor, known: bool = False) -> str | None:
+        """Find out whether a model without a sigma draws noise of its own, by asking it 16 times under fixed seeds.
+
+        Noise can be missed: noise that is rare (that of probability p in a whole batch is missed with probability
+        `p**16 + (1 - p)**16`), that moves logits by no more than rounding does (1e-4 of the largest), or that only
+        other images than these meet.
 
         Args:
             pixels: A few images in [0, 1], shape `(batch, channels, height, width)`.
+            known: Whether the model is known to draw noise, so that only its kind is asked for.
 
         Returns:
             `None` for equal answers, `"seeded"` if the seed of torch's global generator decides them, `"unseeded"` if
-            they differ all the same. The global random state is left as it was.
+            they differ all the same. The global random state is left as it was, and does not matter.
         """
 
         def differ(first: Tensor, second: Tensor) -> bool:
@@ -258,14 +266,18 @@ class PixelClassifier(nn.Module):
 
         with torch.no_grad(), _frozen(self._model[0]), _forked(pixels.device):
             values = self.normalize(pixels)
-            free = [self._answer(values) for _ in range(3)]
-            if not any(differ(free[0], other) for other in free[1:]):
+
+            def answer(seed: int) -> Tensor:
+                torch.manual_seed(seed)
+                return self._answer(values)
+
+            def vary(seeds: Sequence[int]) -> bool:
+                first = answer(seeds[0])
+                return any(differ(first, answer(seed)) for seed in seeds[1:])
+
+            if not known and not vary(range(_ASKED)):
                 return None
-            seeded = []
-            for _ in range(3):
-                torch.manual_seed(self.seed)
-                seeded.append(self._answer(values))
-        return "unseeded" if any(differ(seeded[0], other) for other in seeded[1:]) else "seeded"
+            return "unseeded" if vary([0] * _ASKED) else "seeded"
 
     def forward(self, pixels: Tensor, generators: ImageGenerators | None = None) -> Tensor:
         """Return the model's predictions, with noise draws combined as the model combines them.

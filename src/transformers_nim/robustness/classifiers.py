@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Number
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ class Subject:
         image_std: Standard deviation, likewise.
         options: Options of the De^3 defense that came with the model: `sigma`, `num_samples`, `vote`.
         own_noise: See [`ModelFacts`].
+        random: Whether the model is known to draw noise of its own; `None` if that is to be found out.
     """
 
     model: nn.Module
@@ -66,6 +68,7 @@ class Subject:
     image_std: Sequence[float] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     own_noise: str | None = None
+    random: bool | None = None
 
     @property
     def core(self) -> Any:
@@ -92,10 +95,24 @@ class Subject:
         return self.maker(0)(None, "full", False)
 
     def listen(self, pixels: torch.Tensor) -> "Subject":
-        """Return the subject with its own noise, found out on a few images `(batch, channels, height, width)`."""
-        if has_defense(self.model):
+        """Return the subject with its own noise, found out on a few images `(batch, channels, height, width)`.
+
+        Raises:
+            ValueError: The model does not take the images.
+        """
+        if has_defense(self.model) or self.random is False:
             return self
-        return replace(self, own_noise=self.plain().find_noise(pixels.to(self.device)))
+        plain = self.plain()
+        try:
+            found = plain.find_noise(pixels.to(self.device), known=bool(self.random))
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, IndexError) as error:
+            shape = "x".join(map(str, pixels.shape[1:]))
+            raise ValueError(
+                f"{self.name} cannot classify images of {shape} (channels x height x width): {error}"
+            ) from error
+        return replace(self, own_noise=found)
 
 
 def make_subject(
@@ -105,6 +122,8 @@ def make_subject(
     image_mean: Sequence[float] | None = None,
     image_std: Sequence[float] | None = None,
     device: torch.device | str | None = None,
+    random: bool | None = None,
+    **source: Any,
 ) -> Subject:
     """Return a model of any kind as a subject.
 
@@ -115,24 +134,29 @@ def make_subject(
         image_mean: Per-channel mean of the normalization.
         image_std: Per-channel standard deviation.
         device: Where the model goes. By default it stays where it is; one that is loaded goes to the GPU, if any.
+        random: See [`evaluate_robustness`].
+        source: `cache_dir`, `token` and `revision` of a checkpoint.
 
     Raises:
-        ValueError: It is none of these.
+        ValueError: It is none of these, or an option is for another kind of model.
     """
     options: Mapping[str, Any] = {}
     if isinstance(model, (str, os.PathLike)):
         path = os.fspath(model)
         where = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        loaded, own = load_with_processor(path, torch.device(device or where or "cpu"))
+        loaded, own = load_with_processor(path, torch.device(device or where or "cpu"), **source)
         # Where a folder lies on this machine is nobody's business: results are published.
         given_name = Path(path).resolve().name if os.path.isdir(path) else path
-        return Subject(loaded, name or given_name, image_processor or own, image_mean, image_std)
-    if isinstance(model, Pipeline):
+        model, name, image_processor = loaded, name or given_name, image_processor or own
+    elif isinstance(model, Pipeline):
         image_processor, options = image_processor or model.image_processor, pipeline_options(model)
         model = model.model
     elif isinstance(model, PixelClassifier):
         chosen = model.forward_kwargs
         options = {key: chosen[key] for key in ("sigma", "num_samples", "vote") if key in chosen}
+        _check_evaluable(model)
+        # False may have been found out by listening once, to few images.
+        random = True if random is None and model.random else random
         image_mean, image_std = image_mean or model.image_mean, image_std or model.image_std
         model = model.model
     if not isinstance(model, nn.Module):
@@ -142,9 +166,30 @@ def make_subject(
         )
     if device is not None:
         model = model.to(device)
+    if random is not None and has_defense(model):
+        raise ValueError(f"random ({random}) is for models without a sigma; {type(unwrap(model)).__name__} has one")
     core: Any = unwrap(model)
     path = getattr(getattr(core, "config", None), "name_or_path", "") or type(core).__name__
-    return Subject(model, name or Path(path).name, image_processor, image_mean, image_std, options)
+    name = name or Path(path).name
+    return Subject(model, name, image_processor, image_mean, image_std, options, random=random)
+
+
+def _check_evaluable(classifier: PixelClassifier) -> None:
+    """Check that a classifier has no options that an evaluation would drop.
+
+    Raises:
+        ValueError: It has some.
+    """
+    used = ("sigma", "num_samples", "vote")
+    dropped = {name: value for name, value in classifier.forward_kwargs.items() if name not in used}
+    for name, usual in (("gradient", "full"), ("fixed_noise", False), ("autocast_dtype", None)):
+        if (value := getattr(classifier, name)) != usual:
+            dropped[name] = value
+    for name, value in dropped.items():
+        raise ValueError(
+            f"an evaluation cannot keep {name}={value!r} of the PixelClassifier: leave it out, or wrap the model in a"
+            " module that has it built in"
+        )
 
 
 def classifier_maker(
@@ -203,11 +248,12 @@ def classifier_maker(
 def model_hash(model: nn.Module) -> str:
     """Return a hash of weights and config, which tells whether a run continues with the same model.
 
-    Of a module without a config it is that of its weights and of what `print(model)` shows.
+    Of a module without a config it is that of its weights, of what `print(model)` shows, and of the public attributes
+    of the module and its parts that are numbers, texts, None or tuples and lists of these.
     """
     core: Any = unwrap(model)
     # Fields at their defaults are left out: a new version of transformers may add some, and the hash must not change.
-    config = core.config.to_diff_dict() if isinstance(core, PreTrainedModel) else {"module": repr(core)}
+    config = core.config.to_diff_dict() if isinstance(core, PreTrainedModel) else _description(core)
     # Written when a model is saved, or when its code is put beside it.
     for name in ("_name_or_path", "transformers_version", "architectures", "dtype", "auto_map", "custom_pipelines"):
         config.pop(name, None)
@@ -224,3 +270,20 @@ def model_hash(model: nn.Module) -> str:
             continue
         digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
+
+
+def _description(module: nn.Module) -> dict[str, Any]:
+    """Return what tells modules without a config apart, besides their weights."""
+
+    def is_plain(value: Any) -> bool:
+        if isinstance(value, (tuple, list)):
+            return all(map(is_plain, value))
+        return value is None or isinstance(value, (Number, str))
+
+    attributes = {
+        name: {key: value for key, value in vars(part).items()
+               if not key.startswith("_") and key != "training" and is_plain(value)}
+        for name, part in module.named_modules()
+    }  # fmt: skip
+    kind = type(module)
+    return {"module": repr(module), "class": f"{kind.__module__}.{kind.__qualname__}", "attributes": attributes}

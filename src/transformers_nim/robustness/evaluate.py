@@ -5,6 +5,7 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ def evaluate_robustness(
     output_dir: str | os.PathLike | None = None,
     resume: bool = True,
     seed: int = 0,
+    random: bool | None = None,
     device: torch.device | str | None = None,
     batch_size: int = 8,
     rows_per_pass: int = 64,
@@ -68,7 +70,9 @@ def evaluate_robustness(
     """Measure the accuracy of an image classifier under a suite of attacks that does not flatter random defenses.
 
     A model that gives equal pixels different answers is noticed: attacks then average over its noise, every finished
-    image is classified under fresh noise, and the report has the worst of ten tries.
+    image is classified under fresh noise, and the report has the worst of ten tries. It is asked 16 times for its
+    answers to the first four images. Rare noise can be missed, and then the accuracy is that of lucky draws; see
+    [`~PixelClassifier.find_noise`].
 
     Args:
         model: The classifier, in eval mode: any `torch.nn.Module` from pixels in [0, 1] to logits, a model of
@@ -107,6 +111,8 @@ def evaluate_robustness(
             stopped. Without it, nothing is left behind.
         resume: Whether to go on with the evaluation in `output_dir`, if there is one. It must be the same.
         seed: Seed of attacks and noise. Figures depend on it alone.
+        random: For models without a sigma: whether the model draws noise of its own. `True` says so even where it
+            is too rare to be noticed. `False` is taken on trust, which the report says. By default it is found out.
         device: Where the model goes. By default it stays where it is; one that is loaded goes to the GPU, if any.
         batch_size: Images that are attacked together.
         rows_per_pass: Noisy images per pass through the network.
@@ -159,7 +165,7 @@ def evaluate_robustness(
             labels_by_index=labels_by_index,
         )  # fmt: skip
         device = accelerator.device if device is None and accelerator is not None else device
-        subject = make_subject(model, name, image_processor, image_mean, image_std, device)
+        subject = make_subject(model, name, image_processor, image_mean, image_std, device, random)
         # Options for another kind of model are refused before the images are read.
         Defense.of(subject, options)
         if sigmas and not has_defense(subject.model):
@@ -179,14 +185,12 @@ def evaluate(
     say: Any = logger.info,
     show_progress: bool = True,
 ) -> RobustnessReport | None:
-    """Evaluate a subject; see [`Evaluation`]. Whether it draws noise of its own is found out first."""
+    """Evaluate a subject; see [`Evaluation`]. Whether the models draw noise of their own is found out first."""
     some = torch.stack([images.read(image.row) for image in images.images[:_LISTENED]])
-    try:
-        subject = subject.listen(some)
-    except (RuntimeError, IndexError) as error:
-        shape = "x".join(map(str, some.shape[1:]))
-        raise ValueError(f"{subject.name} takes no images of {shape} (channels x height x width): {error}") from error
-    return Evaluation(subject, images, options, surrogates, workers, say, show_progress).run()
+    subject = subject.listen(some)
+    evaluation = Evaluation(subject, images, options, surrogates, workers, say, show_progress)
+    evaluation.check_surrogates()
+    return replace(evaluation, surrogates={name: one.listen(some) for name, one in surrogates.items()}).run()
 
 
 def find_images(

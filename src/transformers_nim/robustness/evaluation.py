@@ -18,10 +18,11 @@ from ..attacks.geometry import DEFAULT_EPS, warn_of_eps
 from ..attacks.registry import attack_options
 from ..data.evaluation_set import EvaluationSet
 from ..model.checks_nim import check_counts, check_vote
-from ..model.noise import FROM_CONFIG, warn_of_sigma
+from ..model.noise import FROM_CONFIG, ConstantSigma, parse_sigma, warn_of_sigma
 from ..model.pixel_classifier_nim import PixelClassifier
 from ..utils.extras import check_installed, require
 from ..utils.records import replace_file, start_records
+from ..utils.seeding import forked_rng
 from ..utils.text_table import plural, sigma_key
 from ..utils.versions import VERSION, package_versions
 from .checks import make_report
@@ -199,10 +200,12 @@ def _main_sigma(subject: Subject, options: EvaluationOptions) -> float | None:
         return options.sigma
     sigma = subject.options.get("sigma", FROM_CONFIG)
     sigma = subject.config.defense_sigma if isinstance(sigma, str) else sigma
-    value = sigma.get("value") if isinstance(sigma, Mapping) and sigma.get("type") == "constant" else sigma
-    if value is not None and not isinstance(value, (int, float)):
+    if sigma is None:
+        return None
+    found = parse_sigma(sigma)
+    if not isinstance(found, ConstantSigma):
         raise ValueError(f"the model's defense_sigma is random ({sigma}); choose a sigma, for example 50")
-    return None if value is None else float(value)
+    return float(found.value)
 
 
 @dataclass(frozen=True)
@@ -235,8 +238,6 @@ class Evaluation:
         """
         started = time.perf_counter()
         options, workers = self.options, self.workers
-        for name, surrogate in self.surrogates.items():
-            self._check_surrogate(name, surrogate)
         defense = Defense.of(self.subject, options)
         suite, cut = self._fit_time(self._suite(defense), defense)
         images = replace(self.images, images=self.images.images[: suite.budget.num_images])
@@ -280,8 +281,16 @@ class Evaluation:
         has_names = len(self.images.label_names) == number
         return list(self.images.label_names) if has_names else [str(index) for index in range(number)]
 
+    def check_surrogates(self) -> None:
+        """Check that surrogates have the model's classes and take its images.
+
+        Raises:
+            ValueError: One does not.
+        """
+        for name, surrogate in self.surrogates.items():
+            self._check_surrogate(name, surrogate)
+
     def _check_surrogate(self, name: str, surrogate: Subject) -> None:
-        """Check that a surrogate has the model's classes and takes its images."""
         config, theirs = self.subject.config, surrogate.config
         if config is not None and theirs is not None:
             is_same = theirs.num_labels == config.num_labels and (
@@ -293,8 +302,10 @@ class Evaluation:
                     " choose labels_by_index"
                 )
         try:
-            with torch.no_grad():
+            with torch.no_grad(), forked_rng(self.workers.device):
                 number = surrogate.plain()(self._first_pixels[None]).shape[-1]
+        except torch.OutOfMemoryError:
+            raise
         except (ValueError, RuntimeError) as error:
             raise ValueError(f"the surrogate {name} does not take the model's images: {error}") from error
         if number != self._num_classes:
@@ -320,6 +331,7 @@ class Evaluation:
             options.suite, replace(options.attack_budget(), num_images=len(self.images.images)), facts, options.eps,
             options.radii, options.norm, list(self.surrogates), options.rows_per_pass,
             has_autoattack and options.suite == "full", options.attacks, defense.num_samples,
+            [name for name, surrogate in self.surrogates.items() if surrogate.own_noise is not None],
         )  # fmt: skip
         if options.attack_precision != DEFAULT_PRECISION and all(
             one.is_deterministic for one in suite.configurations()
@@ -352,7 +364,9 @@ class Evaluation:
             self.say("timing the model, to see what fits into the time")
             num_draws = suite.budget.num_draws
             make = self.subject.maker(options.seed)
-            seconds = seconds_per_pass(make, self._first_pixels, defense.sigma, num_draws, options.rows_per_pass)
+            # Models with noise of their own are attacked image by image.
+            rows = options.rows_per_pass if self.subject.own_noise is None else num_draws
+            seconds = seconds_per_pass(make, self._first_pixels, defense.sigma, num_draws, rows)
             budget, cut = fit(suite, seconds, workers.num_processes, options.budget_minutes)
             path.parent.mkdir(parents=True, exist_ok=True)
             replace_file(path, json.dumps({"asked": asked, "strength": asdict(budget), "cut": cut}, indent=2) + "\n")
@@ -436,6 +450,10 @@ class Evaluation:
         if not self.surrogates:
             sentences.append(
                 "transfer from an undefended and from an adversarially trained model: none was given as surrogates"
+            )
+        if self.subject.random is False:
+            sentences.append(
+                "a search for noise of the model's own: that it has none (random=False) is taken on trust"
             )
         if self.subject.own_noise == "unseeded":
             sentences.append("attacks that know the noise: no seed of torch's global generator repeats the model's")

@@ -85,8 +85,22 @@ class AttackConfiguration:
         return self.fixed_noise or self.source is not None or not has_noise
 
     @property
+    def is_one_by_one(self) -> bool:
+        """Tell whether images are attacked one by one: noise without generators is one and the same for a batch."""
+        if self.source is not None:
+            return "num_draws" in self._on_source
+        return self.is_random and not self.is_deterministic
+
+    @property
+    def _on_source(self) -> dict[str, Any]:
+        """Options of the attack on another model; draws are among them if that is random."""
+        return self.options.get("options") or {}
+
+    @property
     def num_draws(self) -> int:
         """EOT draws per gradient: predictions, each of which may combine several noise draws."""
+        if self.source is not None:
+            return int(self._on_source.get("num_draws", 1))
         return 1 if self.is_deterministic else int(self.options.get("num_draws", 1))
 
     @property
@@ -96,7 +110,7 @@ class AttackConfiguration:
         draws = 1 if self.is_deterministic else options.get("num_draws", 1)
         runs = options.get("restarts", 1) * len(options.get("losses", ("ce",))) * options.get("num_targets", 1)
         if self.attack == "transfer":
-            runs, options = 1, {**options, **options["options"]}
+            runs, options, draws = 1, {**options, **options["options"]}, self.num_draws
         # AutoAttack's targeted parts have nine targets each.
         autoattack = 2000 if "apgd-t" in options.get("parts", ()) else 100
         steps = {"none": 0, "uniform_noise": 0, "square": 0, "fgsm": 1, "autoattack": autoattack}
@@ -240,6 +254,7 @@ class Suite:
             answers at the main sigma, otherwise as a cross-check on fixed noise.
         further_attacks: Names of other registered attacks, which run with their default options.
         num_samples: Noise draws that a prediction combines. The vote is what is attacked.
+        random_surrogates: Names of surrogates that draw noise of their own, over which attacks on them average.
 
     Raises:
         ValueError: A name or a number is out of range.
@@ -256,6 +271,7 @@ class Suite:
     with_autoattack: bool = False
     further_attacks: Sequence[str] = ()
     num_samples: int = 1
+    random_surrogates: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         check_counts(num_samples=self.num_samples)
@@ -309,8 +325,8 @@ class Suite:
         group_size = min(
             _LARGEST_GROUP, max(1, self.rows_per_pass // (made.num_draws * made.passes(self.num_samples)))
         )
-        if attack == "autoattack" or attack.startswith("torchattacks_"):
-            # Their random starts belong to the batch and not to the image.
+        if made.is_one_by_one or attack == "autoattack" or attack.startswith("torchattacks_"):
+            # Their random starts, or the model's own noise, belong to the batch and not to the image.
             group_size = 1
         return replace(made, options={**made.options, "batch_size": group_size * made.num_draws})
 
@@ -378,7 +394,10 @@ class Suite:
         square = {"num_queries": self.budget.queries(self.num_samples), "num_draws": self._votes}
         yield self._make(SQUARE, "black-box", "square", square)
         for source in self.surrogates:
-            on_it = {"attack": "eot_apgd_ce", "options": {"steps": self.budget.steps, "restarts": 1, "batch_size": 8}}
+            options = {"steps": self.budget.steps, "restarts": 1, "batch_size": 8}
+            if source in self.random_surrogates:
+                options |= {"num_draws": self.budget.num_draws, "batch_size": self.budget.num_draws}
+            on_it = {"attack": "eot_apgd_ce", "options": options}
             yield self._make(f"transfer from {source}", "black-box", "transfer", on_it, source=source)
 
     @property

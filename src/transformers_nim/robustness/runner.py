@@ -164,7 +164,8 @@ class Runner:
             self.on_cost(cost * len(part))
         lost_set = set(lost)
         for part in self._share([n for n in pending if n not in lost_set]):
-            self._attack(one, part, clean, cost)
+            for group in [[n] for n in part] if one.is_one_by_one else [part]:
+                self._attack(one, group, clean, cost)
 
     def _is_lost(self, one: AttackConfiguration, position: int, clean: Mapping[int, Mapping[str, Any]]) -> bool:
         """Return whether an image is wrong without any attack, in every noise draw at every sigma."""

@@ -1,18 +1,18 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
 """Logits of a classifier whose answers may be random."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from ..model.pixel_classifier_nim import ImageGenerators
 
 
 # Pixels of shape (batch, channels, height, width) in [0, 1] to logits of shape (batch, classes).
 Classifier = Callable[[Tensor], Tensor]
-# One source of random numbers per image.
-Generators = Sequence[torch.Generator]
+Generators = ImageGenerators
 
 
 def is_deterministic(classifier: Classifier) -> bool:

@@ -235,7 +235,7 @@ def test_a_budget_cuts_and_says_so_and_a_resumed_run_keeps_its_plan(folder, tmp_
 def test_too_small_a_budget_is_answered_with_options_that_fit(folder, tmp_path, monkeypatch):
     options = arguments(folder, "--output_dir", tmp_path, "--max_eval_samples", "30")
     monkeypatch.setattr(evaluation, "seconds_per_pass", lambda *_: 0.08)
-    with pytest.raises(ValueError, match=r"From --budget_minutes \d+ on it fits") as error:
+    with pytest.raises(ValueError, match=r"Pass --budget_minutes \d+, which") as error:
         run(*options, "--budget_minutes", "2")
     fitting = str(error.value).partition("without --budget_minutes, you can run: ")[2]
     assert "--max_eval_samples" in fitting

@@ -158,7 +158,7 @@ def test_training_card_reads_back(tmp_path, results):
         if is_classifier
         else {"loss": "0.01235", "psnr_sigma_25": "27.12", "psnr_noisy_sigma_25": "20.5"}
     )
-    script = "examples/finetune.py" if is_classifier else "examples/pretrain.py"
+    script = "transformers-nim finetune" if is_classifier else "transformers-nim pretrain"
     text = " ".join(card.text.split())
     for part in (
         "# me/nim-blocks",
@@ -196,8 +196,11 @@ def test_a_classifier_and_what_it_was_made_of(tmp_path):
     card = ModelCard.load(write_card(tmp_path, name="nim", summary="A model.", results=results))
     text = " ".join(card.text.split())
     assert text.index("### While fine-tuning") < text.index("### While pretraining")
-    assert "12,500 updates of 1024 images by `examples/finetune.py`" in text
-    assert "Before that, trained on blocks: a data set for 70 updates of 1024 images by `examples/pretrain.py`" in text
+    assert "12,500 updates of 1024 images by `transformers-nim finetune`" in text
+    assert (
+        "Before that, trained on blocks: a data set for 70 updates of 1024 images by `transformers-nim pretrain`"
+        in text
+    )
     assert "all arguments are in `before/all_results.json`" in text
     assert "They say nothing about robustness" in text
     assert "No classifier" not in text
@@ -212,7 +215,10 @@ def test_training_on_attacked_images_is_said(tmp_path):
     text = " ".join(
         write_card(tmp_path, name="nim", summary="A model.", results=["all_results.json"]).read_text().split()
     )
-    assert "12,500 updates of 1024 attacked images (PGD of 1 step, Linf, eps 8/255) by `examples/finetune.py`" in text
+    assert (
+        "12,500 updates of 1024 attacked images (PGD of 1 step, Linf, eps 8/255) by `transformers-nim finetune`"
+        in text
+    )
 
 
 @pytest.mark.parametrize(

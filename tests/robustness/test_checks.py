@@ -320,3 +320,9 @@ def test_few_images_are_too_few_for_checks_of_single_images():
     zero = {"has_gradient": True, "norm": 0.0, "differences": []}
     assert "gradients are there and not zero" in verdicts({}, probes=[zero])[0]
     assert results(verdicts({}, num=6)[1])["the attack raises the loss"] is None
+
+
+def test_attacks_on_a_model_that_is_never_right_have_nothing_to_take():
+    _, checks = verdicts(dict.fromkeys(GOOD, 0.0))
+    assert checks[0]["name"] == "attacks at the main eps take something"
+    assert checks[0]["passed"] is None

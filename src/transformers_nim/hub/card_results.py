@@ -113,13 +113,13 @@ NO_CLASSIFIER = (
 
 
 # What has written a result file of training, by task.
-SCRIPTS = {"pretraining": "examples/pretrain.py", "finetuning": "examples/finetune.py"}
+COMMANDS = {"pretraining": "transformers-nim pretrain", "finetuning": "transformers-nim finetune"}
 
 
 def read_training(results: Mapping[str, Any]) -> Evaluation:
     """Read `all_results.json`, which the training commands write."""
-    if results["task"] not in SCRIPTS:
-        raise ValueError(f"task must be one of {sorted(SCRIPTS)}, got {results['task']!r}")
+    if results["task"] not in COMMANDS:
+        raise ValueError(f"task must be one of {sorted(COMMANDS)}, got {results['task']!r}")
     metrics, split = results["metrics"], results["validation_split"]
     measured = f"Measured on {results['num_eval_images']} {split} images of {results['dataset']}."
     if results["best"] is not None and split.startswith("test"):
@@ -145,7 +145,7 @@ def read_training(results: Mapping[str, Any]) -> Evaluation:
 
 
 def read_certificates(results: Mapping[str, Any]) -> Evaluation:
-    """Read the `results.json` of `examples/certify.py`."""
+    """Read the `results.json` of `transformers-nim certify`."""
     settings = results["settings"]
     options = {name: settings[name] for name in ("n0", "n", "alpha", "sequential")}
     figures = [
@@ -190,7 +190,7 @@ def _is_for_metadata(attack: AttackConfiguration, eps: float, sigma: float | Non
 
 
 def read_robustness(results: Mapping[str, Any]) -> Evaluation:
-    """Read the `results.json` of `examples/evaluate_robustness.py`."""
+    """Read the `results.json` of `transformers-nim evaluate`."""
     report = RobustnessReport.from_dict(results)
     settings = report.settings
     sigma = settings["sigma"]

@@ -17,7 +17,7 @@ from ..model.configuration_nim import NIMConfig
 from ..training.compute import describe_compute
 from ..utils.text_table import plural
 from ..utils.versions import VERSION
-from .card_results import NO_CLASSIFIER, SCRIPTS, Evaluation, read_content, read_evaluation
+from .card_results import COMMANDS, NO_CLASSIFIER, Evaluation, read_content, read_evaluation
 
 
 INPUTS = "card.json"
@@ -278,7 +278,7 @@ def _trained(name: str, training: Mapping[str, Any]) -> dict[str, str | None]:
         "dataset": training["dataset"],
         "steps": f"{training['steps']:,}",
         "images": f"{training['total_batch_size']} {kind}",
-        "script": SCRIPTS[training["task"]],
+        "script": COMMANDS[training["task"]],
         "version": training["versions"]["transformers_nim"],
     }
 

@@ -162,8 +162,8 @@ def _takes_something(report: Measurements) -> Check:
     detail = f"{unit} takes {100 * taken.mean:.1f} of {100 * clean.mean():.1f} % of {len(clean)} images"
     if taken.low > 0:
         return _check(text, True, detail)
-    # Of few images, or if few are lost, nothing can be said.
-    if taken.mean > 0 or len(clean) < _LEAST:
+    # Of few images that could be lost, or if few are lost, nothing can be said.
+    if taken.mean > 0 or clean.any(axis=1).sum() < _LEAST:
         return _check(text, None, detail)
     return _check(text, False, f"{detail}: eps is too small to tell anything, or the attacks do not work")
 

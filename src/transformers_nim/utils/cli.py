@@ -262,6 +262,6 @@ def _describe(error: Exception) -> str:
         return text
     reader = _reader(error)
     name = str(reader.f_locals.get(_READERS[reader.f_code.co_name], "")) if reader is not None else ""
-    if name and name not in text:
+    if name and (name not in text or not os.path.exists(name)):
         text = f"cannot read {name}{'' if os.path.exists(name) else ', which is no file or folder here'}: {text}"
     return f"{text} ({DEBUG}=1 shows where)"

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import time
+from dataclasses import replace
 
 import numpy as np
 import psutil
@@ -230,6 +231,22 @@ def test_a_budget_cuts_and_says_so_and_a_resumed_run_keeps_its_plan(folder, tmp_
     assert 16 <= len(report.images) < 30
     assert report.settings["strength"]["num_images"] == len(report.images)
     assert "to fit into 2 minutes" in render(report)
+
+
+def test_a_resumed_run_keeps_the_grids_that_were_cut(folder, tmp_path, monkeypatch):
+    options = arguments(folder, "--output_dir", tmp_path, "--budget_minutes", "60")
+
+    def narrower(suite, *_):
+        return replace(suite, eps_grid=(), model=replace(suite.model, sigmas=(None,))), ["no further eps"]
+
+    monkeypatch.setattr(evaluation, "fit_suite", narrower)
+    report = run(*options)
+    assert report.cut == ["no further eps"]
+    assert report.settings["sigmas"] == [report.settings["sigma"], None]
+    assert {cell["eps"] for cell in report.cells if cell["group"] == "white-box"} == {report.settings["eps"]}
+    monkeypatch.setattr(evaluation, "fit_suite", None)
+    resumed = run(*options, "--resume")
+    assert (resumed.cut, resumed.cells, resumed.settings) == (report.cut, report.cells, report.settings)
 
 
 def test_too_small_a_budget_is_answered_with_options_that_fit(folder, tmp_path, monkeypatch):

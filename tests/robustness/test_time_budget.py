@@ -8,7 +8,7 @@ from attacks.toys import Linear, Noisy
 
 from transformers_nim.robustness import time_budget
 from transformers_nim.robustness.protocol import BUDGETS, ModelFacts, Suite
-from transformers_nim.robustness.time_budget import TooLittleTimeError, fit, seconds_per_pass
+from transformers_nim.robustness.time_budget import TooLittleTimeError, fit, fit_suite, seconds_per_pass
 
 
 QUICK = BUDGETS["quick"]
@@ -87,6 +87,30 @@ def test_too_little_time_says_what_fits():
     assert beginning.endswith(f" Pass --budget_minutes {error.minutes}, which leaves a margin. ")
     assert sorted(rest.split()) == sorted(options.split())
     assert f"without budget_minutes, you can run: sigmas=[], eps_grid=[], num_images={number}, budget={{" in str(error)
+
+
+def test_grids_go_before_anything_is_refused():
+    least = replace(QUICK, num_images=16, num_draws=4, steps=10, num_queries=200)
+    whole = minutes_for(least) / 0.9
+    suite, cut = fit_suite(SUITE, 0.01, 1, 1.05 * whole)
+    assert (suite.eps_grid, suite.model.sigmas) == ([4.0], [None, 25.0])
+    assert not any("only" in sentence or "further" in sentence for sentence in cut)
+    suite, cut = fit_suite(SUITE, 0.01, 1, 0.95 * whole)
+    assert (suite.eps_grid, suite.model.sigmas) == ((), [None, 25.0])
+    assert suite.budget.num_images >= 16
+    assert cut[0].startswith("no further eps instead of 4, to fit into ")
+    suite, cut = fit_suite(SUITE, 0.01, 1, 0.85 * whole)
+    assert (suite.eps_grid, suite.model.sigmas) == ((), (None,))
+    assert suite.budget.num_images >= 16
+    assert cut[1].startswith("the defense off as the only further sigma instead of off, 25, to fit into ")
+    with pytest.raises(TooLittleTimeError) as with_grids:
+        fit(SUITE, 0.01, 1, 0.1 * whole)
+    with pytest.raises(TooLittleTimeError) as caught:
+        fit_suite(SUITE, 0.01, 1, 0.1 * whole)
+    error = caught.value
+    assert error.minutes < with_grids.value.minutes
+    assert error.smaller == with_grids.value.smaller
+    assert fit_suite(SUITE, 0.01, 1, error.minutes)[0].budget.num_images >= 16
 
 
 def test_no_time_at_all_has_no_budget_that_fits():

@@ -41,7 +41,7 @@ from .protocol import (
 )
 from .report import RobustnessReport
 from .runner import KEYS, Runner, kept_path
-from .time_budget import fit, seconds_per_pass
+from .time_budget import fit_suite, seconds_per_pass
 
 
 PLAN = "plan.json"
@@ -240,6 +240,7 @@ class Evaluation:
         options, workers = self.options, self.workers
         defense = Defense.of(self.subject, options)
         suite, cut = self._fit_time(self._suite(defense), defense)
+        defense = replace(defense, sigmas=list(suite.model.sigmas))
         images = replace(self.images, images=self.images.images[: suite.budget.num_images])
         planned = suite.configurations()
         settings = self._settings(defense, images, suite.budget)
@@ -347,10 +348,10 @@ class Evaluation:
         return self.subject.maker(self.options.seed, **{**defense.predictor, **options})
 
     def _fit_time(self, suite: Suite, defense: Defense) -> tuple[Suite, list[str]]:
-        """Cut the attack budget to the time there is, as the main process measures it.
+        """Cut the suite to the time there is, as the main process measures it.
 
         Returns:
-            The suite with its budget, and sentences that say what was cut.
+            The suite, and sentences that say what was cut.
 
         Raises:
             ValueError: Nothing fits, or the run that goes on was made for another time or budget.
@@ -367,9 +368,11 @@ class Evaluation:
             # Models with noise of their own are attacked image by image.
             rows = options.rows_per_pass if self.subject.own_noise is None else num_draws
             seconds = seconds_per_pass(make, self._first_pixels, defense.sigma, num_draws, rows)
-            budget, cut = fit(suite, seconds, workers.num_processes, options.budget_minutes)
+            fitting, cut = fit_suite(suite, seconds, workers.num_processes, options.budget_minutes)
+            grids = {"eps_grid": list(fitting.eps_grid), "sigmas": list(fitting.model.sigmas)}
             path.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(path, json.dumps({"asked": asked, "strength": asdict(budget), "cut": cut}, indent=2) + "\n")
+            plan = {"asked": asked, "strength": asdict(fitting.budget), **grids, "cut": cut}
+            replace_file(path, json.dumps(plan, indent=2) + "\n")
         workers.wait_for_everyone()
         # Timing differs from start to start: a run that goes on keeps its plan.
         plan = json.loads(path.read_text())
@@ -378,7 +381,10 @@ class Evaluation:
                 f"{path} was made for {plan['asked']}, and this run asks for {asked}; resume with the options of then,"
                 " or choose another output_dir"
             )
-        return replace(suite, budget=AttackBudget(**plan["strength"])), plan["cut"]
+        # Plans of earlier versions have no grids.
+        facts = replace(suite.model, sigmas=plan.get("sigmas", suite.model.sigmas))
+        grid = plan.get("eps_grid", suite.eps_grid)
+        return replace(suite, budget=AttackBudget(**plan["strength"]), model=facts, eps_grid=grid), plan["cut"]
 
     def _settings(self, defense: Defense, images: EvaluationSet, budget: AttackBudget) -> dict[str, Any]:
         """Return what decides the figures; a run goes on with the same settings only."""

@@ -3,7 +3,7 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -113,6 +113,45 @@ def seconds_per_pass(
             # The median, for the same reason.
             seconds, rows = sorted(measure(group) for _ in range(3))[1]
     return seconds / rows
+
+
+def fit_suite(suite: Suite, seconds: float, num_processes: int, minutes: float) -> tuple[Suite, list[str]]:
+    """Find the largest suite that fits into the time; see [`fit`].
+
+    If not even the smallest attack budget fits, further eps go, and then further sigmas of the defense but off.
+
+    Returns:
+        The suite, and sentences that say what was cut.
+
+    Raises:
+        TooLittleTimeError: Not even the smallest suite fits.
+    """
+    narrower, cut_grids = suite, []
+    try:
+        budget, cut = fit(suite, seconds, num_processes, minutes)
+        return replace(suite, budget=budget), cut
+    except TooLittleTimeError as error:
+        first = least = error
+    grids: dict[str, Sequence[float | None]] = {"eps_grid": suite.eps_grid, "sigmas": suite.model.sigmas}
+    for name, values in grids.items():
+        left: Sequence[float | None] = () if name == "eps_grid" or not values else (None,)
+        if len(values) <= len(left):
+            continue
+        if name == "eps_grid":
+            narrower = replace(narrower, eps_grid=())
+        else:
+            narrower = replace(narrower, model=replace(narrower.model, sigmas=left))
+        shown = ", ".join("off" if value is None else f"{value:g}" for value in values)
+        kept = "the defense off as the only further sigma" if left else "no further eps"
+        cut_grids.append(f"{kept} instead of {shown}, to fit into {minutes:g} minutes")
+        try:
+            budget, cut = fit(narrower, seconds, num_processes, minutes)
+        except TooLittleTimeError as error:
+            least = error
+            continue
+        return replace(narrower, budget=budget), [*cut_grids, *cut]
+    # The time is that of the smallest suite; the arguments are changes of the one that was asked for.
+    raise TooLittleTimeError(least.reason, least.minutes, first.smaller)
 
 
 def fit(suite: Suite, seconds: float, num_processes: int, minutes: float) -> tuple[AttackBudget, list[str]]:

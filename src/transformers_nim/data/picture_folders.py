@@ -113,7 +113,7 @@ def check_classes(folder: str | Path, is_whole: bool = True) -> None:
 
 
 class _Listing:
-    """What lies directly in a folder; hidden files are left out, and links are followed."""
+    """Contents of a folder; hidden files are left out, and links are followed."""
 
     def __init__(self, folder: str | Path) -> None:
         known = set(require("datasets.packaged_modules.imagefolder.imagefolder").ImageFolder.EXTENSIONS)

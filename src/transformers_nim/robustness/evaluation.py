@@ -50,7 +50,7 @@ DEFAULT_SIGMAS: tuple[float | None, ...] = (None, 0.0, 25.0, 50.0, 75.0, 100.0)
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationOptions:
-    """How a model is evaluated; all that does not need the model is checked when this is made.
+    """Options of an evaluation; all that does not need the model is checked when this is made.
 
     Attributes:
         output_dir: Folder of the records.
@@ -320,9 +320,10 @@ class Evaluation:
                 precision, and there is no such attack.
         """
         options, first = self.options, self._first_pixels
-        highest = max(image.label for image in self.images.images)
-        if highest >= self._num_classes or min(image.label for image in self.images.images) < 0:
-            raise ValueError(f"labels must be class numbers from 0 to {self._num_classes - 1}, got {highest}")
+        number = self._num_classes
+        wrong = [image.label for image in self.images.images if not 0 <= image.label < number]
+        if wrong:
+            raise ValueError(f"labels must be class numbers from 0 to {number - 1}, got {wrong[0]}")
         has_patches = self._make(defense)(defense.sigma, "full", False).patch_shape is not None
         facts = ModelFacts(
             defense.sigma, defense.sigmas, self._num_classes, has_patches, tuple(first.shape), self.subject.own_noise

@@ -22,7 +22,7 @@ PACKAGES = ("accelerate", "datasets", "matplotlib", "tqdm")
 
 @dataclass(frozen=True)
 class PaperValues:
-    """What the paper and MAE train with, on ImageNet.
+    """Recipe of the paper and of MAE, on ImageNet.
 
     Attributes:
         base_learning_rate: Learning rate for 256 images per update.

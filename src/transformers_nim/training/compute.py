@@ -15,7 +15,7 @@ from ..model.configuration_nim import NIMConfig
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is computed for each training image.
+    """Passes and options that decide the cost of a training image.
 
     Attributes:
         task: `"pretraining"` or `"finetuning"`.
@@ -56,7 +56,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Compute:
-    """What a training image takes.
+    """Cost of a training image.
 
     Attributes:
         forward_flops: FLOPs of one forward pass through all networks.

@@ -115,7 +115,7 @@ def _exit_status(code: int) -> int:
 
 @dataclass(frozen=True)
 class OneProcess:
-    """What measurements need of an `Accelerator`, for a single process and without Accelerate.
+    """Stand-in for an `Accelerator` in a single process, without Accelerate.
 
     Attributes:
         device: Where models and images are.

@@ -3,10 +3,12 @@
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from transformers_nim.commands.push import main
 from transformers_nim.hub import publication as publications, upload as publishing, write_card
 from transformers_nim.hub.publication import prepare
 from transformers_nim.hub.remote_code import remote_code_files
+from transformers_nim.hub.training_results import create_repository
 from transformers_nim.robustness.classifiers import model_hash
 from transformers_nim.utils.cli import run_command
 
@@ -222,8 +225,20 @@ def test_tokens_that_do_not_work(loopback_hub, push, folder):
 def test_a_hub_that_is_down(push, folder, monkeypatch):
     # The client tries again after a while.
     monkeypatch.setattr("time.sleep", lambda _: None)
-    done = push(folder, "--repo_id", REPO, endpoint="http://127.0.0.1:9")
+    done = push(folder, "--repo_id", REPO, "--push", endpoint="http://127.0.0.1:9")
     one_sentence(done, "cannot be reached at http://127.0.0.1:9 (ConnectError)", "check the network, and HF_ENDPOINT")
+
+
+@pytest.mark.parametrize("repo_id", [REPO, "nim-vit-tiny"])
+def test_a_dry_run_needs_no_network_and_waits_for_none(push, folder, monkeypatch, repo_id):
+    def refuse(_):
+        raise AssertionError("it waits to try again")
+
+    monkeypatch.setattr("time.sleep", refuse)
+    done = push(folder, "--repo_id", repo_id, endpoint="http://127.0.0.1:9")
+    assert done.returncode == 0, done.stderr
+    assert "would be removed: the Hub cannot be reached at http://127.0.0.1:9 (ConnectError)" in done.stdout
+    assert done.stdout.endswith("nothing was sent; pass --push to send it\n")
 
 
 MALFORMED = {
@@ -300,6 +315,15 @@ def token_in(name):
     return lambda folder: (folder / name).write_text(f'{{"token": "{TOKEN}"}}')
 
 
+def add_to(path, **fields):
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def link_in_a_circle(folder):
+    (folder / "a.txt").symlink_to("b.txt")
+    (folder / "b.txt").symlink_to("a.txt")
+
+
 REFUSED = {
     "card": (change_card, "61.5 [33.0, 50.0]"),
     "results": (change_results, "61.5 [33.0, 50.0]"),
@@ -323,6 +347,35 @@ REFUSED = {
         "/home/me/data is an absolute",
     ),
     "windows path": (lambda folder: (folder / "a.txt").write_text("C:\\Users\\me"), "C:\\Users is an absolute path"),
+    "code of another repository": (
+        lambda folder: add_to(folder / "config.json", auto_map={"AutoModel": "evil/repo--modeling_nim.NIMModel"}),
+        "config.json names code that is not transformers-nim's (evil/repo--modeling_nim.NIMModel)",
+    ),
+    "code of another file": (
+        lambda folder: add_to(folder / "preprocessor_config.json", auto_map={"AutoImageProcessor": "evil.Processor"}),
+        "preprocessor_config.json names code that is not transformers-nim's (evil.Processor)",
+    ),
+    "code of a part": (
+        lambda folder: add_to(folder / "config.json", classifier_config={"auto_map": {"AutoModel": "a/b--c.D"}}),
+        "config.json names code that is not transformers-nim's (a/b--c.D)",
+    ),
+    "another pipeline": (
+        lambda folder: add_to(folder / "config.json", custom_pipelines={"image-classification": {"impl": "evil.P"}}),
+        "config.json names code that is not transformers-nim's (evil.P)",
+    ),
+    "line break": (
+        lambda folder: (folder / "a\nREADME.md").write_text("x"),
+        r"'a\nREADME.md' has characters in its name that cannot be shown",
+    ),
+    "terminal": (
+        lambda folder: (folder / "a\x1b[2J.md").write_text("x"),
+        r"'a\x1b[2J.md' has characters in its name that cannot be shown",
+    ),
+    "links in a circle": (link_in_a_circle, "a.txt is a link that leads nowhere or in a circle; remove it"),
+    "link to nothing": (
+        lambda folder: (folder / "a.txt").symlink_to("b.txt"),
+        "a.txt is a link that leads nowhere or in a circle; remove it",
+    ),
     "foreign code": (lambda folder: (folder / "modeling_x.py").write_text("1"), "modeling_x.py is no file of"),
 }
 
@@ -519,8 +572,38 @@ def test_shipped_folders_can_be_published(name):
 def test_wrong_arguments(tmp_path):
     with pytest.raises(ValueError, match="is no folder"):
         prepare(tmp_path / "none", REPO)
-    with pytest.raises(ValueError, match="is no name of a repository"):
-        prepare(tmp_path, "https://hub/nim")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "https://hub/nim",
+        "..",
+        "-rf",
+        "a/..",
+        "nim/-rf",
+        "nim/a--b",
+        "nim/a.git",
+        "nim/ä",
+        "nim/a\n",
+        "",
+        "a/b/c",
+        "a" * 97,
+    ],
+)
+def test_names_of_no_repository(tmp_path, name):
+    with pytest.raises(ValueError, match=re.escape(f"{name!r} is no name of a repository; pass OWNER/NAME")):
+        prepare(tmp_path, name)
+    args = SimpleNamespace(push_to_hub=True, hub_model_id=name or "..", output_dir=tmp_path, hub_token=None)
+    with pytest.raises(ValueError, match="is no name of a repository; pass OWNER/NAME"):
+        create_repository(args)
+
+
+@pytest.mark.parametrize("name", ["..", "-rf", "a b", "a/../b", "v1\n"])
+def test_names_of_no_branch(folder, capsys, name):
+    with pytest.raises(SystemExit):
+        main([str(folder), "--repo_id", REPO, f"--revision={name}"])
+    assert f"--revision {name!r} is no name of a branch" in capsys.readouterr().err
 
 
 def test_hashes():

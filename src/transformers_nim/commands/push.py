@@ -8,16 +8,17 @@ It refuses cards that do not agree with the results (and shows the difference), 
 broken files, formats that execute code when they are read, secrets and absolute paths. detect-secrets looks for
 secrets (pip install 'transformers-nim[push]'); without it, only your token is looked for. What was uploaded is
 downloaded again and compared. The branch is exactly the folder afterwards: files that are on the Hub alone are listed,
-and removed by --push.
+and removed by --push. Without --push the Hub is only asked for its list of files, and need not be within reach.
 """
 
 import argparse
+import re
 import sys
 
 from huggingface_hub import ModelCard
 
 from ..hub.publication import Publication, prepare
-from ..hub.upload import stale_files, upload
+from ..hub.upload import UnreachableHubError, stale_files, upload
 from ..utils.cli import make_parser, run_command
 
 
@@ -34,7 +35,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="add the package's Python files, for users without the package who pass trust_remote_code=True",
     )
     parser.add_argument("--token", help="token of the Hub; the one of `hf auth login` by default")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if not re.fullmatch(r"\w[\w./-]*", args.revision, re.ASCII) or ".." in args.revision:
+        parser.error(
+            f"--revision {args.revision!r} is no name of a branch; use a-z, A-Z, 0-9, _, and behind the first of them"
+            " also -, / and . but no two dots"
+        )
+    return args
 
 
 def describe(publication: Publication, args: argparse.Namespace) -> str:
@@ -70,7 +77,13 @@ def main(argv: list[str] | None = None) -> int:
     if publication.problems:
         print("\nnot ready to be published:", *publication.problems, sep="\n- ", file=sys.stderr)
         return 1
-    stale = stale_files(publication, args.revision, args.token)
+    try:
+        stale = stale_files(publication, args.revision, args.token)
+    except UnreachableHubError as error:
+        if args.push:
+            raise
+        print(f"\nnot looked at, what is on the Hub but not in the folder and would be removed: {error}")
+        stale = []
     if stale:
         print("\non the Hub but not in the folder, to be removed:", *stale, sep="\n- ")
     if not args.push:

@@ -3,13 +3,16 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import ModelCard, get_token
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 from yaml import YAMLError, safe_load
 
@@ -17,7 +20,7 @@ from ..model import modeling_nim
 from ..robustness.classifiers import model_hash
 from .model_card import architecture_of, card_differences, card_files, empty_model, read_inputs
 from .private_text import SecretScanner, private_parts
-from .remote_code import code_files, remote_code_files
+from .remote_code import code_files, is_own_code, remote_code_files
 
 
 # What training leaves beside a model and is no part of it.
@@ -94,14 +97,14 @@ def prepare(folder: str | Path, repo_id: str, with_code: bool = False, token: st
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder; pass one that holds a checkpoint and its card")
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repo_id):
-        raise ValueError(f"{repo_id!r} is no name of a repository; pass OWNER/NAME")
+    check_repository(repo_id)
     publication = _collect(folder, repo_id)
     malformed = _malformed(publication)
     # What is made from files that cannot be read cannot be compared.
     card = [] if malformed else _card_problems(publication, with_code)
     weights = [] if malformed else [*_missing(publication), *_other_weights(publication)]
     kinds = [problem for name in publication.files for problem in _wrong_kind(publication, name)]
+    kinds += [] if malformed else _foreign_code(publication)
     texts, unreadable = _texts(publication)
     publication.problems += [*malformed, *card, *weights, *kinds, *unreadable]
     # Weights are loaded only when they are known to be whole, those of `config.json`, and in a format that is safe.
@@ -111,21 +114,55 @@ def prepare(folder: str | Path, repo_id: str, with_code: bool = False, token: st
     return publication
 
 
+def check_repository(name: str) -> None:
+    """Refuse a name that no repository of the Hub can have.
+
+    Raises:
+        ValueError: It is none.
+    """
+    try:
+        validate_repo_id(name)
+        # Older versions of huggingface_hub take letters that the Hub refuses, and a line break at the end.
+        is_valid = re.fullmatch(r"[\w./-]+", name, re.ASCII) is not None
+    except HFValidationError:
+        is_valid = False
+    if not is_valid:
+        raise ValueError(
+            f"{name!r} is no name of a repository; pass OWNER/NAME, each of at most 96 of the characters a-z, A-Z,"
+            " 0-9, -, _ and ., with neither - nor . at its ends, and without --, .. and the ending .git"
+        )
+
+
 def _collect(folder: Path, repo_id: str) -> Publication:
-    """Return all files of a folder that belong to a model; links that leave the folder are problems."""
+    """Return all files of a folder that belong to a model; names and links that cannot be published are problems."""
     publication = Publication(folder, repo_id, {})
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if _TOOLS & set(path.relative_to(folder).parts) or any(fnmatch(name, p) for p in LOCAL_FILES):
             continue
-        # Their targets would be uploaded, or, of folders, nothing.
-        if path.is_symlink() and (path.is_dir() or not path.resolve().is_relative_to(folder.resolve())):
-            publication.problems.append(
-                f"{name} is a link to a folder or out of this one; remove it or copy what it leads to"
-            )
+        problem = _wrong_place(path, name, folder)
+        if problem is not None:
+            publication.problems.append(problem)
         elif path.is_file():
             publication.files[name] = path
     return publication
+
+
+def _wrong_place(path: Path, name: str, folder: Path) -> str | None:
+    """Say why a file cannot be published under its name or as the link that it is, if so."""
+    if not name.isprintable():
+        # It would also write into what is shown to the user.
+        return f"{name!r} has characters in its name that cannot be shown, such as a line break; rename it"
+    if not path.is_symlink():
+        return None
+    try:
+        target = path.resolve(strict=True)
+    except (OSError, RuntimeError):
+        return f"{name} is a link that leads nowhere or in a circle; remove it"
+    # Their targets would be uploaded, or, of folders, nothing.
+    if target.is_dir() or not target.is_relative_to(folder.resolve()):
+        return f"{name} is a link to a folder or out of this one; remove it or copy what it leads to"
+    return None
 
 
 def _card_problems(publication: Publication, with_code: bool) -> list[str]:
@@ -258,6 +295,39 @@ def _wrong_kind(publication: Publication, name: str) -> list[str]:
         kinds = ", ".join(sorted(_ALLOWED | _NAMES))
         return [f"{name} is of no kind that is published, which are {kinds}; remove it"]
     return []
+
+
+def _foreign_code(publication: Publication) -> list[str]:
+    """Find configs that let transformers load code that is not the package's own, such as another repository's."""
+    problems = []
+    for name in publication.files:
+        if Path(name).suffix == ".json":
+            foreign = [one for one in _named_code(json.loads(publication.read(name))) if not is_own_code(one)]
+            if foreign:
+                problems.append(
+                    f"{name} names code that is not transformers-nim's ({_some(foreign)}), which would be executed for"
+                    " users who pass trust_remote_code=True; remove its auto_map and custom_pipelines (--with_code"
+                    " writes the package's own)"
+                )
+    return problems
+
+
+def _named_code(content: Any) -> Iterator[str]:
+    """Yield the classes that a config names in `auto_map` and `custom_pipelines`, at any depth."""
+    if isinstance(content, list):
+        for one in content:
+            yield from _named_code(one)
+    if not isinstance(content, dict):
+        return
+    for key, value in content.items():
+        if key == "auto_map":
+            entries = value.values() if isinstance(value, dict) else [value]
+            yield from (str(entry) for entry in entries)
+        elif key == "custom_pipelines":
+            tasks = value.values() if isinstance(value, dict) else [value]
+            yield from (str(task.get("impl") if isinstance(task, dict) else task) for task in tasks)
+        else:
+            yield from _named_code(value)
 
 
 def _texts(publication: Publication) -> tuple[dict[str, str], list[str]]:

@@ -23,6 +23,15 @@ _ENTRIES = ("configuration_nim", "image_processing_nim", "modeling_nim", "pipeli
 _FOOTER = "\n\nif False:  # what transformers has to copy together with this file\n{}"
 
 
+def is_own_code(name: str) -> bool:
+    """Return whether a class that a config names, such as `"modeling_nim.NIMModel"`, is of a file of this package.
+
+    `"OWNER/NAME--modeling_nim.NIMModel"` is of another repository.
+    """
+    module, _, cls = name.partition(".")
+    return module in _ENTRIES and cls.isidentifier()
+
+
 def code_files() -> dict[str, str]:
     """Return the Python files of a checkpoint that carries its code, by name.
 

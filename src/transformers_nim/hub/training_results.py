@@ -19,7 +19,7 @@ from ..training.start import Start
 from ..utils.text_table import plural
 from ..utils.versions import package_versions
 from .model_card import write_card
-from .publication import LOCAL_FILES, prepare
+from .publication import LOCAL_FILES, check_repository, prepare
 
 
 def create_repository(args: argparse.Namespace) -> str | None:
@@ -27,10 +27,14 @@ def create_repository(args: argparse.Namespace) -> str | None:
 
     Returns:
         Its name, or None if nothing is to be pushed.
+
+    Raises:
+        ValueError: It can be no name of a repository.
     """
     if not args.push_to_hub:
         return None
     name = args.hub_model_id or Path(args.output_dir).resolve().name
+    check_repository(name)
     return HfApi(token=args.hub_token).create_repo(name, private=args.hub_private_repo, exist_ok=True).repo_id
 
 

@@ -22,6 +22,12 @@ from .publication import KEPT, Publication
 
 # `HTTPError` of the HTTP client of huggingface_hub, which has not been the same package in all its versions.
 _HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
+# Seconds to wait for an answer of the Hub.
+_TIMEOUT = 30.0
+
+
+class UnreachableHubError(ConnectionError):
+    """The Hub cannot be reached, or must not be, as HF_HUB_OFFLINE is set."""
 
 
 @contextmanager
@@ -43,7 +49,7 @@ def _in_words(api: HfApi, repo_id: str) -> Iterator[None]:
         raise ConnectionError(f"{said}: {advice.get(status, 'wait a little and start again')}") from error
     # Offline mode is a ConnectionError.
     except (_HTTP_ERROR, LocalEntryNotFoundError, ConnectionError) as error:
-        raise ConnectionError(
+        raise UnreachableHubError(
             f"the Hub cannot be reached at {api.endpoint} ({type(error).__name__}): check the network, and HF_ENDPOINT"
             " and HF_HUB_OFFLINE if they are set"
         ) from error
@@ -61,7 +67,8 @@ def stale_files(publication: Publication, revision: str = "main", token: str | N
         Their names; none where there is no repository yet.
 
     Raises:
-        ConnectionError: The Hub cannot be reached, or does not accept the token.
+        UnreachableHubError: The Hub cannot be reached. This is found out without waiting for another try.
+        ConnectionError: The Hub does not accept the token.
     """
     api = HfApi(token=token)
     repo_id = publication.repo_id
@@ -76,10 +83,12 @@ def stale_files(publication: Publication, revision: str = "main", token: str | N
 
 
 def _remote_files(api: HfApi, repo_id: str, revision: str) -> set[str]:
+    # In one request, which is not repeated. `list_repo_files` tries again and again where there is no network.
     try:
-        return set(api.list_repo_files(repo_id, revision=revision))
+        info = api.model_info(repo_id, revision=revision, timeout=_TIMEOUT)
     except RevisionNotFoundError:
-        return set(api.list_repo_files(repo_id))
+        info = api.model_info(repo_id, timeout=_TIMEOUT)
+    return {file.rfilename for file in info.siblings or []}
 
 
 def upload(

@@ -153,7 +153,9 @@ def test_a_missing_extra_is_told_first(monkeypatch, capsys, command, package, tm
 
 
 def test_a_folder_that_cannot_be_written(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr("transformers_nim.utils.cli.os", SimpleNamespace(**{**vars(os), "access": lambda *_: False}))
+    monkeypatch.setattr(
+        "transformers_nim.utils.output_folder.os", SimpleNamespace(**{**vars(os), "access": lambda *_: False})
+    )
     arguments = [argument.format(tmp=tmp_path) for argument in DATA]
     status, text = run(monkeypatch, capsys, "pretrain", arguments)
     assert status == 2

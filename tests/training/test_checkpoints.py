@@ -18,12 +18,12 @@ from transformers_nim import NIMForPreTraining
 from transformers_nim.training import checkpoints
 from transformers_nim.training.checkpoints import (
     CheckpointError,
+    check_output_dir,
     checkpoint_problem,
     find_checkpoint,
     load_checkpoint,
     remove_run,
     replace_folder,
-    require_empty_or_resumed,
     save_checkpoint,
 )
 from transformers_nim.training.optimization import make_optimizer, parameter_groups
@@ -143,7 +143,7 @@ def test_a_killed_process_leaves_a_partial_folder_alone(trained, whole, tmp_path
     assert find_checkpoint(tmp_path) == whole
     # It is no checkpoint for a new run to be afraid of, and the next attempt sweeps it away.
     shutil.rmtree(whole)
-    require_empty_or_resumed(tmp_path, None)
+    check_output_dir(tmp_path, None)
     (tmp_path / "checkpoint-2.partial" / "leftover").touch()
     path = save_checkpoint(trained.accelerator, tmp_path, 2, {})
     assert entries(tmp_path) == ["checkpoint-2"]
@@ -273,9 +273,9 @@ def test_bugs_are_not_taken_for_full_disks(trained, tmp_path):
 
 def test_a_new_run_keeps_off_old_checkpoints(whole, tmp_path):
     with pytest.raises(ValueError, match=rf"{tmp_path} holds the checkpoints of an earlier run \(checkpoint-1\)"):
-        require_empty_or_resumed(tmp_path, None)
-    require_empty_or_resumed(tmp_path, "latest")
-    require_empty_or_resumed(tmp_path / "other", None)
+        check_output_dir(tmp_path, None)
+    check_output_dir(tmp_path, "latest")
+    check_output_dir(tmp_path / "other", None)
 
 
 def test_replaced_folders_are_whole(trained, tmp_path):

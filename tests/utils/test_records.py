@@ -1,9 +1,12 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
 import json
+import resource
+import signal
 
 import pytest
 
-from transformers_nim.utils.records import append_record, read_records, start_records
+from transformers_nim.utils.output_folder import OutputFolderError, hold_folder
+from transformers_nim.utils.records import append_record, read_records, replace_file, start_records
 
 
 KEYS = ("row", "sigma")
@@ -60,6 +63,48 @@ def test_older_records_have_the_defaults_of_newer_settings(tmp_path):
     # What is written counts, and not the default.
     with pytest.raises(ValueError, match="n was 100 and is 7"):
         start_records(tmp_path, {**SETTINGS, "n": 7}, KEYS, resume=True, defaults={"n": 7})
+
+
+def test_equal_records_may_have_taken_another_time(tmp_path):
+    """As two runs leave them that did not notice each other."""
+    start_records(tmp_path, SETTINGS, KEYS, resume=False)
+    for process, seconds in ((0, 1.5), (1, 2.5)):
+        append_record(tmp_path, process, {**record(0), "seconds": seconds})
+    for _ in range(2):
+        assert read_records(tmp_path, KEYS) == [{**record(0), "seconds": 1.5}]
+        start_records(tmp_path, SETTINGS, KEYS, resume=True)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda folder: append_record(folder, 0, record(1)),
+        lambda folder: replace_file(folder / "results.json", "x" * 1000),
+    ],
+)
+def test_a_full_disk_leaves_whole_records(tmp_path, write):
+    """Files that may not grow beyond a limit fail like those on a disk that is full."""
+    start_records(tmp_path, SETTINGS, KEYS, resume=False)
+    append_record(tmp_path, 0, record(0))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    def run():
+        with hold_folder(tmp_path, "--resume"):
+            size = (tmp_path / "records-0.jsonl").stat().st_size
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size + 9, limits[1]))
+            write(tmp_path)
+
+    try:
+        with pytest.raises(OutputFolderError, match=rf"{tmp_path}: File too large. .* is whole; .* with --resume"):
+            run()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert not list(tmp_path.glob("*.partial"))
+    start_records(tmp_path, SETTINGS, KEYS, resume=True)
+    append_record(tmp_path, 0, record(1))
+    assert read_records(tmp_path, KEYS) == [record(0), record(1)]
 
 
 def test_errors(tmp_path):

@@ -35,6 +35,7 @@ from ..robustness.classifiers import model_hash
 from ..training.evaluation import psnr
 from ..utils.cli import check_arguments, make_parser, run_command
 from ..utils.extras import require
+from ..utils.output_folder import hold_folder
 from ..utils.processes import MEASURING_PACKAGES, measuring_accelerator
 from ..utils.records import append_record, read_records, replace_file, start_records
 from ..utils.seeding import derive_seed_32
@@ -221,6 +222,12 @@ def seconds_per_draw(
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Run the command line. Return what `results.json` holds, on the main process."""
     args = parse_arguments(argv)
+    with hold_folder(args.output_dir, "--resume"):
+        return certify(args)
+
+
+def certify(args: argparse.Namespace) -> dict[str, Any]:
+    """Certify a data set. Return what `results.json` holds, on the main process."""
     accelerator = measuring_accelerator()
     model = NIMForRobustImageClassification.from_pretrained(
         args.model_name_or_path, dtype=getattr(torch, args.dtype), cache_dir=args.cache_dir, token=args.token

@@ -33,6 +33,7 @@ from ..robustness.evaluation import Defense, EvaluationOptions
 from ..robustness.protocol import BUDGETS, DEFAULT_PRECISION, PRECISIONS
 from ..robustness.time_budget import TooLittleTimeError
 from ..utils.cli import check_arguments, make_parser, run_command
+from ..utils.output_folder import hold_folder
 from ..utils.processes import MEASURING_PACKAGES, measuring_accelerator
 from .comparison import compare_results
 
@@ -173,6 +174,12 @@ def main(argv: list[str] | None = None) -> RobustnessReport | str | None:
         text = compare_results(args.compare)
         print(text)
         return text
+    with hold_folder(args.output_dir, "--resume"):
+        return measure(args)
+
+
+def measure(args: argparse.Namespace) -> RobustnessReport | None:
+    """Evaluate a model. Return the report on the main process."""
     accelerator = measuring_accelerator()
     options: EvaluationOptions = args.options
     source = {"device": accelerator.device, "cache_dir": args.cache_dir, "token": args.token}

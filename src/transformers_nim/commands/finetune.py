@@ -38,6 +38,7 @@ from ..training.optimization import parameter_groups
 from ..training.plots import plot_reconstructions
 from ..training.start import Start
 from ..utils.cli import make_parser, run_command
+from ..utils.output_folder import hold_folder
 from ..utils.seeding import seed_step
 from ..utils.text_table import plural, wrapped
 
@@ -329,6 +330,12 @@ def judge(figures: dict[str, float], args: argparse.Namespace) -> list[str]:
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Run the command, and return what `all_results.json` holds."""
     args = parse_arguments(argv)
+    with hold_folder(args.output_dir, "--resume_from_checkpoint latest"):
+        return finetune(args)
+
+
+def finetune(args: argparse.Namespace) -> dict[str, Any]:
+    """Fine-tune a classifier, and return what `all_results.json` holds."""
     launch.check_arguments(args, args.model_name_or_path)
     given = argparse.Namespace(**vars(args))
     check_output_dir(args.output_dir, args.resume_from_checkpoint, args.overwrite_output_dir, args.model_name_or_path)

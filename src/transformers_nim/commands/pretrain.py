@@ -31,6 +31,7 @@ from ..training.optimization import parameter_groups
 from ..training.plots import plot_reconstructions
 from ..training.start import Start
 from ..utils.cli import make_parser, run_command
+from ..utils.output_folder import hold_folder
 from ..utils.seeding import seed_step
 from ..utils.text_table import wrapped
 
@@ -96,6 +97,12 @@ def make_denoiser(args: argparse.Namespace, start: Start | None, sigma: SigmaDis
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Run the command, and return what `all_results.json` holds."""
     args = parse_arguments(argv)
+    with hold_folder(args.output_dir, "--resume_from_checkpoint latest"):
+        return pretrain(args)
+
+
+def pretrain(args: argparse.Namespace) -> dict[str, Any]:
+    """Pretrain a model, and return what `all_results.json` holds."""
     launch.check_arguments(args, args.init_from)
     if not 0 < args.mask_ratio < 1:
         raise ValueError(f"mask_ratio must be between 0 and 1, got {args.mask_ratio}")

@@ -18,6 +18,7 @@ from yaml import YAMLError, safe_load
 
 from ..model import modeling_nim
 from ..robustness.classifiers import model_hash
+from ..utils.output_folder import LOCK
 from .model_card import architecture_of, card_differences, card_files, empty_model, read_inputs
 from .private_text import SecretScanner, private_parts
 from .remote_code import code_files, is_own_code, remote_code_files
@@ -34,6 +35,8 @@ LOCAL_FILES = [
     "*.partial",
     "*.partial/**",
     "*.old/**",
+    # Of a run that was killed.
+    f"*{LOCK}*",
     "__pycache__/**",
     "*/__pycache__/**",
 ]

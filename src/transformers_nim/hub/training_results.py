@@ -16,6 +16,8 @@ from ..training.compute import compute_record
 from ..training.launch import Plan
 from ..training.run import TrainingRun
 from ..training.start import Start
+from ..utils.output_folder import check_there
+from ..utils.records import replace_file
 from ..utils.text_table import plural
 from ..utils.versions import package_versions
 from .model_card import write_card
@@ -67,12 +69,13 @@ def finish(
         ValueError: The folder is saved, but holds what must not be published, and nothing was pushed.
     """
     accelerator, output_dir = run.accelerator, Path(args.output_dir)
+    check_there(output_dir)
     run.export(output_dir)
     run.gather_undecodable()
     results = _results(run, args, plan, data, task, start)
     refused: list[str] = []
     if accelerator.is_main_process:
-        (output_dir / "all_results.json").write_text(json.dumps(results, indent=2) + "\n")
+        replace_file(output_dir / "all_results.json", json.dumps(results, indent=2) + "\n")
         name = repository or output_dir.resolve().name
         files = _result_files(output_dir)
         write_card(output_dir, name=name, summary=summary, results=files, **_origin(output_dir, start))

@@ -18,6 +18,7 @@ from ..attacks.geometry import DEFAULT_EPS, NORMS
 from ..data.evaluation_set import EvaluationSet, find_split, picture_reader
 from ..model.noise import FROM_CONFIG
 from ..model.pixel_classifier_nim import timm_settings
+from ..utils.output_folder import hold_folder
 from ..utils.processes import OneProcess
 from .classifiers import Subject, has_defense, make_subject
 from .evaluation import Defense, Evaluation, EvaluationOptions
@@ -125,7 +126,8 @@ def evaluate_robustness(
 
     Raises:
         ValueError: An argument is out of range, unknown, or for another kind of model; the images do not fit the
-            model; or `output_dir` holds another evaluation.
+            model; or `output_dir` holds another evaluation or cannot be written.
+        OutputFolderError: Another run uses `output_dir`; or it vanishes, or its disk fills up.
         ImportError: A data set needs the package `datasets`.
 
     Example:
@@ -155,8 +157,9 @@ def evaluate_robustness(
     # In tenths of billionths, so that 8 / 255 is exactly 8 of 255.
     main, *further = (round(255 * radius, 10) for radius in radii)
     changed = dict(budget or {}) | ({} if num_images is None else {"num_images": num_images})
+    is_main = accelerator is None or accelerator.is_main_process
     temporary = tempfile.TemporaryDirectory() if output_dir is None else nullcontext(output_dir)
-    with temporary as folder:
+    with temporary as folder, hold_folder(folder, "the same call", is_main):
         options = EvaluationOptions(
             output_dir=Path(folder), suite=suite, norm=norm, eps=main, eps_grid=None if eps_grid is None else further,
             sigma=sigma, sigmas=sigmas, num_samples=num_samples, vote=vote, attacks=attacks, budget=changed,

@@ -236,7 +236,8 @@ class Runner:
 
     def _keep(self, one: AttackConfiguration, position: int, adversarial: torch.Tensor) -> None:
         path = kept_path(self.folder, one.name, self._row(position))
-        path.parent.mkdir(parents=True, exist_ok=True)
+        # Not a folder that has vanished, where nothing else would be.
+        path.parent.mkdir(exist_ok=True)
         partial = path.with_suffix(".partial")
         with open(partial, "wb") as file:
             np.save(file, adversarial.cpu().numpy(), allow_pickle=False)

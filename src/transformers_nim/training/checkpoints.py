@@ -19,6 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
+from ..utils.output_folder import check_there
+
 
 logger = logging.get_logger(__name__)
 
@@ -194,7 +196,9 @@ def replace_folder(
     accelerator.wait_for_everyone()
     error: Exception | None = None
     try:
-        partial.mkdir(parents=True, exist_ok=True)
+        check_there(folder.parent)
+        # The folder of the run is there, unless it has vanished, or this machine does not share it.
+        partial.mkdir(parents=not accelerator.is_main_process, exist_ok=True)
         write(partial)
     except _WRITE_ERRORS as caught:
         error = caught
@@ -229,7 +233,9 @@ _OF_A_CARD = ("card.json", "README.md", ".eval_results")
 _CHECKPOINT = r"checkpoint-\d+(\.partial|\.old)?"
 
 
-def check_output_dir(output_dir: str | Path, resume: str | None, overwrite: bool, start: str | None = None) -> None:
+def check_output_dir(
+    output_dir: str | Path, resume: str | None, overwrite: bool = False, start: str | None = None
+) -> None:
     """Refuse to begin a run where an earlier one has left its model or its checkpoints.
 
     Args:
@@ -280,17 +286,3 @@ def remove_run(output_dir: str | Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-
-
-def require_empty_or_resumed(output_dir: str | Path, resume: str | None) -> None:
-    """Refuse to start a new run over the checkpoints of an old one.
-
-    Raises:
-        ValueError: There are checkpoints, and the run does not resume from one.
-    """
-    found = _checkpoints(Path(output_dir))
-    if found and resume is None:
-        raise ValueError(
-            f"{output_dir} holds the checkpoints of an earlier run ({found[0].name}); pass --resume_from_checkpoint"
-            " latest to continue it, or another --output_dir"
-        )

@@ -15,14 +15,15 @@ from transformers.utils import logging
 
 from ..data.images import Batch
 from ..utils.extras import require
+from ..utils.output_folder import check_there
 from ..utils.records import replace_file
 from ..utils.seeding import seed_step
 from .checkpoints import (
+    check_output_dir,
     find_checkpoint,
     load_checkpoint,
     read_state,
     replace_folder,
-    require_empty_or_resumed,
     save_checkpoint,
 )
 from .evaluation import gather_weights
@@ -89,7 +90,8 @@ class TrainingRun:
         ema: timm's `ModelEmaV3` of the model, or None. With it, averaged weights are validated and exported.
 
     Raises:
-        ValueError: The folder holds checkpoints of another run, or the checkpoint to resume from is not complete.
+        ValueError: The folder holds checkpoints or the model of another run, or the checkpoint to resume from is not
+            complete.
     """
 
     def __init__(
@@ -116,8 +118,9 @@ class TrainingRun:
         # 1 once one of them was not finite.
         self._diverged = torch.zeros((), device=accelerator.device)
         self.undecodable: set[str] = set()
-        require_empty_or_resumed(options.output_dir, options.resume_from_checkpoint)
-        if options.resume_from_checkpoint is not None:
+        if options.resume_from_checkpoint is None:
+            check_output_dir(options.output_dir, None)
+        else:
             self._resume(options.resume_from_checkpoint)
         if accelerator.is_main_process:
             options.output_dir.mkdir(parents=True, exist_ok=True)
@@ -406,6 +409,7 @@ class TrainingRun:
             row: dict[str, Any] = {"step": self.step}
             if self.options.steps_per_epoch:
                 row["epoch"] = round(self.step / self.options.steps_per_epoch, 4)
+            check_there(self.options.output_dir)
             with open(self.options.output_dir / "log.jsonl", "a") as file:
                 file.write(json.dumps(row | figures) + "\n")
         self.accelerator.log(figures, step=self.step)

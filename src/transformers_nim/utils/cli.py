@@ -13,7 +13,8 @@ from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
 from .extras import check_installed
-from .processes import PROGRAM, launch
+from .output_folder import check_path
+from .processes import launch, process_rank, program_name
 
 
 DEBUG = "TRANSFORMERS_NIM_DEBUG"
@@ -58,7 +59,10 @@ class CommandParser(argparse.ArgumentParser):
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}{self._advice(unknown[0])}")
         if getattr(parsed, "output_dir", None) is not None:
-            self._check_folder(Path(parsed.output_dir))
+            try:
+                check_path(parsed.output_dir)
+            except ValueError as error:
+                self.error(f"--{error}")
         check_installed(*self.packages)
         if getattr(parsed, "launch", None):
             assert self.module is not None
@@ -72,14 +76,6 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Exit with a line that says what is wrong."""
         exit_with_error(self.prog, message, 2)
-
-    def _check_folder(self, folder: Path) -> None:
-        """Exit with an error if a folder cannot be made or written, which would come out after much work."""
-        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        if not there.is_dir():
-            self.error(f"--output_dir {folder}: {there} is a file; pass a folder")
-        if not os.access(there, os.W_OK):
-            self.error(f"--output_dir {folder}: {there} cannot be written; pass another folder")
 
     def _advice(self, unknown: str) -> str:
         name = unknown.split("=")[0]
@@ -152,19 +148,6 @@ def check_arguments(
             parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
 
 
-def program_name() -> str:
-    """Return how this program was called, which usage and errors name."""
-    if PROGRAM in os.environ:
-        return os.environ[PROGRAM]
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    if spec is None or spec.name == f"{_PACKAGE}.__main__":
-        # A script, or transformers-nim, which puts itself and the command there.
-        return os.path.basename(sys.argv[0])
-    # Accelerate sets this for what it launches.
-    starter = "accelerate launch" if "ACCELERATE_MIXED_PRECISION" in os.environ else "python"
-    return f"{starter} -m {spec.name.removesuffix('.__main__')}"
-
-
 def run_command(main: Callable[[], Any]) -> NoReturn:
     """Run a command and exit with its status.
 
@@ -193,7 +176,7 @@ def exit_with_error(program: str, message: str, status: int) -> NoReturn:
     Of several processes the main one speaks. The others wait to be stopped, as launchers do when one process ends, and
     speak if nobody stops them: then the error is theirs alone.
     """
-    rank = int(os.environ.get("RANK", "0"))
+    rank = process_rank()
     if rank:
         time.sleep(PATIENCE)
         message = f"process {rank}: {message}"

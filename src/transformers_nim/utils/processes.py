@@ -26,6 +26,8 @@ LAUNCH_FILES = Path(__file__).parents[1] / "launch_files"
 MEASURING_PACKAGES = ("accelerate", "datasets", "matplotlib", "tqdm")
 # The variable by which processes know how the user has called the command.
 PROGRAM = "TRANSFORMERS_NIM_PROGRAM"
+# Where Accelerate looks for a process's number, too.
+_RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 
 
 def launch(module: str, program: str, choice: Sequence[str], arguments: Sequence[str]) -> int:
@@ -111,6 +113,24 @@ def _exit_status(code: int) -> int:
     # It could not say so itself.
     print(f"a process was ended by {signal.Signals(-code).name}", file=sys.stderr)
     return 128 - code
+
+
+def program_name() -> str:
+    """Return how this program was called, which usage and errors name."""
+    if PROGRAM in os.environ:
+        return os.environ[PROGRAM]
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is None or spec.name == f"{__name__.split('.')[0]}.__main__":
+        # A script, or transformers-nim, which puts itself and the command there.
+        return os.path.basename(sys.argv[0])
+    # Accelerate sets this for what it launches.
+    starter = "accelerate launch" if "ACCELERATE_MIXED_PRECISION" in os.environ else "python"
+    return f"{starter} -m {spec.name.removesuffix('.__main__')}"
+
+
+def process_rank() -> int:
+    """Return the number of this process among those of its run, as a launcher or MPI says; 0 if it is alone."""
+    return next((int(os.environ[name]) for name in _RANKS if name in os.environ), 0)
 
 
 @dataclass(frozen=True)

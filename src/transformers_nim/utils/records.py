@@ -12,9 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .output_folder import check_there
+
 
 _SETTINGS = "settings.json"
 _GATHERED = "records.jsonl"
+# How long it took says nothing of what was measured.
+_TIMES = ("seconds",)
 
 
 def start_records(
@@ -69,7 +73,12 @@ def _change(name: str, old: Any, new: Any) -> str:
 
 
 def append_record(folder: str | Path, process_index: int, record: Mapping[str, Any]) -> None:
-    """Append a record; it is on disk when this returns."""
+    """Append a record; it is on disk when this returns.
+
+    Raises:
+        OutputFolderError: The folder, which this process holds, is gone.
+    """
+    check_there(folder)
     with open(Path(folder) / f"records-{process_index}.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
         file.flush()
@@ -78,6 +87,8 @@ def append_record(folder: str | Path, process_index: int, record: Mapping[str, A
 
 def read_records(folder: str | Path, keys: Sequence[str]) -> list[dict[str, Any]]:
     """Return all complete records, each once, in the order of their keys.
+
+    Records that differ in nothing but the time that they took are equal; the first one counts.
 
     Raises:
         ValueError: A file is damaged, or two records with equal keys differ.
@@ -92,17 +103,29 @@ def read_records(folder: str | Path, keys: Sequence[str]) -> list[dict[str, Any]
                 key = tuple(record[name] for name in keys)
             except (json.JSONDecodeError, KeyError, TypeError) as error:
                 raise ValueError(f"line {number} of {path} is damaged: {line[:80]!r}; remove the line") from error
-            if found.setdefault(key, record) != record:
-                raise ValueError(f"{path.parent} holds two different records of {dict(zip(keys, key))}")
+            if _timeless(found.setdefault(key, record)) != _timeless(record):
+                raise ValueError(
+                    f"{path.parent} holds two different records of {dict(zip(keys, key))}, so two runs have written"
+                    f" there; remove the wrong one, or both (the second is line {number} of {path.name})"
+                )
     return [found[key] for key in sorted(found)]
+
+
+def _timeless(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name not in _TIMES}
 
 
 def replace_file(path: str | Path, text: str) -> None:
     """Write a file so that it is there as a whole or not at all, whatever kills the process."""
     path = Path(path)
     partial = path.with_name(f"{path.name}.partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with open(partial, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError:
+        # The disk is full, say: what cannot be finished only takes room.
+        partial.unlink(missing_ok=True)
+        raise

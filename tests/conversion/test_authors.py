@@ -371,7 +371,7 @@ def test_models_that_their_code_does_not_know(models, tmp_path):
     with pytest.raises(ValueError, match="got a NIMModel"):
         save_authors_checkpoint(encoder, tmp_path / "out")
     encoder.save_pretrained(tmp_path / "encoder")
-    with pytest.raises(ValueError, match=r"no NIM model with a decoder or a head.*\['NIMModel'\]"):
+    with pytest.raises(ValueError, match=r"no NIM model with a decoder or a head, but NIMModel"):
         save_authors_checkpoint(tmp_path / "encoder", tmp_path / "out")
     other = NIMForRobustImageClassification.from_denoiser(models[NIMForPreTraining], *other_classifier("vit"))
     with pytest.raises(ValueError, match=r"is a vit.*denoiser alone by NIMForPreTraining"):

@@ -1,17 +1,25 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
 """Saving, loading, and loading one kind of checkpoint into another kind of model."""
 
+import json
 import logging
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
 from conftest import tiny_config, tiny_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
 
-from transformers_nim import NIMForImageClassification, NIMForPreTraining, NIMForRobustImageClassification, NIMModel
+from transformers_nim import (
+    NIMConfig,
+    NIMForImageClassification,
+    NIMForPreTraining,
+    NIMForRobustImageClassification,
+    NIMModel,
+)
 
 
 NEW_HEAD = {"fc_norm.weight", "fc_norm.bias", "classifier.weight", "classifier.bias"}
@@ -99,10 +107,22 @@ def test_pretraining_starts_an_undefended_classifier(saved):
 def test_classifier_into_robust_and_back(saved, tmp_path, report):
     classifier, path = saved[NIMForImageClassification]
     model, info = NIMForRobustImageClassification.from_pretrained(path, output_loading_info=True)
-    assert all(name.startswith("denoiser.") for name in info["missing_keys"])
+    assert not info["missing_keys"]
     assert "has no denoiser" in report.text
     assert "sigma=None" in report.text
+    # Nobody is defended by a random denoiser, in train mode neither.
+    assert model.denoiser is None
+    pixels = torch.randn(2, 3, 32, 32)
+    for mode in (False, True):
+        torch.testing.assert_close(model.train(mode)(pixels).logits, classifier.train(mode)(pixels).logits)
+    for wrong in ({"defense_sigma": 30}, {"denoise": True}):
+        with pytest.raises(ValueError, match=f"has no denoiser, so leave out {next(iter(wrong))}="):
+            NIMForRobustImageClassification.from_pretrained(path, **wrong)
+    # Noise without a denoiser is asked for.
+    smoothed = NIMForRobustImageClassification.from_pretrained(path, denoise=False, defense_sigma=30)
+    assert smoothed.config.defense_sigma == {"type": "constant", "value": 30}
     model.save_pretrained(tmp_path)
+    assert NIMForRobustImageClassification.from_pretrained(tmp_path).config.defense_sigma is None
     back, info = NIMForImageClassification.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
@@ -140,6 +160,128 @@ def test_auto_classes_choose_what_the_checkpoint_names(saved):
         assert type(AutoModelForPreTraining.from_pretrained(path)) is NIMForPreTraining
         assert type(AutoModel.from_pretrained(path)) is NIMModel
     assert type(AutoModelForImageClassification.from_config(tiny_config())) is NIMForRobustImageClassification
+
+
+def rewritten(path, folder, **fields):
+    """A copy of a checkpoint with other fields in its config; those that are None are left out."""
+    shutil.copytree(path, folder, dirs_exist_ok=True)
+    config = json.loads((folder / "config.json").read_text()) | fields
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+    return folder
+
+
+@pytest.mark.parametrize("architectures", [None, [], ["TheirOwn"], ["NIMModel"], ["NIMForImageClassification"]])
+def test_weights_say_what_a_checkpoint_is(saved, architectures, tmp_path, report):
+    """Not the name in its config, which `accelerate` does not write and a subclass writes otherwise."""
+    pixels = torch.randn(2, 3, 32, 32)
+    for cls, (model, path) in saved.items():
+        folder = rewritten(path, tmp_path, architectures=architectures)
+        robust = NIMForRobustImageClassification.from_pretrained(folder)
+        denoiser = getattr(model, "denoiser", model if cls is NIMForPreTraining else None)
+        if denoiser is None:
+            assert robust.denoiser is robust.config.defense_sigma is None
+        else:
+            assert robust.config.defense_sigma == {"type": "constant", "value": 70}
+            for other in (robust.denoiser, NIMForPreTraining.from_pretrained(folder)):
+                assert_same_weights(other, denoiser)
+        loaded = AutoModelForImageClassification.from_pretrained(folder)
+        if cls is NIMForImageClassification:
+            assert torch.equal(loaded(pixels).logits, model(pixels).logits)
+        if cls is NIMForRobustImageClassification:
+            if architectures == ["NIMForImageClassification"]:
+                assert "has a denoiser, which is left out" in report.text
+            else:
+                assert_same_weights(loaded, model)
+
+
+@pytest.mark.parametrize("form", ["shards", "bin", "bin shards"])
+def test_what_a_checkpoint_is_in_other_files(saved, form, tmp_path):
+    for cls in (NIMForPreTraining, NIMForImageClassification):
+        model, path = saved[cls]
+        folder = rewritten(path, tmp_path / cls.__name__, architectures=None)
+        (folder / "model.safetensors").unlink()
+        weights = dict(model.state_dict())
+        if form == "shards":
+            model.save_pretrained(folder, max_shard_size="20KB")
+            rewritten(folder, folder.with_suffix(".copy"), architectures=None)
+            folder = folder.with_suffix(".copy")
+        elif form == "bin":
+            torch.save(weights, folder / "pytorch_model.bin")
+        else:
+            torch.save(weights, folder / "part.bin")
+            index = {"metadata": {}, "weight_map": dict.fromkeys(weights, "part.bin")}
+            (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+        loaded = AutoModelForImageClassification.from_pretrained(folder)
+        assert (loaded.denoiser is None) == (cls is NIMForImageClassification)
+        if loaded.denoiser is None:
+            assert_same_weights(loaded, model)
+        else:
+            assert_same_weights(loaded.denoiser, model)
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [(NIMForRobustImageClassification, "denoiser.decoder.embed.weight"), (NIMForPreTraining, "decoder.embed.weight")],
+)
+def test_a_part_of_a_denoiser_is_refused(saved, source, name, tmp_path):
+    path = rewritten(saved[source][1], tmp_path)
+    weights = load_file(path / "model.safetensors")
+    del weights[name]
+    save_file(weights, path / "model.safetensors", {"format": "pt"})
+    for cls in (NIMForRobustImageClassification, NIMForPreTraining, AutoModelForImageClassification):
+        with pytest.raises(ValueError, match=rf"only a part of a denoiser: 1 of .*, such as {name}"):
+            cls.from_pretrained(path)
+
+
+def test_a_denoiser_of_other_sizes_is_switched_off(saved, report):
+    for source in (NIMForPreTraining, NIMForRobustImageClassification):
+        model = NIMForRobustImageClassification.from_pretrained(
+            saved[source][1], decoder_hidden_size=64, ignore_mismatched_sizes=True
+        )
+        assert model.config.defense_sigma is model.config.finetuning_sigma is None
+        assert "the defense is off (sigma=None) until the denoiser is trained" in report.text
+
+
+def test_weights_of_no_nim_model_are_told_and_defend_nobody(saved, tmp_path, report):
+    path = rewritten(saved[NIMForRobustImageClassification][1], tmp_path)
+    weights = load_file(path / "model.safetensors")
+    save_file({f"module.{name}": w for name, w in weights.items()}, path / "model.safetensors", {"format": "pt"})
+    model = NIMForRobustImageClassification.from_pretrained(path)
+    assert model.denoiser is model.config.defense_sigma is None
+    assert "has no denoiser" in report.text
+    assert "module.nim.embeddings.cls_token" in report.text
+
+
+class TheirConfig(NIMConfig):
+    model_type = "their-nim"
+    their_field: int = 1
+
+
+class TheirDenoiser(NIMForPreTraining):
+    config_class = TheirConfig
+
+
+class TheirDefense(NIMForRobustImageClassification):
+    config_class = TheirConfig
+
+
+def test_a_subclass_keeps_its_config(saved, tmp_path):
+    TheirDenoiser(TheirConfig(**tiny_config().to_diff_dict(), their_field=2)).save_pretrained(tmp_path)
+    defense = TheirDefense.from_pretrained(tmp_path)
+    defense.save_pretrained(tmp_path / "defense")
+    for model in (defense, TheirDefense.from_pretrained(tmp_path / "defense"),
+                  TheirDenoiser.from_pretrained(tmp_path / "defense")):  # fmt: skip
+        assert type(model.config) is TheirConfig
+        assert model.config.their_field == 2
+    assert_same_weights(TheirDenoiser.from_pretrained(tmp_path / "defense"), defense.denoiser)
+    assert type(TheirDefense.from_pretrained(saved[NIMForPreTraining][1]).config) is TheirConfig
+
+
+def test_reports_name_the_checkpoint(saved, report):
+    _, path = saved[NIMForPreTraining]
+    NIMForRobustImageClassification.from_pretrained(path)
+    assert f"LOAD REPORT\x1b[0m from: {path}" in report.text or f"LOAD REPORT from: {path}" in report.text
+    assert "from: None" not in report.text
 
 
 def test_from_denoiser(saved):
@@ -217,7 +359,7 @@ def test_corrupt_checkpoints_are_refused(saved, tmp_path):
     weights = tmp_path / "model.safetensors"
     for broken in (content[: len(content) // 2], b"not safetensors" + content, b""):
         weights.write_bytes(broken)
-        with pytest.raises(Exception, match=r"(?i)safetensor|header|incomplete|deserializ"):
+        with pytest.raises(OSError, match=r"model.safetensors are damaged"):
             NIMForRobustImageClassification.from_pretrained(tmp_path)
     weights.unlink()
     with pytest.raises(OSError, match="no file named"):

@@ -4,9 +4,11 @@
 import json
 
 import pytest
-from conftest import tiny_config, tiny_model
+import torch
+from conftest import tiny_config
+from safetensors.torch import save_file
 
-from transformers_nim import NIMForImageClassification, NIMForPreTraining, NIMForRobustImageClassification
+from transformers_nim import NIMForImageClassification, NIMForPreTraining, NIMForRobustImageClassification, NIMModel
 from transformers_nim.training.start import Start
 
 
@@ -64,11 +66,27 @@ def test_heads(names, head, tmp_path):
     assert start.has_other_classes(names) == head.startswith("new")
 
 
-def test_what_is_no_start(tmp_path):
+def test_what_is_no_start(vit_path, tmp_path):
     with pytest.raises(OSError, match="is no checkpoint: it has no file"):
         Start.read(str(tmp_path))
-    tiny_model(NIMForImageClassification).save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": ["ViTModel"]}))
-    with pytest.raises(ValueError, match=r"holds no NIM model but \['ViTModel'\]"):
-        Start.read(str(tmp_path))
+    with pytest.raises(ValueError, match=r"holds no NIM model but \['ViTForImageClassification'\]"):
+        Start.read(vit_path)
+    tiny_config().save_pretrained(tmp_path)
+    for weights in ({}, {"module.cls_token": torch.zeros(1)}):
+        save_file(weights, tmp_path / "model.safetensors")
+        with pytest.raises(ValueError, match="the config of a NIM model, and no weights of one"):
+            Start.read(str(tmp_path))
+
+
+@pytest.mark.parametrize("architectures", [None, [], ["TheirOwn"]])
+def test_a_start_is_what_its_weights_are(architectures, tmp_path):
+    kinds = {NIMModel: False, NIMForPreTraining: True, NIMForRobustImageClassification: True,
+             NIMForImageClassification: False}  # fmt: skip
+    for cls, has_denoiser in kinds.items():
+        named = saved(tmp_path, cls)
+        config = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": architectures}))
+        start = Start.read(str(tmp_path))
+        assert (start.kind, start.has_denoiser) == (cls.__name__, has_denoiser)
+        assert start.describe() == named.describe()
+        assert start.usual_images == named.usual_images

@@ -28,6 +28,7 @@ from transformers.utils import logging
 from .. import NIMForPreTraining, NIMForRobustImageClassification, NIMImageProcessor
 from ..data.evaluation_set import add_split_arguments, class_numbers, load_split
 from ..data.images import EvaluationImages
+from ..model.external_classifier_nim import check_trained
 from ..model.noise import default_batch_size, parse_sigma
 from ..model.smoothing_nim import certifiable_sigma
 from ..robustness.certificates import certificate_table, certified_curves, describe_certificates, plot_certificates
@@ -229,9 +230,16 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 def certify(args: argparse.Namespace) -> dict[str, Any]:
     """Certify a data set. Return what `results.json` holds, on the main process."""
     accelerator = measuring_accelerator()
-    model = NIMForRobustImageClassification.from_pretrained(
-        args.model_name_or_path, dtype=getattr(torch, args.dtype), cache_dir=args.cache_dir, token=args.token
+    loaded: Any = NIMForRobustImageClassification.from_pretrained(
+        args.model_name_or_path,
+        dtype=getattr(torch, args.dtype),
+        cache_dir=args.cache_dir,
+        token=args.token,
+        output_loading_info=True,
     )
+    model, info = loaded
+    if not args.allow_untrained:
+        check_trained(args.model_name_or_path, model, info)
     for sigma in args.sigmas:
         certifiable_sigma(model.config, sigma)
     data = load_split(args)

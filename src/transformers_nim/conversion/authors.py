@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from ..model.configuration_nim import NIM_SIZES, NIMConfig
 from ..model.image_processing_nim import NIMImageProcessor
-from ..model.loading_nim import refuse_other_classifier, saved_architectures
+from ..model.loading_nim import refuse_other_classifier, saved_class, saved_config
 from ..model.modeling_nim import NIMForImageClassification, NIMForPreTraining, NIMForRobustImageClassification
 from .vit_mae import read_checkpoint_file, split_leaf
 
@@ -362,11 +362,11 @@ def _load_nim(name_or_path: str) -> NIMForPreTraining | NIMForImageClassificatio
         ValueError: It is no such model.
         OSError: There is no such checkpoint.
     """
-    architectures = saved_architectures(name_or_path, {})
+    kind = saved_class(name_or_path, {}, saved_config(name_or_path, {}))
     for cls in (NIMForPreTraining, NIMForRobustImageClassification, NIMForImageClassification):
-        if cls.__name__ in architectures:
+        if cls.__name__ == kind:
             return cls.from_pretrained(name_or_path)
-    raise ValueError(f"{name_or_path} holds no NIM model with a decoder or a head; its config says {architectures}")
+    raise ValueError(f"{name_or_path} holds no NIM model with a decoder or a head, but {kind or 'no weights'}")
 
 
 def save_model(model: NIMForPreTraining | NIMForRobustImageClassification, output_dir: str | Path) -> None:

@@ -14,6 +14,7 @@ from huggingface_hub.utils import yaml_dump
 
 from ..model import modeling_nim
 from ..model.configuration_nim import NIMConfig
+from ..model.loading_nim import saved_class
 from ..training.compute import describe_compute
 from ..utils.text_table import plural
 from ..utils.versions import VERSION
@@ -75,7 +76,7 @@ def card_files(folder: str | Path, with_code: bool | None = None) -> dict[str, s
     inputs = read_inputs(folder)
     if with_code is None:
         with_code = (folder / "modeling_nim.py").is_file()
-    config = json.loads(json.dumps(_read(folder, "config.json")))
+    config = read_config(folder)
     results = {name: _read(folder, name) for name in inputs.get("results", [])}
     evaluations = {name: read_evaluation(content, f"{folder / name}") for name, content in results.items()}
     # First that of the model itself, then those of what it started from: the files' order, but pretraining last.
@@ -171,6 +172,21 @@ def empty_model(config: Mapping[str, Any]) -> torch.nn.Module:
     cls = getattr(modeling_nim, architecture_of(config))
     with torch.device("meta"):
         return cls(NIMConfig.from_dict(dict(config)))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return a folder's `config.json`, with the class of its weights if it names no class of this package.
+
+    Raises:
+        OSError: Its weights are damaged.
+        ValueError: It has no config, or one that describes no model of this package.
+    """
+    config = json.loads(json.dumps(_read(folder, "config.json")))
+    named = config.get("architectures") or []
+    if config.get("model_type") == "nim" and not any(name in modeling_nim.__all__ for name in named):
+        kind = saved_class(folder, {}, NIMConfig.from_dict(dict(config)))
+        config["architectures"] = [kind] if kind else []
+    return config
 
 
 def architecture_of(config: Mapping[str, Any]) -> str:

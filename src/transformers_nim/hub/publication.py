@@ -19,7 +19,7 @@ from yaml import YAMLError, safe_load
 from ..model import modeling_nim
 from ..robustness.classifiers import model_hash
 from ..utils.output_folder import LOCK
-from .model_card import architecture_of, card_differences, card_files, empty_model, read_inputs
+from .model_card import architecture_of, card_differences, card_files, empty_model, read_config, read_inputs
 from .private_text import SecretScanner, private_parts
 from .remote_code import code_files, is_own_code, remote_code_files
 
@@ -239,8 +239,8 @@ def _other_weights(publication: Publication) -> list[str]:
     if "config.json" not in publication.files or not {_WEIGHTS, _INDEX} & publication.files.keys():
         return []
     try:
-        model = empty_model(json.loads(publication.read("config.json")))
-    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        model = empty_model(read_config(publication.folder))
+    except (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
         return [f"config.json describes no model of transformers-nim: {error}; save the model again"]
     wanted = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     problems = []
@@ -402,6 +402,6 @@ def _results_of_other_weights(publication: Publication) -> list[str]:
 
 def _hash(folder: Path, dtype: str) -> str:
     """Return the hash that results of a model carry."""
-    cls = getattr(modeling_nim, architecture_of(json.loads((folder / "config.json").read_text(encoding="utf-8"))))
+    cls = getattr(modeling_nim, architecture_of(read_config(folder)))
     model = cls.from_pretrained(folder, dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=True)
     return model_hash(model)

@@ -14,6 +14,8 @@ from typing import Any
 
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
+from .model_card import read_config
+
 
 _MODEL = Path(__file__).parents[1] / "model"
 # The modules that `auto_map` and `custom_pipelines` name.
@@ -68,7 +70,9 @@ def remote_code_files(folder: str | Path) -> dict[str, str]:
         model_type = contents[CONFIG_NAME].get("model_type")
         if model_type != "nim":
             raise ValueError(f"{folder} is of model_type {model_type!r}; the code is that of 'nim' alone")
-    contents[CONFIG_NAME] |= _code_fields(contents[CONFIG_NAME].get("architectures") or [])
+    # Which class the Auto classes take is told by the weights if the config does not say it.
+    config = read_config(Path(folder))
+    contents[CONFIG_NAME] = config | _code_fields(config.get("architectures") or [])
     # Without a class here, config.json decides. With one, transformers would ask users who have installed this package
     # whether they trust it.
     contents[IMAGE_PROCESSOR_NAME].pop("image_processor_type", None)

@@ -167,13 +167,7 @@ def load_classifier(classifier: nn.Module | str | os.PathLike) -> PreTrainedMode
         loaded, info = AutoModelForImageClassification.from_pretrained(
             name, trust_remote_code=False, output_loading_info=True
         )
-        # These buffers are learned. Others are computed from the config.
-        learned = dict(loaded.named_parameters()).keys() | {
-            key for key in loaded.state_dict() if key.endswith((".running_mean", ".running_var"))
-        }
-        new = sorted(set(info["missing_keys"]) & learned)
-        if new:
-            raise ValueError(f"{name} is no trained image classifier: it has no weights for {new[:3]}")
+        check_trained(name, loaded, info)
         return loaded
     if isinstance(classifier, nn.Module) and isinstance(getattr(classifier, "pretrained_cfg", None), Mapping):
         classifier = _wrap_timm_model(classifier)
@@ -186,6 +180,26 @@ def load_classifier(classifier: nn.Module | str | os.PathLike) -> PreTrainedMode
             f" path of one; got a {type(classifier).__name__}"
         )
     return classifier  # type: ignore[return-value]
+
+
+def check_trained(name: str, model: nn.Module, info: Mapping[str, Any]) -> None:
+    """Check that a checkpoint has all weights of an image classifier.
+
+    Args:
+        name: Name or path of the checkpoint.
+        model: What was loaded.
+        info: What `from_pretrained` returns with `output_loading_info=True`.
+
+    Raises:
+        ValueError: Weights are new and random.
+    """
+    # These buffers are learned. Others are computed from the config.
+    learned = dict(model.named_parameters()).keys() | {
+        key for key in model.state_dict() if key.endswith((".running_mean", ".running_var"))
+    }
+    new = sorted(set(info["missing_keys"]) & learned)
+    if new:
+        raise ValueError(f"{name} is no trained image classifier: it has no weights for {new[:3]}")
 
 
 def describe_classifier(model: PreTrainedModel, image_processor: Any, config: NIMConfig) -> dict[str, Any]:
@@ -380,6 +394,7 @@ def _wrap_timm_model(model: Any) -> PreTrainedModel:
 
 __all__ = [
     "OtherClassifierMixin",
+    "check_trained",
     "describe_classifier",
     "is_nim_checkpoint",
     "load_classifier",

@@ -1,12 +1,27 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""Helpers to load one kind of checkpoint into another kind of model."""
+"""Helpers to tell what a checkpoint holds, and to load one kind of checkpoint into another kind of model."""
 
 import copy
+import json
+import logging
 import os
-from collections.abc import Callable
+import pickle
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
+import torch
+from safetensors import SafetensorError, safe_open
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.utils import CONFIG_NAME
+from transformers.utils import (
+    CONFIG_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+    cached_file,
+)
 
 from .configuration_nim import NIMConfig
 
@@ -16,6 +31,8 @@ _HUB_ARGUMENTS = (
     "cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token", "use_safetensors",
     "variant",
 )  # fmt: skip
+# What is raised by the libraries that read weights.
+_DAMAGES = (SafetensorError, pickle.UnpicklingError, EOFError, zipfile.BadZipFile, json.JSONDecodeError)
 
 
 def source_arguments(kwargs: dict) -> dict:
@@ -23,11 +40,17 @@ def source_arguments(kwargs: dict) -> dict:
     return {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
 
 
-def saved_config(name_or_path, kwargs: dict) -> NIMConfig | None:
+def saved_config(name_or_path, kwargs: dict, config_class: Any = NIMConfig) -> NIMConfig | None:
     """Read the config of a checkpoint, or return None if weights are given as a state dict.
+
+    Args:
+        name_or_path: The checkpoint.
+        kwargs: Arguments of a `from_pretrained`.
+        config_class: Class of the config.
 
     Raises:
         OSError: There is no checkpoint.
+        ValueError: A field has a wrong value.
     """
     if name_or_path is None or kwargs.get("state_dict") is not None:
         return None
@@ -37,16 +60,120 @@ def saved_config(name_or_path, kwargs: dict) -> NIMConfig | None:
             # transformers would continue with the default config.
             raise OSError(f"{name_or_path} is no checkpoint: it has no file {path}")
     if kwargs.get("config") is None:
-        content, _ = NIMConfig.get_config_dict(name_or_path, **source_arguments(kwargs))
+        content, _ = config_class.get_config_dict(name_or_path, **source_arguments(kwargs))
         if "model_type" not in content:
             raise OSError(f"{name_or_path} is no checkpoint: it has no {CONFIG_NAME}, or one without a model_type")
-    return NIMConfig.from_pretrained(name_or_path, **source_arguments(kwargs))
+    return config_class.from_pretrained(name_or_path, **source_arguments(kwargs))
 
 
-def saved_architectures(name_or_path, kwargs: dict) -> list[str]:
-    """Return the classes that a checkpoint names, an empty list if weights are given as a state dict."""
-    config = saved_config(name_or_path, kwargs)
-    return [] if config is None else config.architectures or []
+def saved_class(name_or_path, kwargs: dict, config: NIMConfig | None = None) -> str | None:
+    """Return the name of the model class whose weights a checkpoint holds, or None if it holds none of a NIM model.
+
+    It is told by the names of the weights, which a header or an index holds. `architectures` of a config is what
+    somebody wrote: it may be missing, or name a class of theirs.
+
+    Args:
+        name_or_path: The checkpoint.
+        kwargs: Arguments of a `from_pretrained`.
+        config: Its config. A robust model without a denoiser has the weights of an undefended classifier.
+
+    Raises:
+        OSError: The weights cannot be read.
+    """
+    names = kwargs.get("state_dict")
+    if names is None:
+        names = [] if name_or_path is None else _saved_names(name_or_path, kwargs)
+    kind = class_of_weights(names)
+    if kind == "NIMForImageClassification" and config is not None and not config.denoise:
+        # Whoever takes the classifier alone out of a robust model keeps its config.
+        return kind if kind in (config.architectures or []) else "NIMForRobustImageClassification"
+    return kind
+
+
+def class_of_weights(names: Iterable[str]) -> str | None:
+    """Return the name of the model class that has weights of these names, or None if none has.
+
+    A classifier may be that of a robust model without a denoiser.
+    """
+    parts = {name.partition(".")[0] for name in names}
+    if "denoiser" in parts:
+        return "NIMForRobustImageClassification"
+    if "nim" not in parts:
+        return "NIMModel" if parts & {"embeddings", "layers"} else None
+    if "decoder" in parts:
+        return "NIMForPreTraining"
+    return "NIMForImageClassification" if parts & {"classifier", "fc_norm"} else "NIMModel"
+
+
+def _saved_names(name_or_path, kwargs: dict) -> list[str]:
+    """Return the names of a checkpoint's weights, none if it has no file of weights."""
+    source = {k: v for k, v in source_arguments(kwargs).items() if k not in ("use_safetensors", "variant")}
+    quiet = {f"_raise_exceptions_for_{why}": False for why in ("gated_repo", "missing_entries", "connection_errors")}
+    is_safe, variant = kwargs.get("use_safetensors"), kwargs.get("variant")
+    # In the order of transformers.
+    files = [SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME] if is_safe is not False else []
+    files += [WEIGHTS_NAME, WEIGHTS_INDEX_NAME] if not is_safe else []
+    for file in files:
+        stem, _, suffix = file.rpartition(".")
+        path = cached_file(name_or_path, f"{stem}.{variant}.{suffix}" if variant else file, **source, **quiet)
+        if path is not None:
+            with readable(path, (*_DAMAGES, RuntimeError)):
+                return _names_in(path)
+    return []
+
+
+def _names_in(path: str) -> list[str]:
+    if path.endswith(".json"):
+        with open(path, encoding="utf-8") as file:
+            index = json.load(file)
+        files = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(files, dict) or not files or not all(isinstance(name, str) for name in files.values()):
+            raise OSError(f"{path} is no index of weights: it has no weight_map from their names to files")
+        return list(files)
+    if path.endswith(".safetensors"):
+        with safe_open(path, framework="pt") as weights:
+            return list(weights.keys())
+    weights = torch.load(path, map_location="meta", weights_only=True, mmap=zipfile.is_zipfile(path))
+    if not isinstance(weights, Mapping):
+        raise OSError(f"{path} holds a {type(weights).__name__}, and no weights by name")
+    return [str(name) for name in weights]
+
+
+@contextmanager
+def readable(source, errors: tuple[type[Exception], ...] = _DAMAGES) -> Iterator[None]:
+    """Name the source of weights that are damaged.
+
+    Args:
+        source: Where they are read from.
+        errors: What libraries raise that read damaged weights.
+
+    Raises:
+        OSError: They are damaged.
+    """
+    try:
+        yield
+    except errors as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise OSError(f"the weights in {source} are damaged or cannot be read safely: {said[:200]}") from error
+
+
+def check_whole(name_or_path, info: Mapping, weights: Iterable[str]) -> None:
+    """Check that a checkpoint has all weights of its denoiser, which nobody would train again.
+
+    Args:
+        name_or_path: The checkpoint, None for weights in memory.
+        info: What `from_pretrained` returns with `output_loading_info=True`.
+        weights: Names of the denoiser's weights in the model.
+
+    Raises:
+        ValueError: It has only a part of them.
+    """
+    missing = set(weights) & set(info["missing_keys"])
+    if missing and name_or_path is not None:
+        raise ValueError(
+            f"{name_or_path} has only a part of a denoiser: {len(missing)} of its weights are missing, such as"
+            f" {min(missing)}"
+        )
 
 
 def refuse_other_classifier(config: NIMConfig | None) -> None:
@@ -91,26 +218,52 @@ def check_same_architecture(denoiser: NIMConfig, classifier: NIMConfig) -> None:
             raise ValueError(f"the denoiser's {name} is {ours}, the classifier's is {theirs}; they must agree")
 
 
-def load_derived_weights(from_pretrained: Callable, state_dict: dict, name_or_path, model_args: tuple, kwargs: dict):
+def load_derived_weights(
+    from_pretrained: Callable,
+    state_dict: dict,
+    name_or_path,
+    model_args: tuple,
+    kwargs: dict,
+    config_class: Any,
+):
     """Call `from_pretrained` with weights that were derived from a checkpoint instead of read from it.
 
     Args:
         from_pretrained: That of the class to load.
         state_dict: The derived weights.
         name_or_path, model_args, kwargs: The arguments with which it was called.
+        config_class: Class of the config.
     """
     source, options = source_arguments(kwargs), {k: v for k, v in kwargs.items() if k not in _HUB_ARGUMENTS}
     config = options.pop("config", None)
     # Not NIMConfig: if the checkpoint carries its code, transformers loads that class a second time.
     if not isinstance(config, PreTrainedConfig):
-        default = NIMConfig()
+        default = config_class()
         known = {k: v for k, v in options.items() if hasattr(default, k) and k not in ("dtype", "torch_dtype")}
         options = {k: v for k, v in options.items() if k not in known}
-        config = NIMConfig.from_pretrained(config or name_or_path, **source, **known)
+        config = config_class.from_pretrained(config or name_or_path, **source, **known)
     # The derived weights are a denoiser's, or a NIM encoder's that starts from it.
     config = copy.deepcopy(config)
     config.classifier_config = config.classifier_input = None
-    loaded = from_pretrained(None, *model_args, config=config, state_dict=state_dict, **options)
+    with _named_in_reports(name_or_path):
+        loaded = from_pretrained(None, *model_args, config=config, **options | {"state_dict": state_dict})
     model = loaded[0] if isinstance(loaded, tuple) else loaded
-    model.config.name_or_path = str(name_or_path)
+    model.config.name_or_path = str(name_or_path or "")
     return loaded
+
+
+@contextmanager
+def _named_in_reports(name_or_path) -> Iterator[None]:
+    """Put a checkpoint into reports on loading, in which transformers calls weights in memory None."""
+
+    def name(record: logging.LogRecord) -> bool:
+        if name_or_path is not None:
+            record.msg = str(record.msg).replace(" from: None\n", f" from: {name_or_path}\n")
+        return True
+
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(name)
+    try:
+        yield
+    finally:
+        logger.removeFilter(name)

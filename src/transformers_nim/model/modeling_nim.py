@@ -9,12 +9,13 @@ an encoder that was fine-tuned on denoised images.
 import copy
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import initialization as init
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutput, ImageClassifierOutput
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
@@ -35,9 +36,11 @@ from .layers_nim import (
 )
 from .loading_nim import (
     check_same_architecture,
+    check_whole,
     load_derived_weights,
+    readable,
     refuse_other_classifier,
-    saved_architectures,
+    saved_class,
     saved_config,
     set_fields,
     source_arguments,
@@ -64,6 +67,8 @@ logger = logging.get_logger(__name__)
 # Added to the variance by which patches are normalized, as in the authors' code.
 _PATCH_VARIANCE_EPS = 1e-6
 
+_DEFENSE_OFF = {"defense_sigma": None, "finetuning_sigma": None}
+
 
 @auto_docstring(custom_intro="Base class of the NIM models: initialization, loading and supported features.")
 class NIMPreTrainedModel(PreTrainedModel):
@@ -82,6 +87,15 @@ class NIMPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": NIMLayer, "attentions": NIMAttention}
     _input_embed_layer = "patch_embeddings"
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """Load a checkpoint.
+
+        Arguments, returns and errors are those of `PreTrainedModel.from_pretrained`; damaged weights are an OSError.
+        """
+        with readable(pretrained_model_name_or_path):
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -141,7 +155,7 @@ class NIMModel(NIMPreTrainedModel):
 
         Arguments, returns and errors are those of `PreTrainedModel.from_pretrained`.
         """
-        refuse_other_classifier(saved_config(pretrained_model_name_or_path, kwargs))
+        refuse_other_classifier(saved_config(pretrained_model_name_or_path, kwargs, cls.config_class))
         return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
 
     @merge_with_config_defaults
@@ -186,21 +200,31 @@ class NIMForPreTraining(NIMPreTrainedModel):
 
         Arguments, returns and errors are those of `PreTrainedModel.from_pretrained`.
         """
-        if "NIMForRobustImageClassification" not in saved_architectures(pretrained_model_name_or_path, kwargs):
+        config = saved_config(pretrained_model_name_or_path, kwargs, cls.config_class)
+        kind = saved_class(pretrained_model_name_or_path, kwargs, config)
+        if kind == "NIMForPreTraining":
+            with_info: Any = super().from_pretrained(
+                pretrained_model_name_or_path, *model_args, **kwargs | {"output_loading_info": True}
+            )
+            model, info = with_info
+            check_whole(pretrained_model_name_or_path, info, [name for name, _ in model.named_parameters()])
+            return with_info if kwargs.get("output_loading_info") else model
+        if kind != "NIMForRobustImageClassification":
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
-        # A plain load would pair the classifier's encoder, the checkpoint's `nim`, with a new decoder.
-        prefix = "denoiser."
-        robust = NIMForRobustImageClassification.from_pretrained(
-            pretrained_model_name_or_path, **source_arguments(kwargs)
-        )
-        if robust.denoiser is None:
+        if config is not None and not config.denoise:
             raise ValueError(
                 f"{pretrained_model_name_or_path} has no denoiser: it was made with denoise=False. Load a pretraining"
                 " checkpoint, or a classifier that denoises"
             )
-        state_dict = {k.removeprefix(prefix): v for k, v in robust.state_dict().items() if k.startswith(prefix)}
+        # A plain load would pair the classifier's encoder, the checkpoint's `nim`, with a new decoder.
+        prefix, weights = "denoiser.", kwargs.get("state_dict")
+        if weights is None:
+            weights = NIMForRobustImageClassification.from_pretrained(
+                pretrained_model_name_or_path, **source_arguments(kwargs)
+            ).state_dict()
+        state_dict = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
         return load_derived_weights(
-            super().from_pretrained, state_dict, pretrained_model_name_or_path, model_args, kwargs
+            super().from_pretrained, state_dict, pretrained_model_name_or_path, model_args, kwargs, cls.config_class
         )
 
     @can_return_tuple
@@ -388,6 +412,22 @@ class NIMForImageClassification(NIMPreTrainedModel):
         self._make_classifier(config)
         self.post_init()
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """Load the classifier of any NIM checkpoint; its head is new if the checkpoint has none.
+
+        Arguments, returns and errors are those of `PreTrainedModel.from_pretrained`.
+        """
+        kind = saved_class(pretrained_model_name_or_path, kwargs)
+        # Auto classes hand over the config, and go by the name in it.
+        named = getattr(kwargs.get("config"), "architectures", None) or []
+        if kind == "NIMForRobustImageClassification" and "NIMForImageClassification" in named:
+            logger.warning(
+                f"{pretrained_model_name_or_path} has a denoiser, which is left out, because its config names"
+                f" NIMForImageClassification; {kind}.from_pretrained loads all of it"
+            )
+        return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+
     def _make_classifier(self, config: NIMConfig) -> None:
         refuse_other_classifier(config)
         self.nim = NIMModel(config, for_classification=True)
@@ -516,28 +556,66 @@ class NIMForRobustImageClassification(SmoothingMixin, OtherClassifierMixin, NIMF
         """Load a checkpoint of this class, of [`NIMForPreTraining`] or of [`NIMForImageClassification`].
 
         A pretraining checkpoint fills the denoiser and starts the classifier's encoder, so only `fc_norm` and
-        `classifier` are new. Arguments, returns and errors are those of `PreTrainedModel.from_pretrained`.
+        `classifier` are new. A checkpoint without a denoiser gives a model without one (`denoise=False`), whose
+        defense is off. Arguments, returns and errors are those of `PreTrainedModel.from_pretrained`.
         """
-        saved = saved_config(pretrained_model_name_or_path, kwargs)
-        architectures = [] if saved is None else saved.architectures or []
-        denoise = kwargs.get("denoise", getattr(kwargs.get("config"), "denoise", saved is None or saved.denoise))
-        if saved is not None and denoise and not saved.denoise:
+        config = saved_config(pretrained_model_name_or_path, kwargs, cls.config_class)
+        kind = saved_class(pretrained_model_name_or_path, kwargs, config)
+        denoise = kwargs.get("denoise", getattr(kwargs.get("config"), "denoise", config is None or config.denoise))
+        if config is not None and denoise and not config.denoise:
             raise ValueError(
                 f"{pretrained_model_name_or_path} has no denoiser: it was made with denoise=False, so leave out"
                 f" denoise=True, or use {cls.__name__}.from_denoiser(denoiser, classifier=...)"
             )
-        if "NIMForPreTraining" in architectures:
-            denoiser = NIMForPreTraining.from_pretrained(pretrained_model_name_or_path, **source_arguments(kwargs))
-            state_dict = _robust_state_dict(denoiser)
+        if kind == "NIMForPreTraining":
+            weights = kwargs.get("state_dict")
+            if weights is None:
+                weights = NIMForPreTraining.from_pretrained(
+                    pretrained_model_name_or_path, **source_arguments(kwargs)
+                ).state_dict()
             return load_derived_weights(
-                super().from_pretrained, state_dict, pretrained_model_name_or_path, model_args, kwargs
-            )
-        if denoise and architectures and set(architectures) <= {"NIMModel", "NIMForImageClassification"}:
+                cls._load, _robust_state_dict(weights), pretrained_model_name_or_path, model_args, kwargs,
+                cls.config_class,
+            )  # fmt: skip
+        has_weights = pretrained_model_name_or_path is not None or kind is not None
+        if denoise and has_weights and kind != "NIMForRobustImageClassification":
+            for name in ("denoise", *_DEFENSE_OFF):
+                if kwargs.get(name):
+                    raise ValueError(
+                        f"{pretrained_model_name_or_path} has no denoiser, so leave out {name}={kwargs[name]!r}, or"
+                        f" use {cls.__name__}.from_denoiser(denoiser, classifier=...)"
+                    )
             logger.warning(
-                f"{pretrained_model_name_or_path} has no denoiser: the new one is random and the defense useless."
-                f" Switch it off with sigma=None, or use {cls.__name__}.from_denoiser(denoiser, classifier=...)."
+                f"{pretrained_model_name_or_path} has no denoiser, and a random one would be no defense: the model has"
+                " none (denoise=False), and the defense is off (sigma=None)."
+                f" {cls.__name__}.from_denoiser(denoiser, classifier=...) puts a denoiser in front."
             )
-        return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+            off = {"denoise": False, **_DEFENSE_OFF}
+            if isinstance(kwargs.get("config"), PreTrainedConfig):
+                kwargs["config"] = copy.deepcopy(kwargs["config"])
+                set_fields(kwargs["config"], off)
+            else:
+                kwargs |= off
+        return cls._load(pretrained_model_name_or_path, *model_args, **kwargs)
+
+    @classmethod
+    def _load(cls, source, *model_args, output_loading_info: bool = False, **kwargs):
+        """Load weights by their names.
+
+        Raises:
+            ValueError: They are not all that a denoiser has.
+        """
+        loaded: Any = super().from_pretrained(source, *model_args, output_loading_info=True, **kwargs)
+        model, info = loaded
+        weights = {name for name, _ in model.named_parameters() if name.startswith("denoiser.")}
+        check_whole(source, info, weights)
+        if weights & {name for name, *_ in info["mismatched_keys"]}:
+            set_fields(model.config, _DEFENSE_OFF)
+            logger.warning(
+                "weights of the denoiser have other sizes than the model's, which are random: the defense is off"
+                " (sigma=None) until the denoiser is trained"
+            )
+        return loaded if output_loading_info else model
 
     @classmethod
     def from_denoiser(
@@ -579,7 +657,7 @@ class NIMForRobustImageClassification(SmoothingMixin, OtherClassifierMixin, NIMF
             other = load_classifier(classifier)
             set_fields(config, describe_classifier(other, classifier_image_processor, config) | config_overrides)
             return cls._with_other_classifier(config, pretrained, other)
-        state_dict, fields = _robust_state_dict(pretrained), {}
+        state_dict, fields = _robust_state_dict(pretrained.state_dict()), {}
         if classifier is not None:
             check_same_architecture(config, classifier.config)
             fields = {name: getattr(classifier.config, name) for name in ("id2label", "label2id", "drop_path_rate")}
@@ -772,9 +850,8 @@ class NIMForRobustImageClassification(SmoothingMixin, OtherClassifierMixin, NIMF
         return outputs, logits, purified
 
 
-def _robust_state_dict(denoiser: NIMForPreTraining) -> dict[str, torch.Tensor]:
-    """Return weights of a De^3 model from a pretrained one: those of its denoiser and its classifier's encoder."""
-    weights = denoiser.state_dict()
+def _robust_state_dict(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return weights of a De^3 model from a pretrained one's: those of its denoiser and its classifier's encoder."""
     state_dict = {f"denoiser.{name}": tensor for name, tensor in weights.items()}
     is_encoder = [name for name in weights if name.startswith("nim.") and not name.startswith("nim.layernorm.")]
     return state_dict | {name: weights[name].clone() for name in is_encoder}

@@ -18,6 +18,7 @@ from transformers.pipelines import Pipeline
 
 from ..attacks.randomness import Classifier
 from ..model.configuration_nim import NIMConfig
+from ..model.external_classifier_nim import check_trained
 from ..model.image_processing_nim import NIMImageProcessor
 from ..model.pixel_classifier_nim import PixelClassifier, device_of, pipeline_options, unwrap
 
@@ -33,8 +34,15 @@ def load_with_processor(name_or_path: str, device: torch.device, **source: Any) 
         name_or_path: A folder or a repository on the Hub.
         device: Where the model goes.
         source: `cache_dir`, `token` and `revision`.
+
+    Raises:
+        OSError: There is no such checkpoint, or it cannot be read.
+        ValueError: It is no trained image classifier.
     """
-    model = AutoModelForImageClassification.from_pretrained(name_or_path, dtype=torch.float32, **source)
+    model, info = AutoModelForImageClassification.from_pretrained(
+        name_or_path, dtype=torch.float32, output_loading_info=True, **source
+    )
+    check_trained(name_or_path, model, info)
     if isinstance(model.config, NIMConfig):
         return model.to(device).eval(), NIMImageProcessor.from_config(model.config)
     return model.to(device).eval(), AutoImageProcessor.from_pretrained(name_or_path, **source)

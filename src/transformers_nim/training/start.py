@@ -12,7 +12,7 @@ from huggingface_hub.repocard import metadata_load
 from transformers.utils import cached_file
 
 from ..model.configuration_nim import NIMConfig
-from ..model.loading_nim import saved_config
+from ..model.loading_nim import saved_class, saved_config
 from ..utils.text_table import plural
 
 
@@ -23,28 +23,35 @@ class Start:
     Attributes:
         name: Its name on the Hub, or without its place what a folder's card calls it, or the folder's name.
         config: Its config.
+        kind: Name of the model class that its weights are of.
         license: License on its card, or None.
         train_on: Images that it was trained on, or None if its files do not say.
     """
 
     name: str
     config: NIMConfig
+    kind: str
     license: str | None = None
     train_on: str | None = None
 
     @classmethod
     def read(cls, name_or_path: str, cache_dir: str | None = None, token: str | None = None) -> "Start":
-        """Read the small files of a checkpoint.
+        """Read the small files of a checkpoint, and the names of its weights.
 
         Raises:
-            OSError: There is no such checkpoint.
+            OSError: There is no such checkpoint, or its weights cannot be read.
             ValueError: It holds no NIM model.
         """
         source = {"cache_dir": cache_dir, "token": token}
         config = saved_config(name_or_path, source)
         assert config is not None
-        if config.model_type != "nim" or not set(config.architectures or []) <= _ARCHITECTURES:
+        if config.model_type != "nim":
             raise ValueError(f"{name_or_path} holds no NIM model but {config.architectures}; see --model_name_or_path")
+        kind = saved_class(name_or_path, source, config)
+        if kind is None:
+            raise ValueError(
+                f"{name_or_path} has the config of a NIM model, and no weights of one (such as nim.layers)"
+            )
 
         def find(file: str) -> Path | None:
             # A checkpoint need not have these files, nor the Hub be within reach.
@@ -63,27 +70,28 @@ class Start:
         if Path(name_or_path).is_dir():
             name = read("card.json").get("name") or Path(name_or_path).resolve().name
         trained = read("all_results.json").get("arguments", {})
-        return cls(name, config, (metadata_load(card) or {}).get("license") if card else None, trained.get("train_on"))
+        license = (metadata_load(card) or {}).get("license") if card else None
+        return cls(name, config, kind, license, trained.get("train_on"))
 
     @property
     def has_denoiser(self) -> bool:
         """Return whether it is a denoiser, or holds one."""
-        found = set(self.config.architectures or [])
-        return "NIMForPreTraining" in found or ("NIMForRobustImageClassification" in found and self.config.denoise)
+        is_robust = self.kind == "NIMForRobustImageClassification"
+        return self.kind == "NIMForPreTraining" or (is_robust and self.config.denoise)
 
     @property
     def usual_images(self) -> str:
         """The images to train on if nothing else is asked for, as `--train_on` names them."""
         if self.has_denoiser:
             return "denoised"
-        if "NIMForRobustImageClassification" in (self.config.architectures or []):
+        if self.kind == "NIMForRobustImageClassification":
             return "smoothed"
         return "noisy" if self.train_on == "noisy" else "clean"
 
     @property
     def label_names(self) -> list[str]:
-        """The classes of a classifier; empty for a denoiser alone."""
-        if "NIMForPreTraining" in (self.config.architectures or []):
+        """The classes of a classifier; empty for a denoiser or an encoder alone."""
+        if self.kind in ("NIMForPreTraining", "NIMModel"):
             return []
         return [name for _, name in sorted((self.config.id2label or {}).items())]
 
@@ -115,9 +123,6 @@ class Start:
         """Return name and kind in words."""
         names = self.label_names
         if not names:
-            return f"{self.name}, a denoiser"
+            return f"{self.name}, {'a denoiser' if self.has_denoiser else 'an encoder'}"
         shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
         return f"{self.name}, a classifier of {plural(len(names), 'class')} ({shown})"
-
-
-_ARCHITECTURES = {"NIMModel", "NIMForPreTraining", "NIMForImageClassification", "NIMForRobustImageClassification"}

@@ -226,8 +226,32 @@ def test_a_run_does_not_go_on_with_another_model(finished, script, arguments, tm
         other.classifier.bias[0] += 1e-3
     changed = [save_with_processor(other, tmp_path) if "robust" in argument else argument for argument in arguments]
     assert changed != arguments
-    with pytest.raises(ValueError, match="model_hash was"):
+    with pytest.raises(ValueError, match="the weights or the config of the model are others"):
         script.main([*changed, "--output_dir", str(output_dir), "--resume"])
+
+
+def test_a_run_goes_on_with_the_same_images_alone(finished, script, arguments, dataset, tmp_path):
+    """Wherever they lie; others of the same name and number are refused, and so are other labels."""
+    results, output_dir = finished
+    for name in ("settings.json", "records-0.jsonl"):
+        (tmp_path / name).write_bytes((output_dir / name).read_bytes())
+    split = datasets.load_from_disk(dataset)["test"].cast_column("image", datasets.Image(decode=False))
+
+    def resume(place, **changes):
+        rows = [{**row, **changes} if number == 6 else row for number, row in enumerate(split)]
+        place.parent.mkdir(exist_ok=True)
+        changed = datasets.Dataset.from_list(rows, features=split.features)
+        datasets.DatasetDict({"test": changed.cast_column("image", datasets.Image())}).save_to_disk(place)
+        options = [str(place) if argument == str(dataset) else argument for argument in arguments]
+        return script.main([*options, "--output_dir", str(tmp_path), "--resume"])
+
+    again = resume(tmp_path / "elsewhere")
+    assert again["settings"] == {**results["settings"], "dataset": "elsewhere"}
+    assert [again["curves"], again["images_hash"]] == [results["curves"], results["images_hash"]]
+    for what, value in (("image", encoded(99)), ("label", 1 - split[6]["label"])):
+        message = f"the {what} in row 6 is another one than that which was certified"
+        with pytest.raises(ValueError, match=message):
+            resume(tmp_path / what / "pictures", **{what: value})
 
 
 def test_sequential_runs_take_fewer_draws(script, arguments, tmp_path):

@@ -157,6 +157,21 @@ def test_a_finished_run_is_not_repeated_or_added_to_by_accident(finished, folder
         run(*arguments(folder, "--output_dir", out, "--resume", "--seed", "4"))
 
 
+def test_a_run_goes_on_with_the_same_images_and_model_alone(finished, folder, tmp_path):
+    """Wherever they lie; others of the same name and number are refused."""
+    report, out = finished
+    shutil.copytree(out, tmp_path / "out")
+    for name in ("data", "model"):
+        shutil.copytree(folder / name, tmp_path / f"{name} elsewhere")
+    moved = ["--model_name_or_path", tmp_path / "model elsewhere", "--dataset_name", tmp_path / "data elsewhere"]
+    again = run(*arguments(folder, *moved, "--output_dir", tmp_path / "out", "--resume"))
+    assert timeless(again)["records"] == timeless(report)["records"]
+    datasets.DatasetDict({"test": digits_dataset(40, start=40)}).save_to_disk(tmp_path / "data")
+    other = ["--dataset_name", tmp_path / "data", "--output_dir", tmp_path / "out", "--resume"]
+    with pytest.raises(ValueError, match="the images, their labels or their order are others"):
+        run(*arguments(folder, *other))
+
+
 def test_attacks_may_search_in_bf16_and_records_tell(finished, folder, tmp_path):
     report, out = finished
     assert report.settings["attack_precision"] == "fp32"

@@ -38,7 +38,7 @@ from ..utils.cli import check_arguments, make_parser, run_command
 from ..utils.extras import require
 from ..utils.output_folder import hold_folder
 from ..utils.processes import MEASURING_PACKAGES, measuring_accelerator
-from ..utils.records import append_record, read_records, replace_file, start_records
+from ..utils.records import OTHER_MODEL, append_record, read_records, replace_file, start_records
 from ..utils.seeding import derive_seed_32
 from ..utils.text_table import plural
 from ..utils.versions import package_versions
@@ -124,8 +124,7 @@ def certify_image(
 ) -> dict[str, Any]:
     """Certify one image at one sigma. Return its record."""
     row, pixel_values = sample["row"], sample["pixel_values"].to(model.device)
-    digest = hashlib.sha256(sample["pixel_values"].numpy().tobytes()).hexdigest()[:16]
-    record = {"row": row, "sigma": sigma, "image": digest, "true_label": true}
+    record = {"row": row, "sigma": sigma, "image": image_hash(sample), "true_label": true}
     if not sample["is_valid"]:
         return record | {"undecodable": True}
     started = time.perf_counter()
@@ -143,6 +142,31 @@ def certify_image(
         "num_draws": certificate.num_draws,
         "seconds": round(time.perf_counter() - started, 4),
     }
+
+
+def image_hash(sample: Mapping[str, Any]) -> str:
+    """Return a hash of the pixels that the model sees."""
+    return hashlib.sha256(sample["pixel_values"].numpy().tobytes()).hexdigest()[:16]
+
+
+def check_images(output_dir: str | Path, images: EvaluationImages, number_of: Sequence[int]) -> None:
+    """Check that the images that are certified already are those that are there now.
+
+    Raises:
+        ValueError: One is not.
+    """
+    for record in {record["row"]: record for record in read_records(output_dir, KEYS)}.values():
+        sample = images[record["row"]]
+        if record["image"] != image_hash(sample):
+            what = "the image"
+        elif record["true_label"] != number_of[sample["labels"]]:
+            what = "the label"
+        else:
+            continue
+        raise ValueError(
+            f"cannot go on with the run in {output_dir}: {what} in row {record['row']} is another one than that which"
+            " was certified. Put the data of then back, or pass another folder"
+        )
 
 
 def check_denoiser(
@@ -253,7 +277,10 @@ def certify(args: argparse.Namespace) -> dict[str, Any]:
     model.to(accelerator.device)
     check_denoiser(model, images, rows, args)
     if accelerator.is_main_process:
-        start_records(args.output_dir, settings, KEYS, args.resume)
+        start_records(
+            args.output_dir, settings, KEYS, args.resume, names=("dataset",), meanings={"model_hash": OTHER_MODEL}
+        )
+        check_images(args.output_dir, images, number_of)
     tasks = [(row, sigma) for row in rows for sigma in args.sigmas]
     own = own_tasks(tasks, model, images, args, accelerator)
     with progress_bar(len(own) * (args.n0 + args.n), accelerator) as bar:

@@ -80,6 +80,7 @@ class ImageData:
         label_column: Name of the column of labels; None if labels are not needed.
         label_names: The classes, in the order of their indices; empty if labels are not needed.
         token: Token for images that are still on the Hub.
+        unshuffled: The stream to train on in its own order; None for rows by number.
     """
 
     name: str
@@ -89,6 +90,7 @@ class ImageData:
     label_column: str | None = None
     label_names: list[str] = field(default_factory=list)
     token: str | None = field(default=None, repr=False)
+    unshuffled: Any = None
 
     @property
     def is_streamed(self) -> bool:
@@ -256,11 +258,12 @@ class ImageSource:
                     f"the split to validate with has no column {missing[0]!r}; there are {validation.column_names}"
                 )
             validation = _undecoded(validation, columns)
+        unshuffled = train if self.streaming else None
         train, validation = (self._choose_streamed if self.streaming else self._choose)(train, validation)
         if any(rows is not None and hasattr(rows, "__len__") and len(rows) == 0 for rows in (train, validation)):
             raise ValueError("there are no images to train on or to validate with; check the splits")
         name = _public_name(str(self.train_dir or self.dataset_name))
-        return ImageData(name, train, validation, image_column, label_column, label_names, self.token)
+        return ImageData(name, train, validation, image_column, label_column, label_names, self.token, unshuffled)
 
     def all_splits(self) -> Mapping[str, Any]:
         """Return every split of the data set by its name."""

@@ -21,7 +21,7 @@ from ..model.checks_nim import check_counts, check_vote
 from ..model.noise import FROM_CONFIG, ConstantSigma, parse_sigma, warn_of_sigma
 from ..model.pixel_classifier_nim import PixelClassifier
 from ..utils.extras import check_installed, require
-from ..utils.records import replace_file, start_records
+from ..utils.records import OTHER_MODEL, replace_file, start_records
 from ..utils.seeding import forked_rng
 from ..utils.text_table import plural, sigma_key
 from ..utils.versions import VERSION, package_versions
@@ -45,6 +45,7 @@ from .time_budget import fit_suite, seconds_per_pass
 
 
 PLAN = "plan.json"
+_MEANINGS = {"images": "the images, their labels or their order are others", "model_hash": OTHER_MODEL}
 DEFAULT_SIGMAS: tuple[float | None, ...] = (None, 0.0, 25.0, 50.0, 75.0, 100.0)
 
 
@@ -246,7 +247,10 @@ class Evaluation:
         settings = self._settings(defense, images, suite.budget)
         if workers.is_main_process:
             measured = {**settings, "cells": [one.to_dict() for one in planned]}
-            start_records(options.output_dir, measured, KEYS, options.resume, OLDER_SETTINGS)
+            start_records(
+                options.output_dir, measured, KEYS, options.resume, OLDER_SETTINGS, names=("dataset", "model"),
+                meanings=_MEANINGS,
+            )  # fmt: skip
         workers.wait_for_everyone()
         for sentence in cut:
             self.say(f"cut: {sentence}")

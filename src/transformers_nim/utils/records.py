@@ -17,6 +17,8 @@ from .output_folder import check_there
 
 _SETTINGS = "settings.json"
 _GATHERED = "records.jsonl"
+# What it means that the hash of a model differs.
+OTHER_MODEL = "the weights or the config of the model are others"
 # How long it took says nothing of what was measured.
 _TIMES = ("seconds",)
 
@@ -27,6 +29,8 @@ def start_records(
     keys: Sequence[str],
     resume: bool,
     defaults: Mapping[str, Any] | None = None,
+    names: Sequence[str] = (),
+    meanings: Mapping[str, str] | None = None,
 ) -> None:
     """Prepare a folder for records; called by the main process, before any process appends.
 
@@ -36,6 +40,8 @@ def start_records(
         keys: Fields that identify a record.
         resume: Whether to continue existing records. Without any, a new run starts.
         defaults: Values of settings that did not exist when older records were made.
+        names: Settings that name what other settings know by its content, and so may change.
+        meanings: What to say, by its name, if a setting has changed that is a hash.
 
     Raises:
         ValueError: There are records, and `resume` is False or they were made with other settings.
@@ -50,9 +56,12 @@ def start_records(
                 f"{folder} holds the records of an earlier run; pass --resume to go on with it, or another folder"
             )
         old = {**(defaults or {}), **json.loads(path.read_text())}
-        changed = [name for name in {**old, **settings} if old.get(name) != settings.get(name)]
+        changed = [n for n in {**old, **settings} if n not in names and old.get(n) != settings.get(n)]
         if changed:
-            shown = ", ".join(_change(name, old.get(name), settings.get(name)) for name in changed)
+            meanings = meanings or {}
+            shown = ", ".join(
+                meanings.get(name) or _change(name, old.get(name), settings.get(name)) for name in changed
+            )
             raise ValueError(f"cannot go on with the run in {folder}: {shown}. Change it back, or pass another folder")
     else:
         replace_file(path, json.dumps(settings, indent=2) + "\n")

@@ -1,6 +1,7 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
 """Checkpoints that are whole or not there: killed processes, full disks, damaged files."""
 
+import hashlib
 import json
 import os
 import resource
@@ -122,6 +123,9 @@ def test_manifest_lists_every_file(whole):
     manifest = json.loads((whole / "checkpoint.json").read_text())
     sizes = {file.name: file.stat().st_size for file in whole.iterdir() if file.name != "checkpoint.json"}
     assert manifest["files"] == sizes
+    assert manifest["sha256"] == {
+        name: hashlib.sha256((whole / name).read_bytes()).hexdigest() for name in manifest["files"]
+    }
 
 
 @pytest.mark.parametrize("where", ["save_file", "_seal"])
@@ -154,6 +158,21 @@ def cut(path):
     os.truncate(path, path.stat().st_size - 1)
 
 
+def invert(path, count=64):
+    """Bytes in the middle of a file, which keeps its size."""
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + count] = bytes(255 ^ byte for byte in content[middle : middle + count])
+    path.write_bytes(content)
+
+
+def replace_in_manifest(path, old, new):
+    manifest = path / "checkpoint.json"
+    text = manifest.read_text()
+    assert old in text
+    manifest.write_text(text.replace(old, new))
+
+
 def grow(path):
     with open(path, "ab") as file:
         file.write(b"\0")
@@ -174,6 +193,13 @@ def grow(path):
         (lambda path: (path / "checkpoint.json").write_text('{"files": {}, "state": {}}'), "is damaged"),
         (lambda path: (path / "checkpoint.json").write_text('{"files": [], "state": {"step": 1}}'), "is damaged"),
         (shutil.rmtree, "there is no such folder"),
+        (lambda path: invert(path / "model.safetensors"), "the file model.safetensors is damaged: its SHA-256"),
+        (lambda path: invert(path / "optimizer.bin"), "the file optimizer.bin is damaged: its SHA-256"),
+        (lambda path: invert(path / "ema.safetensors", 1), "the file ema.safetensors is damaged: its SHA-256"),
+        (lambda path: invert(path / "random_states_0.pkl", 1), "the file random_states_0.pkl is damaged: its SHA-256"),
+        (lambda path: replace_in_manifest(path, '"step": 2', '"step": 3'), "its checkpoint.json is damaged"),
+        (lambda path: replace_in_manifest(path, '"sha256"', '"sha257"'), "its checkpoint.json is damaged"),
+        (lambda path: replace_in_manifest(path, '"seal"', '"sea"'), "its checkpoint.json is damaged"),
     ],
 )
 def test_damage_is_noticed(trained, whole, tmp_path, caplog, damage, problem):
@@ -191,6 +217,30 @@ def test_damage_is_noticed(trained, whole, tmp_path, caplog, damage, problem):
         find_checkpoint(tmp_path, str(newer))
     # The next attempt puts it right.
     assert save_checkpoint(trained.accelerator, tmp_path, 2, {}) == find_checkpoint(tmp_path) == newer
+
+
+def test_none_is_whole(trained, whole, tmp_path):
+    """Beginning anew, as where there is none yet, would lose what can be put right."""
+    newer = save_checkpoint(trained.accelerator, tmp_path, 2, {})
+    invert(newer / "model.safetensors")
+    cut(whole / "optimizer.bin")
+    for look in (find_checkpoint, lambda folder: check_output_dir(folder, "latest", False)):
+        with pytest.raises(
+            ValueError, match=rf"{tmp_path} is whole: {newer}: .*model.* damaged.*{whole}: .*optimizer"
+        ):
+            look(tmp_path)
+    with pytest.raises(ValueError, match=r"cannot resume from .*checkpoint-2: the file model"):
+        check_output_dir(tmp_path, str(newer), False)
+
+
+def test_checkpoints_of_earlier_versions_have_sizes_alone(whole, tmp_path):
+    manifest = json.loads((whole / "checkpoint.json").read_text())
+    (whole / "checkpoint.json").write_text(json.dumps({name: manifest[name] for name in ("files", "state")}))
+    invert(whole / "model.safetensors")
+    assert find_checkpoint(tmp_path) == whole
+    cut(whole / "model.safetensors")
+    with pytest.raises(ValueError, match="no checkpoint in"):
+        find_checkpoint(tmp_path)
 
 
 def test_finds_the_newest_by_number(trained, tmp_path):

@@ -413,14 +413,16 @@ def test_a_new_run_keeps_off_an_old_one(tmp_path):
     [
         ({"seed": 4}, "seed was 3 and is 4"),
         ({"total_batch_size": 16}, "total_batch_size was 8 and is 16"),
-        ({"data_identity": "blocks, 19 images"}, "data was blocks, 20 images and is blocks, 19 images"),
+        ({"data_identity": "blocks, 19 images"}, "data was 'blocks, 20 images' and is 'blocks, 19 images'"),
         ({"seed": 4, "total_batch_size": 16}, "seed was 3 and is 4; total_batch_size was 8 and is 16"),
     ],
 )
 def test_another_run_is_not_resumed(tmp_path, options, message):
     Training(Recipe(), tmp_path, total_steps=4).fit()
     rows = log(tmp_path)
-    with pytest.raises(ValueError, match=f"checkpoint-4 belongs to another run: {message}$"):
+    with pytest.raises(
+        ValueError, match=f"checkpoint-4 belongs to another run: {message}. Pass what this run began with"
+    ):
         Training(Recipe(), tmp_path, "latest", **options)
     assert log(tmp_path) == rows
 

@@ -16,6 +16,7 @@ from ..model import modeling_nim
 from ..model.configuration_nim import NIMConfig
 from ..model.loading_nim import saved_class
 from ..training.compute import describe_compute
+from ..utils.records import describe_change
 from ..utils.text_table import plural
 from ..utils.versions import VERSION
 from .card_results import COMMANDS, NO_CLASSIFIER, Evaluation, read_content, read_evaluation
@@ -291,12 +292,25 @@ def _trained(name: str, training: Mapping[str, Any]) -> dict[str, str | None]:
         "start": start.get("name"),
         "start_license": start.get("license"),
         "compute": f", {describe_compute(compute)}" if compute else "",
+        "changes": _changes(training),
         "dataset": training["dataset"],
         "steps": f"{training['steps']:,}",
         "images": f"{training['total_batch_size']} {kind}",
         "script": COMMANDS[training["task"]],
         "version": training["versions"]["transformers_nim"],
     }
+
+
+def _changes(training: Mapping[str, Any]) -> str:
+    """Return in words which settings did not hold throughout."""
+    unknown, by_step = training.get("settings_from", 0), dict[int, list[str]]()
+    for one in training.get("changes", []):
+        by_step.setdefault(one["after_step"], []).append(describe_change(f"`{one['name']}`", one["was"], one["is"]))
+    told = [f"after {step:,} updates {', '.join(changes)}" for step, changes in by_step.items()]
+    told = [f"The settings changed on the way: {'; '.join(told)}."] if told else []
+    if unknown:
+        told.insert(0, f"Those of the first {unknown:,} updates are not on record.")
+    return "".join(f" {sentence}" for sentence in told)
 
 
 def _metadata(

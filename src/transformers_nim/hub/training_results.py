@@ -124,7 +124,10 @@ def _results(
         "num_processes": run.accelerator.num_processes,
         "device": run.accelerator.device.type,
         "mixed_precision": run.accelerator.mixed_precision,
+        # As of the last step.
         "arguments": public_arguments(args),
+        "changes": run.changes,
+        "settings_from": run.settings_from,
         "versions": package_versions("accelerate"),
     }
 

@@ -18,6 +18,7 @@ from ..data.draws import Draw
 from ..data.images import Batch, evaluation_loader, first_images, training_batches
 from ..data.loading import ImageData, ImageSource
 from ..model.checks_nim import check_counts
+from ..model.configuration_nim import NIMConfig
 from ..model.image_processing_nim import NIMImageProcessor
 from ..model.modeling_nim import NIMPreTrainedModel
 from ..model.noise import parse_sigma
@@ -38,10 +39,12 @@ from .arguments import (
 )
 from .checkpoints import find_checkpoint, read_state, remove_run
 from .compute import compute_record, describe_compute
+from .identity import START, check_identity, config_fields, optimization_settings, task_arguments
 from .mae import MaskedAutoencoder
 from .optimization import make_optimizer, make_schedule, scaled_learning_rate
 from .precision import Precision, faster_cpu_precision
 from .run import RunOptions, TrainingRun
+from .start import weights_hash
 
 
 # Width of an interval of accuracy, above which the header warns.
@@ -308,8 +311,12 @@ class TrainingJob:
         """Load the images that the arguments describe, and plan the run.
 
         Raises:
-            ValueError: An argument is out of range, or images or labels are missing.
+            ValueError: An argument is out of range or not that of the run to resume, or images or labels are missing.
         """
+        resumed = args.resume_from_checkpoint and find_checkpoint(args.output_dir, args.resume_from_checkpoint)
+        if resumed:
+            # What can be told before images and models are loaded.
+            check_identity(resumed, read_state(resumed)["identity"], task_arguments(args))
         data = _image_source(args).load(with_labels=task == "finetuning")
         plan = make_plan(args, data, accelerator.num_processes, task)
         if accelerator.state.deepspeed_plugin is not None:
@@ -342,8 +349,8 @@ class TrainingJob:
         Raises:
             ValueError: An argument is out of range, or there is a checkpoint that does not fit.
         """
-        args, plan, accelerator = self.args, self.plan, self.accelerator
-        image_processor = NIMImageProcessor.from_config(model.config)
+        args, plan, accelerator, model_config = self.args, self.plan, self.accelerator, model.config
+        image_processor = NIMImageProcessor.from_config(model_config)
         optimizer = make_optimizer(groups, betas)
         ema = None
         if ema_decay is not None:
@@ -365,14 +372,35 @@ class TrainingJob:
             model.compile()
         # The schedule counts updates and is not prepared.
         model, optimizer = accelerator.prepare(model, optimizer)
-        options = self._options(best_metric, greater_is_better)
+        options = self._options(model_config, best_metric, greater_is_better)
         # Only now has everything been found to fit.
         if args.overwrite_output_dir and accelerator.is_main_process:
             remove_run(args.output_dir)
         accelerator.wait_for_everyone()
         return TrainingRun(accelerator, options, model, optimizer, schedule, image_processor, ema)
 
-    def _options(self, best_metric: str, greater_is_better: bool) -> RunOptions:
+    def _task(self, config: NIMConfig) -> dict[str, Any]:
+        """Return what makes this run another one, besides images and batch."""
+        starts = {name: getattr(self.args, name) for name in START if hasattr(self.args, name)}
+        source = {"cache_dir": self.args.cache_dir, "token": self.args.token}
+        return {
+            **task_arguments(self.args),
+            "config": config_fields(config),
+            **{name: path and f"weights of SHA-256 {weights_hash(path, **source)}" for name, path in starts.items()},
+        }
+
+    def _settings(self) -> dict[str, Any]:
+        args, plan = self.args, self.plan
+        return optimization_settings(
+            args,
+            learning_rate=plan.learning_rate,
+            max_train_steps=plan.total_steps,
+            num_warmup_steps=plan.warmup_steps,
+            mixed_precision=self.accelerator.mixed_precision,
+            num_processes=self.accelerator.num_processes,
+        )
+
+    def _options(self, config: NIMConfig, best_metric: str, greater_is_better: bool) -> RunOptions:
         args, plan, data = self.args, self.plan, self.data
         checkpointing_steps = steps_of("checkpointing_steps", args.checkpointing_steps, plan)
         assert checkpointing_steps is not None
@@ -389,6 +417,8 @@ class TrainingJob:
             seed=args.seed,
             data_identity=f"{data.name}, {images}",
             checkpointing_steps=checkpointing_steps,
+            task=self._task(config),
+            settings=self._settings(),
             checkpoints_total_limit=args.checkpoints_total_limit,
             resume_from_checkpoint=args.resume_from_checkpoint,
             eval_steps=steps_of("eval_steps", args.eval_steps, plan),

@@ -4,8 +4,8 @@
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,19 @@ from transformers.utils import logging
 from ..data.images import Batch
 from ..utils.extras import require
 from ..utils.output_folder import check_there
-from ..utils.records import replace_file
+from ..utils.records import describe_change, replace_file
 from ..utils.seeding import seed_step
 from .checkpoints import (
     check_output_dir,
     find_checkpoint,
+    last_checkpoint,
     load_checkpoint,
     read_state,
     replace_folder,
     save_checkpoint,
 )
 from .evaluation import gather_weights
+from .identity import check_identity, setting_changes, uncompared
 from .mae import MaskedAutoencoder
 
 
@@ -52,6 +54,8 @@ class RunOptions:
         seed: Seed of every draw.
         data_identity: Name of the images. A run resumes with the same images, seed and batch size only.
         checkpointing_steps: Updates between checkpoints.
+        task: What else must stay the same when the run is resumed, see [`identity`](identity.py).
+        settings: What may change then; the steps after which it did are recorded.
         checkpoints_total_limit: Number of checkpoints to keep; None for all.
         resume_from_checkpoint: `"latest"`, the path of a checkpoint, or None for a new run.
         eval_steps: Updates between validations; None for a single one at the end.
@@ -68,6 +72,8 @@ class RunOptions:
     seed: int
     data_identity: str
     checkpointing_steps: int
+    task: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
     checkpoints_total_limit: int | None = None
     resume_from_checkpoint: str | None = None
     eval_steps: int | None = None
@@ -118,6 +124,9 @@ class TrainingRun:
         # 1 once one of them was not finite.
         self._diverged = torch.zeros((), device=accelerator.device)
         self.undecodable: set[str] = set()
+        # Changed settings by the step after which they hold, and the step from which on they are known.
+        self.changes: list[dict[str, Any]] = []
+        self.settings_from = 0
         if options.resume_from_checkpoint is None:
             check_output_dir(options.output_dir, None)
         else:
@@ -274,10 +283,10 @@ class TrainingRun:
                 if math.isfinite(value):
                     continue
                 self._go_to(step - 1)
-                last = find_checkpoint(self.options.output_dir)
                 raise TrainingDivergedError(
                     f"the {what} is {value} in step {step}. Lower the learning rate, warm up for longer or clip"
-                    f" gradients (--max_grad_norm 1). The last complete checkpoint is {last or 'none'}"
+                    f" gradients (--max_grad_norm 1). The last complete checkpoint is"
+                    f" {last_checkpoint(self.options.output_dir)}"
                 )
             self.losses.append(loss)
 
@@ -337,6 +346,9 @@ class TrainingRun:
             "best": self.best,
             "undecodable": sorted(self.undecodable),
             "identity": self._identity(),
+            "settings": self.options.settings,
+            "changes": self.changes,
+            "settings_from": self.settings_from,
             "mixed_precision": self.accelerator.mixed_precision,
             "noise": _NOISE,
         }
@@ -351,7 +363,8 @@ class TrainingRun:
 
     def _identity(self) -> dict[str, Any]:
         options = self.options
-        return {"seed": options.seed, "total_batch_size": options.total_batch_size, "data": options.data_identity}
+        own = {"seed": options.seed, "total_batch_size": options.total_batch_size, "data": options.data_identity}
+        return own | dict(options.task)
 
     def _resume(self, which: str) -> None:
         path = find_checkpoint(self.options.output_dir, which)
@@ -369,6 +382,7 @@ class TrainingRun:
             self.ema.module.load_state_dict(ema)
         self.seconds, self.best = state["seconds"], state["best"]
         self.losses, self.undecodable = state["losses"], set(state["undecodable"])
+        self._go_on_with(state)
         best = self.options.output_dir / "best" / "best.json"
         if best.is_file() and json.loads(best.read_text())["step"] > state["step"]:
             # It is from steps that will be repeated, maybe with other results, and it replaced the one from before.
@@ -380,25 +394,44 @@ class TrainingRun:
         self._go_to(state["step"])
         self.accelerator.print(f"going on from {path} at step {self.step}")
 
+    def _go_on_with(self, state: Mapping[str, Any]) -> None:
+        """Record the settings that are others than those of the checkpoint."""
+        if "settings" not in state:
+            self.settings_from = state["step"]
+            return
+        self.settings_from = state["settings_from"]
+        changed = setting_changes(state["step"], state["settings"], self.options.settings)
+        self.changes = [*state["changes"], *changed]
+        if changed:
+            shown = "; ".join(describe_change(one["name"], one["was"], one["is"]) for one in changed)
+            self.accelerator.print(f"changed after step {state['step']}: {shown}")
+
     def _check_resumable(self, path: Path) -> None:
         """Refuse the checkpoint of another run, and warn where precision or the source of noise differ."""
         state = read_state(path)
-        different = [
-            f"{name} was {state['identity'][name]} and is {value}"
-            for name, value in self._identity().items()
-            if state["identity"][name] != value
-        ]
-        if different:
-            raise ValueError(f"{path} belongs to another run: {'; '.join(different)}")
+        check_identity(path, state["identity"], self._identity())
+        if not self.accelerator.is_main_process:
+            return
+        unknown = uncompared(state["identity"], self._identity())
+        if "settings" not in state:
+            logger.warning(
+                f"{path} was saved by an earlier version, without hashes of its files and without its task: whether"
+                " the files are whole, and whether the arguments are those that this run began with, cannot be checked"
+            )
+        elif unknown:
+            logger.warning(
+                f"{path} was saved by another version: whether this run began with the same {', '.join(unknown)}"
+                " cannot be checked"
+            )
         precision = self.accelerator.mixed_precision
         # Checkpoints of earlier versions do not hold it.
         saved = state.get("mixed_precision", precision)
-        if saved != precision and self.accelerator.is_main_process:
+        if saved != precision:
             logger.warning(
                 f"{path} was saved by a run with mixed precision {saved}, and this one goes on with {precision}: it"
                 f" will not learn exactly the same. Pass --mixed_precision {saved} if it should"
             )
-        if state.get("noise") != _NOISE and self.accelerator.is_main_process:
+        if state.get("noise") != _NOISE:
             logger.warning(
                 f"{path} was saved by an earlier version, which drew the noise of attacks, and on a GPU all noise,"
                 " otherwise: a run that needs these goes on, but will not learn exactly what it would have learned"

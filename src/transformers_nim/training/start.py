@@ -1,6 +1,7 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""Read what a training starts from: the checkpoint's config, which it inherits, and its name and license."""
+"""Read what a training starts from: the checkpoint's config, which it inherits, its name, license and hash."""
 
+import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -9,11 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.repocard import metadata_load
-from transformers.utils import cached_file
+from transformers.utils import (
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+    cached_file,
+)
 
 from ..model.configuration_nim import NIMConfig
 from ..model.loading_nim import saved_class, saved_config
 from ..utils.text_table import plural
+from .checkpoints import file_hash
 
 
 @dataclass(frozen=True)
@@ -126,3 +134,33 @@ class Start:
             return f"{self.name}, {'a denoiser' if self.has_denoiser else 'an encoder'}"
         shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
         return f"{self.name}, a classifier of {plural(len(names), 'class')} ({shown})"
+
+
+def weights_hash(name_or_path: str, cache_dir: str | None = None, token: str | None = None) -> str:
+    """Return the SHA-256 of a checkpoint's files of weights, wherever the checkpoint is and whatever it is called.
+
+    Args:
+        name_or_path: A checkpoint of NIM or ViT-MAE, on the Hub or in a folder.
+        cache_dir: Folder of downloads.
+        token: Token for private repositories.
+
+    Raises:
+        OSError: There is no such checkpoint, or it has no weights.
+    """
+
+    def find(name: str) -> Path | None:
+        found = cached_file(
+            name_or_path, name, cache_dir=cache_dir, token=token, _raise_exceptions_for_missing_entries=False
+        )
+        return Path(found) if found else None
+
+    for single, index in ((SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME), (WEIGHTS_NAME, WEIGHTS_INDEX_NAME)):
+        whole, listed = find(single), find(index)
+        if whole is not None:
+            return file_hash(whole)
+        if listed is not None:
+            shards = sorted(set(json.loads(listed.read_text(encoding="utf-8"))["weight_map"].values()))
+            hashes = [file_hash(Path(cached_file(name_or_path, name, cache_dir=cache_dir, token=token) or name))
+                      for name in shards]  # fmt: skip
+            return hashlib.sha256("".join(hashes).encode()).hexdigest()
+    raise OSError(f"{name_or_path} has no weights")

@@ -60,7 +60,7 @@ def start_records(
         if changed:
             meanings = meanings or {}
             shown = ", ".join(
-                meanings.get(name) or _change(name, old.get(name), settings.get(name)) for name in changed
+                meanings.get(name) or describe_change(name, old.get(name), settings.get(name)) for name in changed
             )
             raise ValueError(f"cannot go on with the run in {folder}: {shown}. Change it back, or pass another folder")
     else:
@@ -72,10 +72,13 @@ def start_records(
         part.unlink()
 
 
-def _change(name: str, old: Any, new: Any) -> str:
+def describe_change(name: str, old: Any, new: Any) -> str:
+    """Return in words what a setting was and is, of mappings the fields that differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         return ", ".join(
-            _change(f"{name}.{key}", old.get(key), new.get(key)) for key in old | new if old.get(key) != new.get(key)
+            describe_change(f"{name}.{key}", old.get(key), new.get(key))
+            for key in old | new
+            if old.get(key) != new.get(key)
         )
     was, now = repr(old), repr(new)
     return f"{name} differs" if len(was) + len(now) > 200 else f"{name} was {was} and is {now}"

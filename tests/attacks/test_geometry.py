@@ -166,7 +166,7 @@ def test_wrong_images():
         ((pixels.round() - 2e-6, labels, [0, 1]), r"pixels must lie in \[0, 1\]"),
         ((pixels.half().round() + 0.01, labels, [0, 1]), r"pixels must lie in \[0, 1\]"),
         ((pixels * torch.nan, labels, [0, 1]), r"pixels must lie in \[0, 1\]"),
-        ((pixels, labels[:1], [0, 1]), "labels must be one class"),
+        ((pixels, labels[:1], [0, 1]), "labels must be class numbers"),
         ((pixels, labels.float(), [0, 1]), "labels must be one class"),
         ((pixels, labels, [0]), "got 1 seeds for 2 images"),
     ):

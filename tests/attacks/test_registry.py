@@ -41,6 +41,21 @@ def quick(name):
     return make_attack(name, **options)
 
 
+@pytest.mark.parametrize("name", ["fgsm", "pgd", "eot_apgd_dlr", "square", "vote"])
+def test_labels_that_are_no_classes_are_refused_in_a_sentence(name, robust_model):
+    pixels, attack = torch.rand(2, 3, 32, 32), quick(name)
+    for classifier in (PixelClassifier(robust_model, sigma=0), lambda pixels: robust_model(pixels, sigma=None).logits):
+        for wrong in (torch.tensor([0, 9]), torch.tensor([0, -1])):
+            with pytest.raises(ValueError, match=rf"class numbers from 0( to 4)?, got {wrong[1]}"):
+                attack(classifier, pixels, wrong, eps=0.03)
+    for wrong in (torch.tensor([True, False]), torch.tensor([0.0, 1.0]), torch.zeros(2, 2, 1, dtype=torch.long)):
+        with pytest.raises(ValueError, match="labels must be"):
+            attack(PixelClassifier(robust_model, sigma=0), pixels, wrong, eps=0.03)
+    right = attack(PixelClassifier(robust_model, sigma=0), pixels, torch.tensor([0, 1]), eps=0.03)
+    for same in (torch.tensor([[0], [1]]), torch.tensor([0, 1], dtype=torch.uint8)):
+        assert torch.equal(right, attack(PixelClassifier(robust_model, sigma=0), pixels, same, eps=0.03))
+
+
 def test_names():
     assert available_attacks() == NAMES
 

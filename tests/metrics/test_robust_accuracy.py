@@ -88,6 +88,7 @@ def test_images_are_left_out(metric, left_out):
         ([[0.2, 1.7], [2.0, -1.0]], [1, 0], "predictions must be classes.*0.2"),
         ([1, None], [1, 0], "predictions must be classes"),
         ([1, 0], [1.0, 0.5], "references must be classes.*0.5"),
+        ([1, 0], [1, -1], "references must be classes.*at least 0.*-1"),
     ],
 )
 def test_errors(metric, predictions, references, message):

@@ -561,6 +561,17 @@ def test_image_processors_that_cannot_be_reproduced(denoiser):
         ({"classifier_input": None}, "belong together"),
         ({"classifier_config": None}, "belong together"),
         ({"classifier_config": {}}, "model_type"),
+        ({"classifier_config": {"model_type": "vit", "hidden_size": 10**9}}, r"classifier_config.hidden_size must be"),
+        (
+            {"classifier_config": {"model_type": "vit", "num_hidden_layers": 10**6}},
+            "num_hidden_layers must be at most",
+        ),
+        ({"classifier_config": {"model_type": "resnet", "depths": [3, 10**6]}}, "classifier_config.depths must be at"),
+        (
+            {"classifier_config": {"model_type": "clip", "vision_config": {"embed_dim": 10**9}}},
+            "vision_config.embed_dim",
+        ),
+        ({"classifier_config": {"model_type": "vit", "hidden_size": 2**16, "num_hidden_layers": 999}}, "parameters"),
         ({"image_mean": [0.5]}, "classifier_input: image_mean must have one value for each of 3 channels"),
         ({"image_std": [0.5, 0.5, 0]}, "classifier_input: image_std must be finite and positive"),
         ({"size": [32]}, "size must be two positive ints"),

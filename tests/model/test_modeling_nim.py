@@ -21,7 +21,7 @@ from transformers_nim import (
     UniformSigma,
 )
 from transformers_nim.model.layers_nim import resize_position_embeddings, sincos_position_embeddings
-from transformers_nim.model.outputs_nim import combine_draws
+from transformers_nim.model.outputs_nim import answers, combine_draws
 
 
 def images(batch=3, channels=3, height=32, width=32, seed=0):
@@ -243,6 +243,12 @@ class TestDefense:
         assert shares[1].argmax() == draws[1].softmax(-1).mean(0).argmax()
         assert combine_draws(draws, "mean")[0].argmax() == 0
         assert torch.isfinite(combine_draws(draws, "majority")).all()
+
+    def test_a_broken_draw_votes_for_no_class(self):
+        draws = torch.tensor([[[0.0, 9.0], [torch.nan, 0.0], [0.0, 9.0]]])
+        assert answers(draws).tolist() == [[1, -1, 1]]
+        for vote in ("mean", "majority"):
+            assert combine_draws(draws, vote).isnan().all()
 
     def test_passes_may_be_split(self, robust_model):
         whole = robust_model(images(), sigma=60, num_samples=5, generator=generator(), max_batch_size=100)

@@ -519,3 +519,14 @@ class TestNoiseOfItsOwn:
     def test_refused_for_a_model_with_a_sigma(self, robust_model):
         with pytest.raises(ValueError, match="has a sigma; leave out random"):
             PixelClassifier(robust_model, random=True)
+
+
+@pytest.mark.parametrize("options", [{"sigma": None}, {"sigma": 0}, {"sigma": 30}, {"gradient": "bpda"}])
+def test_no_images_are_refused(options, robust_model):
+    classifier, none = PixelClassifier(robust_model, **options), torch.empty(0, 3, 32, 32)
+    for ask in (classifier, lambda pixels: classifier.draw_logits(pixels, 3)):
+        with pytest.raises(ValueError, match="the batch holds no images"):
+            ask(none)
+    plain = PixelClassifier(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2)).eval(), random=True)
+    with pytest.raises(ValueError, match="the batch holds no images"):
+        plain.draw_logits(torch.empty(0, 3, 2, 2), 2)

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from transformers_nim.attacks import EOTPGD
+from transformers_nim.attacks import EOTPGD, PixelClassifier
 from transformers_nim.robustness import correct_draws, mean_accuracy
 
 
@@ -56,3 +56,12 @@ def test_right_answers_are_counted():
     correct = correct_draws(always_one, pixels, labels, num_draws=2, batch_size=3)
     np.testing.assert_array_equal(correct, (labels == 1).numpy()[:, None].repeat(2, axis=1))
     assert str(mean_accuracy(correct)).startswith("50.0 [")
+
+
+def test_labels_that_are_no_classes_are_refused(robust_model):
+    pixels, classifier = torch.rand(2, 3, 32, 32), PixelClassifier(robust_model, sigma=0)
+    for wrong in ([0, 5], [0, -100], [[0, 1]], [0.0, 1.0]):
+        with pytest.raises(ValueError, match="labels must be class numbers"):
+            correct_draws(classifier, pixels, torch.tensor(wrong))
+    # One for each image, not each with each.
+    assert correct_draws(classifier, pixels, torch.tensor([[0], [1]]), num_draws=3).shape == (2, 3)

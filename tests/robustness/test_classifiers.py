@@ -1,10 +1,13 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
+import json
+import shutil
+
 import pytest
 import torch
-from conftest import save_with_processor, tiny_model
+from conftest import save_with_processor, tiny_config, tiny_model
 from transformers import PreTrainedConfig, ViTConfig, ViTForImageClassification, ViTImageProcessor
 
-from transformers_nim import NIMForRobustImageClassification, NIMImageProcessor
+from transformers_nim import NIMForPreTraining, NIMForRobustImageClassification, NIMImageProcessor
 from transformers_nim.attacks import PixelClassifier
 from transformers_nim.robustness.classifiers import (
     classifier_maker,
@@ -116,3 +119,15 @@ def test_options_of_a_pixel_classifier_that_would_be_dropped_are_refused(model, 
         make_subject(extra)
     kept = make_subject(model.as_pixel_classifier(sigma=20, num_samples=2, vote="majority"))
     assert kept.options == {"sigma": 20, "num_samples": 2, "vote": "majority"}
+
+
+def test_what_is_no_trained_classifier_is_refused(vit_path, tmp_path):
+    NIMForPreTraining(tiny_config()).save_pretrained(tmp_path / "denoiser")
+    with pytest.raises(ValueError, match="is no trained image classifier: it has no weights for"):
+        load_with_processor(str(tmp_path / "denoiser"), torch.device("cpu"))
+    shutil.copytree(vit_path, tmp_path / "vit")
+    processor = tmp_path / "vit" / "preprocessor_config.json"
+    content = json.loads(processor.read_text()) | {"image_processor_type": "AutoImageProcessor"}
+    processor.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="is of no class: image_processor_type"):
+        load_with_processor(str(tmp_path / "vit"), torch.device("cpu"))

@@ -156,12 +156,39 @@ class Ball:
             )
 
 
-def check_images(pixels: Tensor, labels: Tensor, seeds: Sequence[int]) -> None:
-    """Check the images, labels and seeds that an attack is given.
+def class_numbers(labels: Tensor, num_images: int, num_classes: int | None = None) -> Tensor:
+    """Return class numbers as attacks and figures want them.
+
+    Args:
+        labels: One integer per image, shape `(images,)` or `(images, 1)`.
+        num_images: Number of images.
+        num_classes: Number of classes, if it is known.
+
+    Returns:
+        The same in int64, shape `(images,)`.
 
     Raises:
-        ValueError: Pixels are not a float batch in [0, 1] up to rounding, or there is not one label and one seed per
-            image.
+        ValueError: They are something else, negative, or none of the classes.
+    """
+    is_whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+    if not is_whole or labels.shape not in ((num_images,), (num_images, 1)):
+        raise ValueError(
+            f"labels must be class numbers, integers of shape ({num_images},), got {labels.dtype} of shape"
+            f" {tuple(labels.shape)}"
+        )
+    labels = labels.reshape(num_images).to(torch.long)
+    for wrong in labels[(labels < 0) | (labels >= (math.inf if num_classes is None else num_classes))][:1].tolist():
+        last = "" if num_classes is None else f" to {num_classes - 1}"
+        raise ValueError(f"labels must be class numbers from 0{last}, got {wrong}")
+    return labels
+
+
+def check_images(pixels: Tensor, labels: Tensor, seeds: Sequence[int], num_classes: int | None = None) -> Tensor:
+    """Check the images, labels and seeds that an attack is given, and return the labels as it wants them.
+
+    Raises:
+        ValueError: Pixels are not a float batch in [0, 1] up to rounding, there is not one label and one seed per
+            image, or a label is none of the classes.
     """
     if pixels.ndim != 4 or not pixels.is_floating_point():
         raise ValueError(
@@ -171,10 +198,14 @@ def check_images(pixels: Tensor, labels: Tensor, seeds: Sequence[int]) -> None:
     rounding = max(TOLERANCE, 2 * torch.finfo(pixels.dtype).eps)
     if pixels.numel() and not (pixels.min() >= -rounding and pixels.max() <= 1 + rounding):
         raise ValueError(f"pixels must lie in [0, 1], got {pixels.min():.3f} to {pixels.max():.3f}")
-    if len(labels) != len(pixels) or labels.ndim > 2 or (labels.ndim == 1 and labels.is_floating_point()):
-        raise ValueError(
-            f"labels must be one class or one row of probabilities for each of {len(pixels)} images, got"
-            f" {labels.dtype} of shape {tuple(labels.shape)}"
-        )
     if len(seeds) != len(pixels):
         raise ValueError(f"got {len(seeds)} seeds for {len(pixels)} images; pass one for each")
+    if not labels.is_floating_point():
+        return class_numbers(labels, len(pixels), num_classes)
+    if labels.ndim != 2 or len(labels) != len(pixels) or (num_classes and labels.shape[1] != num_classes):
+        raise ValueError(
+            f"labels must be one class or one row of probabilities for each of {len(pixels)} images"
+            f"{f' and {num_classes} classes' if num_classes else ''}, got {labels.dtype} of shape"
+            f" {tuple(labels.shape)}"
+        )
+    return labels

@@ -8,22 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..model.pixel_classifier_nim import ImageGenerators
+from ..model.pixel_classifier_nim import Generators
 
 
 # Pixels of shape (batch, channels, height, width) in [0, 1] to logits of shape (batch, classes).
 Classifier = Callable[[Tensor], Tensor]
-Generators = ImageGenerators
 
 
 def is_deterministic(classifier: Classifier) -> bool:
     """Return whether a classifier says that equal pixels always get equal logits; see [`PixelClassifier`]."""
     return bool(getattr(classifier, "is_deterministic", False))
-
-
-def answers(logits: Tensor) -> Tensor:
-    """Return the predicted classes of logits `(..., classes)`; -1, which is no class, where one of them is NaN."""
-    return logits.argmax(dim=-1).masked_fill(logits.isnan().any(dim=-1), -1)
 
 
 @dataclass(frozen=True)

@@ -96,14 +96,18 @@ class Attack(ABC):
         if norm not in self.norms:
             raise ValueError(f"{type(self).__name__} is an attack for {' and '.join(self.norms)} alone, got {norm!r}")
         seeds = image_seeds(seed, len(pixels)) if seeds is None else seeds
-        check_images(pixels, labels, seeds)
+        labels = check_images(pixels, labels, seeds, getattr(classifier, "num_classes", None) or None)
         if not len(pixels):
             return pixels.detach().clone()
         if pixels.dtype in (torch.float16, torch.bfloat16):
             classifier, pixels = InHalf(classifier, pixels.dtype), pixels.to(torch.float32)
         pixels = pixels.detach().clamp(0, 1)
         with forked_rng(pixels.device), looking_for_not_finite(len(pixels)) as found:
-            adversarial = self._perturb(classifier, pixels, labels, ball, seeds, on_step or _ignore)
+            try:
+                adversarial = self._perturb(classifier, pixels, labels, ball, seeds, on_step or _ignore)
+            except (IndexError, RuntimeError):
+                _check_classes(classifier, pixels, labels)
+                raise
         if found.images:
             (on_not_finite or self._warn)(sorted(found.images))
         ball.check(pixels, adversarial)
@@ -125,6 +129,17 @@ class Attack(ABC):
 
 def _ignore() -> None:
     pass
+
+
+def _check_classes(classifier: Classifier, pixels: Tensor, labels: Tensor) -> None:
+    """Look for the cause of an error, which is told badly by what fails on it.
+
+    Raises:
+        ValueError: A label is none of the classes.
+    """
+    with torch.no_grad():
+        num_classes = classifier(pixels[:1]).shape[-1]
+    check_images(pixels, labels, range(len(pixels)), num_classes)
 
 
 def register_attack(name: str) -> Callable[[AttackT], AttackT]:

@@ -15,12 +15,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..model.outputs_nim import combine_draws
+from ..model.outputs_nim import answers, combine_draws
 from ..utils.seeding import derive_seed, image_generators
 from .geometry import Ball
 from .losses import Objective, adversarial_loss, check_losses
 from .not_finite import finite_loss, set_group
-from .randomness import Classifier, Generators, answers, draw_logits, is_deterministic
+from .randomness import Classifier, Generators, draw_logits, is_deterministic
 from .registry import Attack, OnStep
 
 

@@ -423,6 +423,7 @@ class NIMConfig(PreTrainedConfig):
             raise ValueError(f"classifier_config must name its model_type, got {config.get('model_type')!r}")
         if given.keys() != _CLASSIFIER_INPUT:
             raise ValueError(f"classifier_input must have {sorted(_CLASSIFIER_INPUT)}, got {sorted(given)}")
+        _check_size(config, "classifier_config")
         self._check_statistics(given, "classifier_input: ")
         size = given["size"]
         if not isinstance(size, (list, tuple)) or len(size) != 2 or any(type(v) is not int or v < 1 for v in size):
@@ -444,6 +445,29 @@ class NIMConfig(PreTrainedConfig):
             if not all(isinstance(v, (int, float)) and low <= v <= 1e6 for v in value):
                 positive = " and positive" if name == "image_std" else ""
                 raise ValueError(f"{prefix}{name} must be finite{positive}, from {low:g} to 1e+06, got {value}")
+
+
+def _check_size(value: Any, name: str) -> None:
+    """Check the numbers in the config of a classifier of another kind, whose fields are not known.
+
+    Raises:
+        ValueError: One of them would make a model that fills the memory.
+    """
+    own = name.rpartition(".")[2]
+    most = _MAXIMA.get(own, 1000 if "layers" in own or "depth" in own else 2**20)
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _check_size(inner, f"{name}.{key}")
+        width, depth = value.get("hidden_size"), value.get("num_hidden_layers")
+        if isinstance(width, int) and isinstance(depth, int) and 4 * depth * width**2 > _MAX_PARAMETERS:
+            raise ValueError(
+                f"{name}: a model may have {_MAX_PARAMETERS:,} parameters, {depth} layers of width {width} have more"
+            )
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            _check_size(inner, name)
+    elif isinstance(value, int) and value > most:
+        raise ValueError(f"{name} must be at most {most}, got {value}")
 
 
 def _pair(size: int | list[int] | tuple[int, ...]) -> tuple[int, int]:

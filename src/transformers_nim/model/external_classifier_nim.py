@@ -182,6 +182,27 @@ def load_classifier(classifier: nn.Module | str | os.PathLike) -> PreTrainedMode
     return classifier  # type: ignore[return-value]
 
 
+def load_image_processor(name_or_path: str, **source: Any) -> Any:
+    """Return the image processor of a checkpoint. Code from the Hub is not run.
+
+    Args:
+        name_or_path: A folder or a repository of the Hub.
+        source: `cache_dir`, `token` and `revision`.
+
+    Raises:
+        OSError: There is none.
+        ValueError: It is of no known class.
+    """
+    try:
+        return AutoImageProcessor.from_pretrained(name_or_path, trust_remote_code=False, **source)
+    except RecursionError as error:
+        # The Auto class would look for itself for ever.
+        raise ValueError(
+            f"the image processor of {name_or_path} is of no class: image_processor_type in its"
+            ' preprocessor_config.json is "AutoImageProcessor"; name the class, such as "ViTImageProcessor"'
+        ) from error
+
+
 def check_trained(name: str, model: nn.Module, info: Mapping[str, Any]) -> None:
     """Check that a checkpoint has all weights of an image classifier.
 
@@ -223,10 +244,8 @@ def describe_classifier(model: PreTrainedModel, image_processor: Any, config: NI
     if image_processor is None and model.config.name_or_path:
         try:
             # From the same commit, if the model came from one.
-            image_processor = AutoImageProcessor.from_pretrained(
-                model.config.name_or_path,
-                revision=getattr(model.config, "_commit_hash", None) or "main",
-                trust_remote_code=False,
+            image_processor = load_image_processor(
+                model.config.name_or_path, revision=getattr(model.config, "_commit_hash", None) or "main"
             )
         except (OSError, ValueError) as error:
             logger.info(f"{model.config.name_or_path} has no image processor: {error}")
@@ -398,6 +417,7 @@ __all__ = [
     "describe_classifier",
     "is_nim_checkpoint",
     "load_classifier",
+    "load_image_processor",
     "make_classifier",
     "measure_image_processor",
     "to_classifier_input",

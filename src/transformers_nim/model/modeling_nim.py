@@ -56,7 +56,13 @@ from .noise import (
     draw_noise,
     resolve_sigma,
 )
-from .outputs_nim import NIMForPreTrainingOutput, RobustImageClassifierOutput, combine_draws, concatenate_states
+from .outputs_nim import (
+    NIMForPreTrainingOutput,
+    RobustImageClassifierOutput,
+    answers,
+    combine_draws,
+    concatenate_states,
+)
 from .pixel_classifier_nim import PixelClassifier
 from .pixels_nim import per_channel
 from .smoothing_nim import SmoothingMixin
@@ -808,7 +814,7 @@ class NIMForRobustImageClassification(SmoothingMixin, OtherClassifierMixin, NIMF
         draws = {"draw_logits": draw_logits}
         if output_draws:
             draws |= {
-                "votes": draw_logits.argmax(dim=-1),
+                "votes": answers(draw_logits),
                 "sigma": sigma,
                 "noisy_pixel_values": noisy.to(pixel_values.dtype).unflatten(0, (-1, num_samples)),
                 "denoised_pixel_values": torch.cat(denoised).unflatten(0, (-1, num_samples)),

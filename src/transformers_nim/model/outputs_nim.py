@@ -68,7 +68,7 @@ class RobustImageClassifierOutput(_LogitsExpected, ModelOutput):
     draw_logits (`torch.FloatTensor` of shape `(batch_size, num_samples, num_labels)`, with `output_draws`):
         The classifier's logits for every draw.
     votes (`torch.LongTensor` of shape `(batch_size, num_samples)`, with `output_draws`):
-        The class that each draw chose.
+        The class that each draw chose, -1 if its logits are NaN.
     sigma (`torch.FloatTensor` of shape `(batch_size, num_samples)`, with `output_draws`):
         The noise scale of each draw in units of 0..255 pixels.
     noisy_pixel_values (`torch.FloatTensor`, with `output_draws`):
@@ -103,6 +103,7 @@ def combine_draws(draw_logits: torch.Tensor, vote: str) -> torch.Tensor:
 
     Returns:
         Logits of shape `(batch, num_labels)` whose softmax is that mean or share. Float32 if there are several draws.
+        They are NaN where a draw has logits that are NaN: a broken model has no answer.
     """
     num_samples = draw_logits.shape[1]
     if num_samples == 1:
@@ -111,9 +112,15 @@ def combine_draws(draw_logits: torch.Tensor, vote: str) -> torch.Tensor:
     mean = log_probs.logsumexp(dim=1) - math.log(num_samples)
     if vote == "mean":
         return mean
+    # `mean` is NaN, and with it the result, where a draw is: it votes for no class.
     shares = nn.functional.one_hot(draw_logits.argmax(dim=-1), draw_logits.shape[-1]).to(torch.float32).mean(dim=1)
     # At most a thousandth of a vote, which breaks ties and keeps logits finite.
     return (shares + 1e-3 / num_samples * mean.exp()).clamp(min=torch.finfo(torch.float32).tiny).log()
+
+
+def answers(logits: torch.Tensor) -> torch.Tensor:
+    """Return the predicted classes of logits `(..., num_labels)`; -1, which is no class, where one of them is NaN."""
+    return logits.argmax(dim=-1).masked_fill(logits.isnan().any(dim=-1), -1)
 
 
 def concatenate_states(parts: list[tuple[torch.Tensor, ...] | None]) -> tuple[torch.Tensor, ...] | None:

@@ -18,7 +18,7 @@ from .pixels_nim import normalize, to_pixels
 
 
 # One source of random numbers per image.
-ImageGenerators = Sequence[torch.Generator]
+Generators = Sequence[torch.Generator]
 
 GRADIENTS = ("full", "bpda", "classifier")
 AUTOCAST_DTYPES = (None, torch.bfloat16, torch.float16)
@@ -209,6 +209,11 @@ class PixelClassifier(nn.Module):
         return self.forward_kwargs.get("num_samples", getattr(self._config, "num_samples", 1))
 
     @property
+    def num_classes(self) -> int | None:
+        """Number of the model's classes; `None` if only its logits tell."""
+        return getattr(self._config, "num_labels", None)
+
+    @property
     def patch_shape(self) -> tuple[int, int] | None:
         """Height and width of the model's patches in pixels; `None` if it has none."""
         size = getattr(self._config, "patch_shape", None) or getattr(self._config, "patch_size", None)
@@ -279,7 +284,7 @@ class PixelClassifier(nn.Module):
                 return None
             return "unseeded" if vary([0] * _ASKED) else "seeded"
 
-    def forward(self, pixels: Tensor, generators: ImageGenerators | None = None) -> Tensor:
+    def forward(self, pixels: Tensor, generators: Generators | None = None) -> Tensor:
         """Return the model's predictions, with noise draws combined as the model combines them.
 
         Args:
@@ -291,7 +296,7 @@ class PixelClassifier(nn.Module):
         """
         return self._combine(self._logits(pixels, self.num_samples, generators))
 
-    def draw_logits(self, pixels: Tensor, num_draws: int, generators: ImageGenerators | None = None) -> Tensor:
+    def draw_logits(self, pixels: Tensor, num_draws: int, generators: Generators | None = None) -> Tensor:
         """Return the logits of several predictions under fresh noise, in one pass.
 
         Args:
@@ -309,7 +314,7 @@ class PixelClassifier(nn.Module):
         return self._combine(logits.unflatten(1, (num_draws, -1)).flatten(0, 1)).unflatten(0, (-1, num_draws))
 
     @torch.no_grad()
-    def purify(self, pixels: Tensor, generators: ImageGenerators | None = None) -> tuple[Tensor, Tensor]:
+    def purify(self, pixels: Tensor, generators: Generators | None = None) -> tuple[Tensor, Tensor]:
         """Return what the defense makes of images in the first noise draw of their prediction.
 
         Args:
@@ -338,8 +343,10 @@ class PixelClassifier(nn.Module):
         mean = combine_draws(logits, "mean")
         return combined.detach() + (mean - mean.detach())
 
-    def _logits(self, pixels: Tensor, num_draws: int, generators: ImageGenerators | None, **kwargs: Any) -> Tensor:
+    def _logits(self, pixels: Tensor, num_draws: int, generators: Generators | None, **kwargs: Any) -> Tensor:
         _check_mode(self._core[0])
+        if not len(pixels):
+            raise ValueError("the batch holds no images")
         if self.random is None and not self._has_defense:
             self._refuse_noise(pixels[:2].detach())
         half = self.autocast_dtype
@@ -357,9 +364,7 @@ class PixelClassifier(nn.Module):
             )
         self.random = False
 
-    def _draws(
-        self, pixel_values: Tensor, num_draws: int, generators: ImageGenerators | None, **kwargs: Any
-    ) -> Tensor:
+    def _draws(self, pixel_values: Tensor, num_draws: int, generators: Generators | None, **kwargs: Any) -> Tensor:
         if self.random:
             return self._seeded_draws(pixel_values, num_draws, generators)
         if self._sigma is None:
@@ -376,7 +381,7 @@ class PixelClassifier(nn.Module):
         logits = self._answer(_Identity.apply(repeated, purified).flatten(0, 1), sigma=None)
         return logits.unflatten(0, (len(pixel_values), -1))
 
-    def _seeded_draws(self, pixel_values: Tensor, num_draws: int, generators: ImageGenerators | None) -> Tensor:
+    def _seeded_draws(self, pixel_values: Tensor, num_draws: int, generators: Generators | None) -> Tensor:
         """Return draws of a model with noise of its own, `(batch, draws, classes)`, seeded by the first generator.
 
         A pass per draw, because a model may give all images of a batch the same noise.
@@ -430,7 +435,7 @@ class PixelClassifier(nn.Module):
             pixel_values = pixel_values.to(_dtype_of(self._core[0], pixel_values.dtype))
         return self._model[0](pixel_values, **options)
 
-    def _generators(self, pixels: Tensor, generators: ImageGenerators | None) -> ImageGenerators:
+    def _generators(self, pixels: Tensor, generators: Generators | None) -> Generators:
         device, num_images = pixels.device, len(pixels)
         if self.fixed_noise:
             return [torch.Generator(device).manual_seed(self.seed) for _ in range(num_images)]

@@ -6,7 +6,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from ..attacks.randomness import answers
+from ..attacks.geometry import class_numbers
+from ..model.outputs_nim import answers
 from ..model.pixel_classifier_nim import PixelClassifier
 from ..utils.seeding import derive_seed, forked_rng, image_generators, image_seeds
 from ..utils.text_table import plural
@@ -27,7 +28,7 @@ def correct_draws(
         classifier: Maps pixels in [0, 1] of shape `(batch, channels, height, width)` to logits; see
             [`PixelClassifier`].
         pixels: The images.
-        labels: True classes, shape `(images,)`.
+        labels: True classes, integers of shape `(images,)`.
         num_draws: Predictions per image, each under fresh noise.
         batch_size: Images per pass.
         seed: Seed of the noise. An attack with the same seed draws other noise. The global random state is left as it
@@ -35,7 +36,9 @@ def correct_draws(
 
     Raises:
         FloatingPointError: Logits are NaN.
+        ValueError: Labels have another shape or type, or one is none of the classes.
     """
+    labels = class_numbers(labels, len(pixels), getattr(classifier, "num_classes", None))
     columns = []
     seeds = image_seeds(derive_seed(seed, "evaluation"), len(pixels))
     generators = image_generators(seeds, "evaluation", pixels.device)

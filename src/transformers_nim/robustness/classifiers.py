@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoModelForImageClassification
 from transformers.modeling_utils import PreTrainedModel
 from transformers.pipelines import Pipeline
 
 from ..attacks.randomness import Classifier
 from ..model.configuration_nim import NIMConfig
-from ..model.external_classifier_nim import check_trained
+from ..model.external_classifier_nim import check_trained, load_image_processor
 from ..model.image_processing_nim import NIMImageProcessor
 from ..model.pixel_classifier_nim import PixelClassifier, device_of, pipeline_options, unwrap
 
@@ -45,7 +45,7 @@ def load_with_processor(name_or_path: str, device: torch.device, **source: Any) 
     check_trained(name_or_path, model, info)
     if isinstance(model.config, NIMConfig):
         return model.to(device).eval(), NIMImageProcessor.from_config(model.config)
-    return model.to(device).eval(), AutoImageProcessor.from_pretrained(name_or_path, **source)
+    return model.to(device).eval(), load_image_processor(name_or_path, **source)
 
 
 def has_defense(model: nn.Module) -> bool:

@@ -19,10 +19,11 @@ import torch
 from ..attacks.geometry import perturbation_norm
 from ..attacks.losses import Objective, adversarial_loss
 from ..attacks.not_finite import finite_loss
-from ..attacks.randomness import Classifier, answers, draw_logits, is_deterministic
+from ..attacks.randomness import Classifier, draw_logits, is_deterministic
 from ..attacks.registry import make_attack
 from ..attacks.restarts import effective_draws
 from ..data.evaluation_set import EvaluationSet
+from ..model.outputs_nim import answers
 from ..utils.records import append_record, read_records
 from ..utils.seeding import derive_seed, forked_rng
 from ..utils.text_table import sigma_key

@@ -40,8 +40,8 @@ Returns:
 
 Raises:
     ValueError: No image is left, images differ in their number of draws or have none, there are not as many
-        references as predictions, a value is no whole number (scores instead of classes), or `confidence` is not
-        between 0 and 1.
+        references as predictions, a value is no whole number (scores instead of classes), a reference is negative, or
+        `confidence` is not between 0 and 1.
 
 Example:
 
@@ -94,6 +94,8 @@ class RobustAccuracy(evaluate.Metric):
             if len(broken):
                 raise ValueError(f"{name} must be classes, which are whole numbers, not {broken[0]}")
 
+        if (true_classes < 0).any():
+            raise ValueError(f"references must be classes, whole numbers of at least 0, not {true_classes.min()}")
         correct = chosen == true_classes
         # For each draw, how many draws of its image agree with it.
         votes = np.stack([(chosen == column[:, None]).sum(axis=1) for column in chosen.T], axis=1)

@@ -25,7 +25,9 @@ import transformers
 from transformers_nim.commands import evaluate, finetune, pretrain
 from transformers_nim.hub import write_card
 from transformers_nim.robustness import RobustnessReport
+from transformers_nim.utils.cli import run_command
 from transformers_nim.utils.extras import require
+from transformers_nim.utils.interruption import Interrupted
 from transformers_nim.utils.text_table import percent, render_table, sigma_label
 
 
@@ -92,7 +94,11 @@ def run(main: Callable[[list[str]], Any], script: str, paths: dict[str, Path], o
     words = [word for name, path in paths.items() for word in (f"--{name}", str(path))] + options.split()
     command = shlex.join(["python", f"examples/{script}.py", *words])
     print("\n$ " + " \\\n    ".join(textwrap.wrap(command, 110, break_long_words=False, break_on_hyphens=False)))
-    main(words)
+    try:
+        main(words)
+    except KeyboardInterrupt as error:
+        # What the command says of going on is of no use here.
+        raise Interrupted.of(error, "when it is run again it begins anew", ()) from None
 
 
 def measure(model: Path, data: Path, folder: Path, options: str) -> RobustnessReport:
@@ -173,4 +179,4 @@ def main(argv: list[str] | None = None) -> list[list[str]]:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -2,6 +2,7 @@
 """Tiny models and pictures that several test files use."""
 
 import os
+import signal
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from transformers_nim import NIMConfig, NIMForRobustImageClassification, NIMImageProcessor
+from transformers_nim.utils import interruption
 
 
 # `datasets` counts over the net how often its readers of local files are used. Before it is imported.
@@ -19,6 +21,16 @@ os.environ["HF_UPDATE_DOWNLOAD_COUNTS"] = "0"
 
 # More threads make tiny models slower, and test runs beside each other much slower.
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def own_signals():
+    """Signals are handled afterwards as before, and none has come."""
+    before = {number: signal.getsignal(number) for number in interruption.SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    interruption._state.__init__()
 
 
 def tiny_config(**overrides) -> NIMConfig:

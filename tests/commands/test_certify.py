@@ -20,6 +20,8 @@ from conftest import random_picture, save_with_processor, tiny_config, tiny_mode
 from PIL import Image
 
 from transformers_nim import NIMForRobustImageClassification, NIMImageProcessor
+from transformers_nim.utils import records
+from transformers_nim.utils.cli import run_command
 from transformers_nim.utils.records import read_records
 from transformers_nim.utils.seeding import derive_seed_32
 
@@ -318,3 +320,27 @@ def test_what_a_denoiser_is_compared_with(script):
     assert noisy == pytest.approx(-20 * np.log10(25 / 255), abs=0.2)
     assert averages == pytest.approx(noisy + 20 * np.log10(8), abs=0.8)
     assert denoised < noisy
+
+
+def test_a_signal_says_what_is_kept_and_how_to_go_on(
+    finished, script, arguments, tmp_path, capsys, monkeypatch, own_signals
+):
+    done = []
+
+    def append_record(*record):
+        done.append(records.append_record(*record))
+        if len(done) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(script, "append_record", append_record)
+    monkeypatch.setattr(sys, "orig_argv", ["/bin/python3", "/bin/transformers-nim", "certify", "--resume", "--seed=5"])
+    with pytest.raises(SystemExit, match="143"):
+        run_command(lambda: script.main([*arguments, "--output_dir", str(tmp_path)]))
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "interrupted" in line]
+    assert line.endswith(
+        f": interrupted by SIGTERM; 2 of 12 certificates are kept in {tmp_path}. Go on with: transformers-nim"
+        " certify --seed=5 --resume"
+    )
+    monkeypatch.undo()
+    resumed = script.main([*arguments, "--output_dir", str(tmp_path), "--resume"])
+    assert timeless(resumed) == timeless(finished[0])

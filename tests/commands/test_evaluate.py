@@ -2,9 +2,11 @@
 """The robustness evaluation as a user runs it: figures, two processes, a killed run that goes on, a time budget."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import replace
 
@@ -18,8 +20,9 @@ from training_runs import TINY, digit_pictures, digits_dataset
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from transformers_nim import NIMConfig, NIMForRobustImageClassification, NIMImageProcessor
-from transformers_nim.robustness import RobustnessReport, evaluate_robustness, evaluation, render
+from transformers_nim.robustness import RobustnessReport, evaluate_robustness, evaluation, render, runner
 from transformers_nim.robustness.protocol import HEADLINE
+from transformers_nim.utils.cli import run_command
 
 
 datasets = pytest.importorskip("datasets")
@@ -329,3 +332,25 @@ def test_what_is_missing_is_named(capsys):
     with pytest.raises(SystemExit):
         run("--model_name_or_path", "model")
     assert "--dataset_name is missing" in capsys.readouterr().err
+
+
+def test_a_signal_says_what_is_kept_and_how_to_go_on(finished, folder, tmp_path, capsys, monkeypatch, own_signals):
+    done, append_record = [], runner.append_record
+
+    def append(*record):
+        done.append(append_record(*record))
+        if len(done) == 9:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(runner, "append_record", append)
+    monkeypatch.setattr(sys, "orig_argv", ["/bin/python3", "x.py", "--token", "SECRET", "--hub_token=SECRET"])
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    with pytest.raises(SystemExit, match="130"):
+        run_command(lambda: run(*arguments(folder, "--output_dir", tmp_path)))
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "interrupted" in line]
+    assert line.endswith(
+        f": interrupted by SIGINT; 9 of {len(finished[0].records) + 2} records, each of an image under an attack, are"
+        f" kept in {tmp_path}. Go on with: python x.py --token TOKEN --hub_token=TOKEN --resume"
+    )
+    monkeypatch.undo()
+    assert timeless(run(*arguments(folder, "--output_dir", tmp_path, "--resume"))) == timeless(finished[0])

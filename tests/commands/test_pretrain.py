@@ -30,6 +30,7 @@ from vit_mae_reference import random_vit_mae
 from transformers_nim import NIMConfig, NIMForImageClassification, NIMForPreTraining
 from transformers_nim.data.decoded import DecodedImages
 from transformers_nim.training.precision import Precision
+from transformers_nim.training.run import TrainingRun
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,35 @@ def arguments(data, config) -> list[str]:
         "--logging_steps", "1", "--base_learning_rate", "1e-2", "--per_device_train_batch_size", "16",
         "--num_workers", "1", "--report_to", "none",
     ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_tensorboard_shows_each_step_once(arguments, tmp_path, monkeypatch):
+    """After a kill, and after a run that has only to validate once more."""
+    tensorboard = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    options = [*arguments, "--eval_steps", "6", "--output_dir", tmp_path, "--report_to", "tensorboard"]
+
+    class Killed(BaseException):
+        pass
+
+    def update(run, *rest):
+        if run.step == 7:
+            raise Killed
+        return whole(run, *rest)
+
+    whole = TrainingRun._update
+    monkeypatch.setattr(TrainingRun, "_update", update)
+    with pytest.raises(Killed):
+        main("pretrain", *options)
+    monkeypatch.undo()
+    for _ in range(2):
+        main("pretrain", *options, "--resume_from_checkpoint", "latest")
+        shown = tensorboard.EventAccumulator(str(tmp_path / "logs" / "nim-pretraining")).Reload()
+        assert [event.step for event in shown.Scalars("loss")] == list(range(1, 13))
+        assert [event.step for event in shown.Scalars("eval_loss")] == [6, 12]
+        assert [event.value for event in shown.Scalars("loss")] == pytest.approx(
+            [loss for _, loss in losses(tmp_path)]
+        )
 
 
 @pytest.fixture(scope="module")

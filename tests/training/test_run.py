@@ -3,10 +3,13 @@
 
 import json
 import math
+import os
 import shutil
+import signal
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import accelerate
 import datasets
@@ -26,6 +29,8 @@ from transformers_nim.model.noise import draw_noise, parse_sigma
 from transformers_nim.training.mae import MaskedAutoencoder
 from transformers_nim.training.optimization import make_optimizer, make_schedule, parameter_groups
 from transformers_nim.training.run import RunOptions, TrainingDivergedError, TrainingRun
+from transformers_nim.training.stop import StopVote
+from transformers_nim.utils.interruption import Interrupted, raise_if_signaled
 from transformers_nim.utils.seeding import image_generators
 
 
@@ -225,6 +230,77 @@ def test_killed_and_resumed_is_bit_for_bit_the_same(name, tmp_path):
     assert resumed.run.best == whole.run.best
     best = [load_file(tmp_path / name / "best" / "model.safetensors") for name in ("killed", "whole")]
     assert_same(*best)
+
+
+@pytest.mark.parametrize(("step", "where"), [(5, "update"), (6, "validation"), (9, "plot")])
+def test_a_signal_saves_the_next_step_and_what_follows_is_bit_for_bit_the_same(tmp_path, step, where):
+    """Also where the signal comes before or in the midst of what is due after a step."""
+    recipe, plotted = RECIPES["average"], {"whole": [], "stopped": []}
+    whole = Training(recipe, tmp_path / "whole")
+    whole_metrics = whole.fit(draw=lambda model, at: plotted["whole"].append(at), image_steps=6)
+
+    stopped = Training(recipe, tmp_path / "stopped")
+
+    def signal_in(place):
+        if place == where and stopped.run.step == (step - 1 if where == "update" else step):
+            os.kill(os.getpid(), signal.SIGTERM)
+            if where != "update":
+                raise_if_signaled(stopped.accelerator)
+
+    def compute_loss(batch):
+        signal_in("update")
+        return stopped.compute_loss(batch)
+
+    def evaluate(model):
+        signal_in("validation")
+        return stopped.evaluate(model)
+
+    def draw(model, at):
+        signal_in("plot")
+        plotted["stopped"].append(at)
+
+    with pytest.raises(Interrupted) as interrupted:
+        stopped.fit(compute_loss, evaluate, draw=draw, image_steps=6)
+    path = tmp_path / "stopped" / f"checkpoint-{step}"
+    assert interrupted.value.kept == f"step {step} of 9 is saved in {path}"
+    assert interrupted.value.options == ("--resume_from_checkpoint", "latest")
+    assert not [*(tmp_path / "stopped").glob("*.partial")]
+    resumed = Training(recipe, tmp_path / "stopped", "latest")
+    assert resumed.run.step == step
+    assert resumed.fit(draw=lambda model, at: plotted["stopped"].append(at), image_steps=6) == whole_metrics
+    assert_same(resumed.state(), whole.state())
+    assert log(tmp_path / "stopped") == log(tmp_path / "whole")
+    assert resumed.run.best == whole.run.best
+    assert plotted["stopped"] == plotted["whole"] == [6, 9]
+
+
+def test_a_signal_and_an_error_that_follows_from_it(tmp_path):
+    """As where another process has ended before this one."""
+    training = Training(RECIPES["plain"], tmp_path)
+
+    def compute_loss(batch):
+        if training.run.step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise RuntimeError("Connection closed by peer")
+        return training.compute_loss(batch)
+
+    with pytest.raises(
+        Interrupted, match=r"the last complete checkpoint is .*checkpoint-4 .Connection closed by peer."
+    ):
+        training.fit(compute_loss)
+
+
+def test_all_processes_stop_after_the_same_update():
+    """On an accelerator the answer is read when it is there, by all after the same number of updates."""
+    vote = StopVote(SimpleNamespace(num_processes=2, device=torch.device("cuda")))
+    vote.add(torch.tensor(0.0))
+    assert not vote.is_stop()
+    # Told by the other process.
+    vote.add(torch.tensor(0.5))
+    assert not vote.is_stop()
+    for expected in (False, True):
+        vote.add(torch.tensor(1.0))
+        assert vote.is_stop() == expected
 
 
 def test_every_kind_of_randomness_is_at_work(tmp_path):

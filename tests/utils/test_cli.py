@@ -131,7 +131,7 @@ def test_debugging_shows_every_traceback(monkeypatch):
 def test_status_of_a_command(capsys):
     assert stopped(lambda: 1, capsys) == (1, "")
     assert stopped(lambda: {"figure": 3}, capsys) == (0, "")
-    assert stopped(raising(KeyboardInterrupt()), capsys) == (130, "transformers-nim test: error: interrupted\n")
+    assert stopped(raising(KeyboardInterrupt()), capsys) == (130, "transformers-nim test: interrupted by SIGINT\n")
 
 
 def test_one_process_speaks(capsys, monkeypatch):

@@ -36,6 +36,7 @@ from ..robustness.classifiers import model_hash
 from ..training.evaluation import psnr
 from ..utils.cli import check_arguments, make_parser, run_command
 from ..utils.extras import require
+from ..utils.interruption import Interrupted
 from ..utils.output_folder import hold_folder
 from ..utils.processes import MEASURING_PACKAGES, measuring_accelerator
 from ..utils.records import OTHER_MODEL, append_record, read_records, replace_file, start_records
@@ -282,15 +283,20 @@ def certify(args: argparse.Namespace) -> dict[str, Any]:
         )
         check_images(args.output_dir, images, number_of)
     tasks = [(row, sigma) for row in rows for sigma in args.sigmas]
-    own = own_tasks(tasks, model, images, args, accelerator)
-    with progress_bar(len(own) * (args.n0 + args.n), accelerator) as bar:
-        for done, (row, sigma) in enumerate(own, start=1):
-            sample = images[row]
-            record = certify_image(model, sample, sigma, number_of[sample["labels"]], args, bar.update)
-            append_record(args.output_dir, accelerator.process_index, record)
-            # Broken images take no draws, sequential certificates fewer.
-            bar.update(done * (args.n0 + args.n) - bar.n)
-    accelerator.wait_for_everyone()
+    try:
+        own = own_tasks(tasks, model, images, args, accelerator)
+        with progress_bar(len(own) * (args.n0 + args.n), accelerator) as bar:
+            for done, (row, sigma) in enumerate(own, start=1):
+                sample = images[row]
+                record = certify_image(model, sample, sigma, number_of[sample["labels"]], args, bar.update)
+                append_record(args.output_dir, accelerator.process_index, record)
+                # Broken images take no draws, sequential certificates fewer.
+                bar.update(done * (args.n0 + args.n) - bar.n)
+        accelerator.wait_for_everyone()
+    except KeyboardInterrupt as error:
+        num_done = len(read_records(args.output_dir, KEYS))
+        kept = f"{num_done:,} of {plural(len(tasks), 'certificate')} are kept in {args.output_dir}"
+        raise Interrupted.of(error, kept, ["--resume"]) from None
     results = write_results(args, settings, tasks, accelerator) if accelerator.is_main_process else {}
     accelerator.wait_for_everyone()
     accelerator.end_training()

@@ -31,8 +31,10 @@ from ..robustness.classifiers import make_subject
 from ..robustness.evaluate import evaluate
 from ..robustness.evaluation import Defense, EvaluationOptions
 from ..robustness.protocol import BUDGETS, DEFAULT_PRECISION, PRECISIONS
+from ..robustness.runner import describe_progress
 from ..robustness.time_budget import TooLittleTimeError
 from ..utils.cli import check_arguments, make_parser, run_command
+from ..utils.interruption import Interrupted
 from ..utils.output_folder import hold_folder
 from ..utils.processes import MEASURING_PACKAGES, measuring_accelerator
 from .comparison import compare_results
@@ -199,6 +201,8 @@ def measure(args: argparse.Namespace) -> RobustnessReport | None:
         report = evaluate(subject, images, options, surrogates, accelerator, accelerator.print)
     except TooLittleTimeError as error:
         raise ValueError(error.as_options()) from error
+    except KeyboardInterrupt as error:
+        raise Interrupted.of(error, describe_progress(args.output_dir), ["--resume"]) from None
     if report is not None:
         written = [report.save(args.output_dir), *report.plot(args.output_dir)]
         print(f"\n{render(report, args.min_clean_accuracy)}\n")

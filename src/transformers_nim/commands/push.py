@@ -20,6 +20,7 @@ from huggingface_hub import ModelCard
 from ..hub.publication import Publication, prepare
 from ..hub.upload import UnreachableHubError, stale_files, upload
 from ..utils.cli import make_parser, run_command
+from ..utils.interruption import Interrupted
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -89,7 +90,11 @@ def main(argv: list[str] | None = None) -> int:
     if not args.push:
         print("\nnothing was sent; pass --push to send it")
         return 0
-    repo_id, commit = upload(publication, args.private, args.revision, args.token)
+    try:
+        repo_id, commit = upload(publication, args.private, args.revision, args.token)
+    except KeyboardInterrupt as error:
+        kept = "all files change in one commit or none does, so the Hub holds no half of them; run the command again"
+        raise Interrupted.of(error, kept, ()) from None
     print(f"\npublished and compared: {repo_id} at {commit}")
     return 0
 

@@ -17,6 +17,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
 
 from ..utils.extras import require
+from ..utils.interruption import outlive_signals
 from ..utils.seeding import derive_seed_32
 from .augmentation import Transform
 from .decoded import DecodedImages
@@ -246,6 +247,7 @@ def training_batches(
     arguments = (data.reader(data.train, num_channels), transform, seed)
     # A loader without its own generator would draw from the global one.
     options: dict[str, Any] = {"collate_fn": _collate, "pin_memory": pin_memory, "generator": torch.Generator()}
+    options["worker_init_fn"] = outlive_signals
     if not data.is_streamed:
         sampler = EndlessBatches(len(data.train), batch_size, seed, num_processes, process_index, first_batch)
         decoded = None
@@ -315,7 +317,7 @@ def evaluation_loader(
         shape `(batch,)`.
     """
     images = EvaluationImages(data.validation, data.reader(data.validation, num_channels), image_processor)
-    return DataLoader(images, batch_size=batch_size, num_workers=num_workers)
+    return DataLoader(images, batch_size=batch_size, num_workers=num_workers, worker_init_fn=outlive_signals)
 
 
 def first_images(images: EvaluationImages, num: int = 8) -> torch.Tensor:

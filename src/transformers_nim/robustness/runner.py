@@ -6,6 +6,7 @@ image; that of the noise of the final classification from the run's seed, the im
 neither on batches nor on processes, the clean and the attacked image meet the same noise, and no attack has seen it.
 """
 
+import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,9 +25,9 @@ from ..attacks.registry import make_attack
 from ..attacks.restarts import effective_draws
 from ..data.evaluation_set import EvaluationSet
 from ..model.outputs_nim import answers
-from ..utils.records import append_record, read_records
+from ..utils.records import SETTINGS, append_record, read_records
 from ..utils.seeding import derive_seed, forked_rng
-from ..utils.text_table import sigma_key
+from ..utils.text_table import plural, sigma_key
 from .classifiers import MakeClassifier
 from .protocol import CLEAN, AttackBudget, AttackConfiguration
 
@@ -334,6 +335,19 @@ class Runner:
                 torch.manual_seed(seed)
                 differences.append((above - margin(pixels - step * direction)) / (2 * step))
         return {**record, "norm": norm, "differences": differences}
+
+
+def describe_progress(folder: str | Path) -> str:
+    """Say how much of an evaluation is done and kept in its folder."""
+    path = Path(folder) / SETTINGS
+    measured = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if measured is None:
+        return "nothing is measured yet"
+    strength = measured["strength"]
+    probes = min(strength["num_images"], strength["num_check_images"])
+    total = probes + sum(cell["num_images"] for cell in measured["cells"])
+    done = len(read_records(folder, KEYS))
+    return f"{done:,} of {plural(total, 'record')}, each of an image under an attack, are kept in {folder}"
 
 
 def kept_path(folder: str | Path, name: str, row: int) -> Path:

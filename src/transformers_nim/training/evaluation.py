@@ -16,6 +16,7 @@ from torch import nn
 from ..model.modeling_nim import NIMForPreTraining, NIMForRobustImageClassification
 from ..model.noise import add_noise, draw_noise, parse_sigma
 from ..model.pixels_nim import per_channel
+from ..utils.interruption import raise_if_signaled
 from ..utils.seeding import derive_seed_32, image_generators
 from ..utils.statistics import mean_accuracy
 from ..utils.text_table import percent, plural, sigma_label
@@ -236,6 +237,7 @@ def _measure_images(
     found: dict[str, list[torch.Tensor]] = {}
     with eval_mode(model):
         for batch in loader:
+            raise_if_signaled(accelerator)
             figures = measure(batch)
             numbers = (figure.float() for figure in figures.values())
             is_valid, *gathered = accelerator.gather_for_metrics((batch["is_valid"], *numbers))

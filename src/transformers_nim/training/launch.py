@@ -443,7 +443,12 @@ class TrainingJob:
             name: value if isinstance(value, (int, float, str, bool)) else str(value)
             for name, value in public_arguments(self.args).items()
         }
-        self.accelerator.init_trackers(f"nim-{self.task}", config=config)
+        # TensorBoard forgets the steps that will be repeated. The last one may be validated once more.
+        first_step = run.step + 1 if run.step < run.options.total_steps else run.step
+        options = {"tensorboard": {"purge_step": first_step}} if run.step else {}
+        self.accelerator.init_trackers(f"nim-{self.task}", config=config, init_kwargs=options)
+        if first_step == run.step:
+            run.repeat_last_rows()
 
     def _describe(self, model: Any) -> dict[str, str]:
         args, plan, data, accelerator = self.args, self.plan, self.data, self.accelerator

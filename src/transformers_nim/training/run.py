@@ -3,11 +3,12 @@
 
 import json
 import math
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -15,10 +16,12 @@ from transformers.utils import logging
 
 from ..data.images import Batch
 from ..utils.extras import require
-from ..utils.output_folder import check_there
+from ..utils.interruption import Interrupted, deferred_signals, raise_if_signaled, signaled
+from ..utils.output_folder import OutputFolderError, check_there
 from ..utils.records import describe_change, replace_file
 from ..utils.seeding import seed_step
 from .checkpoints import (
+    CheckpointError,
     check_output_dir,
     find_checkpoint,
     last_checkpoint,
@@ -30,6 +33,7 @@ from .checkpoints import (
 from .evaluation import gather_weights
 from .identity import check_identity, setting_changes, uncompared
 from .mae import MaskedAutoencoder
+from .stop import StopVote
 
 
 logger = logging.get_logger(__name__)
@@ -40,6 +44,10 @@ _NOISE = "workers"
 
 class TrainingDivergedError(RuntimeError):
     """The loss or the gradient is no longer finite; the checkpoints on disk are from before."""
+
+
+# They say more than a signal that has come at the same time.
+_OWN_ERRORS = (TrainingDivergedError, CheckpointError, OutputFolderError)
 
 
 @dataclass(frozen=True)
@@ -124,6 +132,9 @@ class TrainingRun:
         # 1 once one of them was not finite.
         self._diverged = torch.zeros((), device=accelerator.device)
         self.undecodable: set[str] = set()
+        self._stop_vote = StopVote(accelerator)
+        # Whether a signal has stopped the run before what was due after its last update: validation and plots.
+        self._owes = False
         # Changed settings by the step after which they hold, and the step from which on they are known.
         self.changes: list[dict[str, Any]] = []
         self.settings_from = 0
@@ -168,6 +179,8 @@ class TrainingRun:
         Raises:
             TrainingDivergedError: The loss or the gradient is not finite.
             CheckpointError: A checkpoint cannot be written.
+            Interrupted: A signal has come to one of the processes (Ctrl-C, SIGTERM, SIGUSR1). A checkpoint is written
+                first, after the same step in all of them, which is the next one for a single process.
         """
         options, accelerator = self.options, self.accelerator
         stream = batches(self.step * accelerator.gradient_accumulation_steps)
@@ -180,45 +193,105 @@ class TrainingRun:
             dynamic_ncols=True,
             smoothing=0.05,
         )
-        logged, first = self.seconds, self.step
-        reads = (options.logging_steps, options.eval_steps, image_steps, options.checkpointing_steps)
-        self.model.train()
-        with bar:
-            started = time.monotonic()
-            while self.step < options.total_steps:
-                rate_of_step = max(self.scheduler.get_last_lr())
-                self._update(stream, compute_loss)
-                bar.update()
-                is_last = self.step == options.total_steps
-                if not is_last and not any(_is_due(self.step, every) for every in reads):
-                    continue
-                # First of all, so that nothing is logged, validated or saved that is not finite.
-                self._read_figures()
-                self.seconds += time.monotonic() - started
-                if is_last or _is_due(self.step, options.logging_steps):
-                    rate = (self.step - first) * options.total_batch_size / (self.seconds - logged)
-                    row = {
-                        "loss": sum(self.losses) / len(self.losses),
-                        "learning_rate": rate_of_step,
-                        "images_per_second": rate,
-                    }
-                    self._log(row)
-                    bar.set_postfix(loss=f"{row['loss']:.4f}", images_per_s=f"{rate:.0f}")
-                    self.losses, logged, first = [], self.seconds, self.step
-                if evaluate is not None and (is_last or _is_due(self.step, options.eval_steps)):
-                    self._evaluate(evaluate, bar)
-                if draw is not None and (is_last or _is_due(self.step, image_steps)):
-                    # A part of the model may be plotted.
-                    gather_weights(self.evaluation_model)
-                    draw(self.evaluation_model, self.step)
-                if _is_due(self.step, options.checkpointing_steps):
-                    self._save_checkpoint()
-                # Validation, plots and checkpoints do not count as training.
-                started = time.monotonic()
-            if evaluate is not None and not self.metrics:
-                # The run was resumed after its last step.
+
+        def look() -> None:
+            is_last = self.step == options.total_steps
+            if evaluate is not None and (is_last or _is_due(self.step, options.eval_steps)):
                 self._evaluate(evaluate, bar)
+            if draw is not None and (is_last or _is_due(self.step, image_steps)):
+                # A part of the model may be plotted.
+                gather_weights(self.evaluation_model)
+                draw(self.evaluation_model, self.step)
+
+        with deferred_signals(), bar:
+            try:
+                self._train(stream, compute_loss, look, (options.eval_steps, image_steps), bar)
+                if evaluate is not None and not self.metrics:
+                    # The run was resumed after its last step.
+                    self._evaluate(evaluate, bar)
+                raise_if_signaled(accelerator)
+            except Interrupted as error:
+                self._stop(error.number)
+            except RuntimeError as error:
+                number = signaled()
+                if number is None or isinstance(error, _OWN_ERRORS):
+                    raise
+                # Mostly another process has ended, and cannot be waited for.
+                what = " ".join(str(error).split())[:100]
+                kept = f"the last complete checkpoint is {last_checkpoint(options.output_dir)} ({what})"
+                raise self._interrupted(number, kept) from error
         return self.metrics
+
+    def _train(
+        self,
+        stream: Iterator[Batch],
+        compute_loss: Callable[[Batch], torch.Tensor],
+        look: Callable[[], None],
+        look_steps: tuple[int | None, ...],
+        bar: Any,
+    ) -> None:
+        """Take all updates that are left, with what is due between them.
+
+        Args:
+            stream: Batches.
+            compute_loss: Objective.
+            look: Validates and plots, if that is due.
+            look_steps: Updates between those.
+            bar: Bar to advance.
+
+        Raises:
+            Interrupted: A signal has come to one of the processes.
+        """
+        options = self.options
+        logged, first = self.seconds, self.step
+        reads = (options.logging_steps, *look_steps, options.checkpointing_steps)
+        if self._owes:
+            look()
+            self._owes = False
+        self.model.train()
+        started = time.monotonic()
+        while self.step < options.total_steps:
+            rate_of_step = max(self.scheduler.get_last_lr())
+            self._update(stream, compute_loss)
+            bar.update()
+            is_last, is_stop = self.step == options.total_steps, self._stop_vote.is_stop()
+            if not (is_last or is_stop or any(_is_due(self.step, every) for every in reads)):
+                continue
+            # First of all, so that nothing is logged, validated or saved that is not finite.
+            self._read_figures()
+            self.seconds += time.monotonic() - started
+            if is_last or _is_due(self.step, options.logging_steps):
+                rate = (self.step - first) * options.total_batch_size / (self.seconds - logged)
+                row = {
+                    "loss": sum(self.losses) / len(self.losses),
+                    "learning_rate": rate_of_step,
+                    "images_per_second": rate,
+                }
+                self._log(row)
+                bar.set_postfix(loss=f"{row['loss']:.4f}", images_per_s=f"{rate:.0f}")
+                self.losses, logged, first = [], self.seconds, self.step
+            self._owes = is_last or any(_is_due(self.step, every) for every in look_steps)
+            if is_stop:
+                raise Interrupted(signaled() or signal.SIGTERM)
+            look()
+            self._owes = False
+            if _is_due(self.step, options.checkpointing_steps):
+                self._save_checkpoint()
+            # Validation, plots and checkpoints do not count as training.
+            started = time.monotonic()
+
+    def _stop(self, number: int) -> NoReturn:
+        """Write a checkpoint because of a signal; called by all processes.
+
+        Raises:
+            Interrupted: Says what was saved and how to go on.
+        """
+        path = self._save_checkpoint()
+        self.accelerator.end_training()
+        raise self._interrupted(number, f"step {self.step:,} of {self.options.total_steps:,} is saved in {path}")
+
+    def _interrupted(self, number: int, kept: str) -> Interrupted:
+        return Interrupted(number, kept, ("--resume_from_checkpoint", "latest"), ("--overwrite_output_dir",))
 
     def _update(self, stream: Iterator[Batch], compute_loss: Callable[[Batch], torch.Tensor]) -> None:
         """Take one step of the optimizer. Nothing here waits for an accelerator."""
@@ -235,13 +308,21 @@ class TrainingRun:
                 accelerator.backward(loss)
                 total += loss.detach().float()
                 if accelerator.sync_gradients:
-                    self._guard_step(accelerator.reduce(total, "mean"))
+                    self._guard_step(self._reduce(total))
                 self.optimizer.step()
                 self.optimizer.zero_grad()
         self.step += 1
         if self.ema is not None and not accelerator.optimizer_step_was_skipped:
             self.ema.update(self.inner_model)
         self.scheduler.step()
+
+    def _reduce(self, loss: torch.Tensor) -> torch.Tensor:
+        """Return the mean of a loss over the processes, and ask all whether to stop."""
+        if self.accelerator.num_processes == 1:
+            return loss
+        loss, stop = self.accelerator.reduce(torch.stack([loss, self._stop_vote.own(loss)]), "mean")
+        self._stop_vote.add(stop)
+        return loss
 
     def _guard_step(self, loss: torch.Tensor) -> None:
         """Clip gradients, and make the optimizer skip this step and all others once a number is not finite.
@@ -338,7 +419,7 @@ class TrainingRun:
         if self.accelerator.is_main_process:
             (folder / "best.json").write_text(json.dumps(self.best, indent=2) + "\n")
 
-    def _save_checkpoint(self) -> None:
+    def _save_checkpoint(self) -> Path:
         self.gather_undecodable()
         state = {
             "seconds": self.seconds,
@@ -351,9 +432,10 @@ class TrainingRun:
             "settings_from": self.settings_from,
             "mixed_precision": self.accelerator.mixed_precision,
             "noise": _NOISE,
+            "owes": self._owes,
         }
         ema = self.ema.module.state_dict() if self.ema is not None else None
-        save_checkpoint(
+        return save_checkpoint(
             self.accelerator, self.options.output_dir, self.step, state, ema, self.options.checkpoints_total_limit
         )
 
@@ -382,6 +464,8 @@ class TrainingRun:
             self.ema.module.load_state_dict(ema)
         self.seconds, self.best = state["seconds"], state["best"]
         self.losses, self.undecodable = state["losses"], set(state["undecodable"])
+        # Checkpoints of earlier versions lie behind all that was due.
+        self._owes = state.get("owes", False)
         self._go_on_with(state)
         best = self.options.output_dir / "best" / "best.json"
         if best.is_file() and json.loads(best.read_text())["step"] > state["step"]:
@@ -446,6 +530,15 @@ class TrainingRun:
             with open(self.options.output_dir / "log.jsonl", "a") as file:
                 file.write(json.dumps(row | figures) + "\n")
         self.accelerator.log(figures, step=self.step)
+
+    def repeat_last_rows(self) -> None:
+        """Give the log's figures of the run's present step to the trackers, which have forgotten them."""
+        path = self.options.output_dir / "log.jsonl"
+        rows = map(json.loads, path.read_text().splitlines()) if path.exists() else ()
+        for row in rows:
+            if row["step"] == self.step:
+                figures = {name: value for name, value in row.items() if name not in ("step", "epoch")}
+                self.accelerator.log(figures, step=self.step)
 
     def _cut_log(self) -> None:
         """Drop the log's lines of steps that will be repeated, and an incomplete one."""

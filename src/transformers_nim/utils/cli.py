@@ -3,8 +3,11 @@
 
 import argparse
 import difflib
+import functools
 import linecache
 import os
+import shlex
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -13,8 +16,9 @@ from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
 from .extras import check_installed
+from .interruption import Interrupted, catch_signals, end_with_parent
 from .output_folder import check_path
-from .processes import launch, process_rank, program_name
+from .processes import PROGRAM, launch, process_rank, program_name
 
 
 DEBUG = "TRANSFORMERS_NIM_DEBUG"
@@ -29,6 +33,8 @@ _READERS = {
     "load_dataset": "path",
     "load_from_disk": "dataset_path",
 }
+# Options whose values are shown to nobody.
+_SECRET = ("--token", "--hub_token")
 # Libraries whose own kinds of errors are about what they were asked to read or send.
 _LIBRARIES = {"huggingface_hub", "datasets", "safetensors"}
 
@@ -154,20 +160,87 @@ def run_command(main: Callable[[], Any]) -> NoReturn:
     An error that the user can mend is one line; others keep their traceback.
 
     The status is 2 where an argument has to be changed, and 1 for other errors. With the environment variable
-    TRANSFORMERS_NIM_DEBUG every error shows its traceback.
+    TRANSFORMERS_NIM_DEBUG every error shows its traceback. Ctrl-C, SIGTERM and SIGUSR1 end a command with a line that
+    says what is kept and how to go on, and with the status that shells expect: 128 and the signal's number.
 
     Args:
         main: The command's main function. If it returns an integer, that is the status.
     """
+    catch_signals()
+    if _launcher() is not None:
+        end_with_parent()
     try:
         result = main()
-    except KeyboardInterrupt:
-        exit_with_error(program_name(), "interrupted", 130)
+    except KeyboardInterrupt as error:
+        _exit_interrupted(error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT))
     except Exception as error:
         if os.environ.get(DEBUG) or not is_users_error(error):
             raise
         exit_with_error(program_name(), _describe(error), _status(error))
     sys.exit(result if isinstance(result, int) else 0)
+
+
+def _exit_interrupted(error: Interrupted) -> NoReturn:
+    """Say what is kept and how to go on, and exit."""
+    if process_rank() == 0:
+        text = f"{program_name()}: {error}"
+        if error.options:
+            text += f". Go on with: {shlex.join(_without(command_line(), error) + list(error.options))}"
+        print(text, file=sys.stderr, flush=True)
+    else:
+        # The main process speaks for all. Launchers end it as soon as another one has ended.
+        time.sleep(1)
+    sys.exit(128 + error.number)
+
+
+def command_line() -> list[str]:
+    """Return the words with which the user has started this process, of a launcher if one has started it.
+
+    Values of tokens are left out.
+    """
+    words = list(_launcher() or sys.orig_argv)
+    if os.path.basename(words[0]).startswith("python"):
+        is_script = len(words) > 1 and not words[1].startswith("-") and not words[1].endswith(".py")
+        # As it is typed: `transformers-nim` and `accelerate` are scripts in the folder of Python.
+        words = [os.path.basename(words[1]), *words[2:]] if is_script else ["python", *words[1:]]
+    for place, word in enumerate(words):
+        name, separator, _ = word.partition("=")
+        if name in _SECRET and separator:
+            words[place] = f"{name}=TOKEN"
+        elif name in _SECRET and place + 1 < len(words):
+            words[place + 1] = "TOKEN"
+    return words
+
+
+@functools.cache
+def _launcher() -> list[str] | None:
+    """Return the words with which a launcher was called that has started this process; None if there is none."""
+    if "ACCELERATE_MIXED_PRECISION" not in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ:
+        return None
+    try:
+        text = os.fsdecode(Path(f"/proc/{os.getppid()}/cmdline").read_bytes())
+    except OSError:
+        # It has ended, or this is no Linux.
+        return None
+    words, own = text.split("\0")[:-1], sys.argv[1:]
+    is_ours = PROGRAM in os.environ and "--launch" in words
+    return words if is_ours or (own and words[-len(own) :] == own) else None
+
+
+def _without(words: Sequence[str], error: Interrupted) -> list[str]:
+    """Return words without options that are to be replaced, each with its value, or that must not be there."""
+    kept: list[str] = []
+    num_values = {error.options[0]: len(error.options) - 1} | dict.fromkeys(error.without, 0)
+    to_skip = 0
+    for word in words:
+        name, separator, _ = word.partition("=")
+        if to_skip:
+            to_skip -= 1
+        elif name in num_values:
+            to_skip = 0 if separator else num_values[name]
+        else:
+            kept.append(word)
+    return kept
 
 
 def exit_with_error(program: str, message: str, status: int) -> NoReturn:

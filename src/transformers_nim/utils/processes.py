@@ -8,14 +8,17 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from types import FrameType
 from typing import Any, ClassVar, NoReturn
 
 import torch
 
 from .extras import require
+from .interruption import catch_signals
 from .memory import keep_freed_memory
 from .text_table import plural
 
@@ -24,6 +27,8 @@ from .text_table import plural
 LAUNCH_FILES = Path(__file__).parents[1] / "launch_files"
 # Optional packages that measurements cannot do without.
 MEASURING_PACKAGES = ("accelerate", "datasets", "matplotlib", "tqdm")
+# Seconds that processes have to keep what they have done, once a signal has come.
+SHUTDOWN_SECONDS = 600
 # The variable by which processes know how the user has called the command.
 PROGRAM = "TRANSFORMERS_NIM_PROGRAM"
 # Where Accelerate looks for a process's number, too.
@@ -34,7 +39,8 @@ def launch(module: str, program: str, choice: Sequence[str], arguments: Sequence
     """Run a module in the processes of a launch file of Accelerate, and return its exit status.
 
     It does what `accelerate launch --config_file FILE -m MODULE ARGUMENTS` does, but where a process has failed, no
-    traceback of the launcher follows what the process has printed.
+    traceback of the launcher follows what the process has printed. Signals are passed on, and processes waited for:
+    none outlives this one.
 
     Args:
         module: Module to run.
@@ -54,6 +60,17 @@ def launch(module: str, program: str, choice: Sequence[str], arguments: Sequence
     elastic = require("torch.distributed.elastic.multiprocessing.api")
     failed = require("torch.distributed.elastic.multiprocessing.errors").ChildFailedError
     os.environ[PROGRAM] = program
+    # Seconds that processes have for their last checkpoint; by default few.
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_SECONDS))
+    psutil = require("psutil")
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        for child in psutil.Process().children():
+            with suppress(psutil.NoSuchProcess):
+                child.send_signal(number)
+
+    # A launcher of several processes sets its own, which do the same, for all but SIGUSR1.
+    handlers = {number: signal.signal(number, pass_on) for number in catch_signals()}
     # The launcher reports failed processes in many lines, beside their own.
     logging.disable(logging.ERROR)
     try:
@@ -67,6 +84,13 @@ def launch(module: str, program: str, choice: Sequence[str], arguments: Sequence
     finally:
         logging.disable(logging.NOTSET)
         os.environ.pop(PROGRAM, None)
+        for child in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                # Not what libraries have started for this process.
+                if module in child.cmdline():
+                    child.kill()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     return 0
 
 

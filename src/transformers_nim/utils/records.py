@@ -15,7 +15,7 @@ from typing import Any
 from .output_folder import check_there
 
 
-_SETTINGS = "settings.json"
+SETTINGS = "settings.json"
 _GATHERED = "records.jsonl"
 # What it means that the hash of a model differs.
 OTHER_MODEL = "the weights or the config of the model are others"
@@ -49,7 +49,7 @@ def start_records(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     settings = json.loads(json.dumps(settings))
-    path = folder / _SETTINGS
+    path = folder / SETTINGS
     if path.exists():
         if not resume:
             raise ValueError(

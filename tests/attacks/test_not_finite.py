@@ -33,8 +33,8 @@ def quick(name):
         options["patch_size"] = 2
     if name == "transfer":
         options |= {"source": Cracked(), "attack": "pgd"}
-    if name == "autoattack":
-        pytest.importorskip("pyautoattack")
+    if name in ("autoattack", "torchattacks_eotpgd", "torchattacks_fgsm", "torchattacks_pgd"):
+        pytest.importorskip("pyautoattack" if name == "autoattack" else "torchattacks")
         options["parts"] = ("apgd-ce", "fab", "square")
     return make_attack(name, **options)
 

@@ -35,6 +35,8 @@ def quick(name):
     options = {key: value for key, value in small.items() if key in attack_options(name)}
     if name == "transfer":
         options = {"source": PixelClassifier(tiny_model(NIMForImageClassification)), "attack": "pgd"}
+    if name in LINF_ONLY:
+        pytest.importorskip("torchattacks")
     if name == "autoattack":
         pytest.importorskip("pyautoattack")
         options["parts"] = ("apgd-ce", "fab", "square")

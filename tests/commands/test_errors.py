@@ -146,9 +146,10 @@ def test_a_missing_extra_is_told_first(monkeypatch, capsys, command, package, tm
     status, text = run(monkeypatch, capsys, command, arguments)
     extra = {"scipy": "certify", "torchattacks": "attacks"}.get(package, "train")
     assert status == 1
+    more = " && pip install --no-deps torchattacks==3.5.1" if package == "torchattacks" else ""
     assert text == (
         f"transformers-nim {command}: error: this needs the package {package!r}: pip install"
-        f" 'transformers-nim[{extra}]'\n"
+        f" 'transformers-nim[{extra}]'{more}\n"
     )
 
 

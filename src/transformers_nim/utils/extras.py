@@ -22,6 +22,9 @@ _EXTRA_OF = {
     "gradio": "demo",
     "detect_secrets": "push",
 }
+# Packages that no extra installs, because their own pins bring old packages with known advisories. The extra installs
+# what they import.
+_WITHOUT_PINS = {"torchattacks": "torchattacks==3.5.1"}
 
 
 def require(name: str) -> ModuleType:
@@ -54,4 +57,6 @@ def _missing(packages: list[str]) -> ImportError:
     extras = ",".join(sorted({_EXTRA_OF[package] for package in packages}))
     names = ", ".join(map(repr, packages))
     noun = "package" if len(packages) == 1 else "packages"
-    return ImportError(f"this needs the {noun} {names}: pip install 'transformers-nim[{extras}]'")
+    more = [_WITHOUT_PINS[package] for package in packages if package in _WITHOUT_PINS]
+    commands = [f"pip install 'transformers-nim[{extras}]'", *(f"pip install --no-deps {package}" for package in more)]
+    return ImportError(f"this needs the {noun} {names}: {' && '.join(commands)}")

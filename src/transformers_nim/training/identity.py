@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedConfig
+from transformers.configuration_utils import PreTrainedConfig
 
 from ..model.configuration_nim import NIMConfig
 from ..utils.records import describe_change
@@ -42,6 +42,11 @@ MAY_CHANGE = OPTIMIZATION | SURROUNDINGS
 START = ("init_from", "model_name_or_path")
 # Fields that arguments of other names, or of the same, decide: these are what a user knows.
 _MIRRORS = ("pretraining_sigma", "finetuning_sigma", "defense_sigma", "denoise", "freeze_denoiser", "drop_path_rate")
+# What entries that are no arguments come from.
+_SOURCES = {
+    "total_batch_size": " (per_device_train_batch_size x processes x gradient_accumulation_steps)",
+    "config": " (config_name, config_overrides)",
+}
 # Fields of all configs that change what is learned.
 _COMMON_FIELDS = ("id2label", "problem_type")
 
@@ -86,7 +91,9 @@ def check_identity(path: str | Path, saved: Mapping[str, Any], now: Mapping[str,
     mirrors = {f"config.{name}" for name in _MIRRORS}
     changed = [name for name in changed if name not in mirrors] or changed
     if changed:
-        shown = "; ".join(describe_change(name, saved[name], now[name]) for name in changed)
+        shown = "; ".join(
+            describe_change(name, saved[name], now[name]) + _SOURCES.get(name.split(".")[0], "") for name in changed
+        )
         raise ValueError(
             f"{path} belongs to another run: {shown}. Pass what this run began with, or begin another one in a new"
             " --output_dir"

@@ -33,13 +33,13 @@ from transformers_nim.training.optimization import make_optimizer, parameter_gro
 class Trained:
     """A prepared model and optimizer, and a step that makes their states differ from those of a new one."""
 
-    def __init__(self, seed: int = 0):
+    def __init__(self, seed: int = 0, num_groups: int = 2, **config):
         AcceleratorState._reset_state(True)
         GradientState._reset_state()
         self.accelerator = accelerate.Accelerator(cpu=True)
         torch.manual_seed(seed)
-        model = NIMForPreTraining(tiny_config())
-        optimizer = make_optimizer(parameter_groups(model, 1e-2, 0.05), (0.9, 0.95))
+        model = NIMForPreTraining(tiny_config(**config))
+        optimizer = make_optimizer(parameter_groups(model, 1e-2, 0.05)[:num_groups], (0.9, 0.95))
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
 
     def train(self) -> None:
@@ -89,6 +89,13 @@ def test_what_is_saved_is_loaded(trained, whole):
     weights = other.model.state_dict()
     assert ema.keys() == weights.keys()
     assert all(torch.equal(ema[name], weights[name] * 2) for name in weights)
+
+
+@pytest.mark.parametrize("changed", [{"hidden_size": 64}, {"num_groups": 1}])
+def test_what_does_not_fit_is_told_in_a_sentence(whole, changed):
+    other = Trained(**changed)
+    with pytest.raises(ValueError, match="checkpoint-1 does not fit the model and optimizer of this run"):
+        load_checkpoint(other.accelerator, whole)
 
 
 def test_without_averaged_weights_there_are_none(trained, tmp_path):

@@ -216,9 +216,22 @@ def load_checkpoint(accelerator: Any, path: str | Path) -> tuple[dict[str, Any],
 
     Returns:
         The state that was saved with it (with `step`), and the averaged weights or None.
+
+    Raises:
+        ValueError: It is of another model, or of an optimizer with other groups of parameters.
     """
     path = Path(path)
-    accelerator.load_state(str(path))
+    try:
+        accelerator.load_state(str(path))
+    except (RuntimeError, ValueError) as error:
+        # As torch calls what does not fit; earlier versions did not save from which config it came.
+        if not re.search(r"state[_ ]dict", str(error)):
+            raise
+        raise ValueError(
+            f"{path} does not fit the model and optimizer of this run: it was saved by a run with other arguments, of"
+            " the config or of what is trained. Pass those that it began with, or begin another one in a new"
+            " --output_dir"
+        ) from error
     ema = path / _EMA_WEIGHTS
     return read_state(path), load_file(ema) if ema.is_file() else None
 

@@ -63,6 +63,14 @@ def arguments(folder, *more):
     return ["--model_name_or_path", folder / "model", "--dataset_name", folder / "data", *SMALL, *more]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def in_float32():
+    """Let attacks search in float32 unless a test asks for bfloat16, whatever the CPU computes in."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "fast_precision", lambda device: "fp32")
+        yield
+
+
 def run(*options):
     return training_runs.main("evaluate_robustness", *options)
 

@@ -2,6 +2,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from transformers_nim.attacks import geometry, make_attack
 from transformers_nim.commands.evaluate import parse_arguments
@@ -14,6 +15,7 @@ from transformers_nim.robustness.protocol import (
     AttackBudget,
     ModelFacts,
     Suite,
+    fast_precision,
 )
 
 
@@ -60,7 +62,7 @@ def test_quick_crosses_two_lines_and_full_fills_the_grid():
 
 def test_the_main_attack_is_as_strong_as_the_protocol_says():
     options = named("full")[HEADLINE].options
-    assert options == {"steps": 100, "num_draws": 20, "restarts": 3, "batch_size": 60}
+    assert options == {"steps": 100, "num_draws": 20, "restarts": 3, "batch_size": 20}
     # 100 steps, 20 draws, 3 restarts with each of two losses.
     assert named("full")[HEADLINE].cost == (12_000, 240)
     assert BUDGETS["full"].num_evaluations >= 32
@@ -131,12 +133,33 @@ def test_a_vote_is_one_draw_and_costs_as_many_passes_as_it_has():
     # Known noise: all draws of the vote; without noise there is nothing to vote.
     assert many[NOISE_KNOWN].total_cost(budget, 16) == 16 * 84 + 16 * 19
     assert many["EOT-PGD, sigma off"].total_cost(budget, 16) == 84 + 2 * 16 * 19 + 2
-    # Passes stay as large as --rows_per_pass.
-    assert votes[HEADLINE].options["batch_size"] == 8 * 2
-    assert many[HEADLINE].options["batch_size"] == 4
+    # Passes stay half as large as --rows_per_pass.
+    assert votes[HEADLINE].options["batch_size"] == 4 * 2
+    assert many[HEADLINE].options["batch_size"] == 2
     assert many["EOT-PGD, sigma 0"].options["batch_size"] == 8
     with pytest.raises(ValueError, match="num_samples must be an int"):
         suite(num_samples=0)
+
+
+def test_what_leaves_broken_images_out_is_no_reference():
+    made = named(surrogates=["other"], further_attacks=["pgd"])
+    whole = {name for name, one in made.items() if not one.skips_broken}
+    assert {CLEAN, HEADLINE, NOISE_KNOWN, "EOT-PGD, few steps", "pgd, default options"} <= whole
+    left_out = {"EOT-APGD-CE", "BPDA", "vote", "Square", "transfer from other", "EOT-PGD, sigma 25", "EOT-PGD, eps 2"}
+    assert not left_out & whole
+    assert left_out <= made.keys()
+    assert "skips_broken" not in made[HEADLINE].to_dict()
+    assert made["BPDA"].to_dict()["skips_broken"]
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"), [({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16"), ({}, "fp32")]
+)
+def test_attacks_search_in_the_precision_that_a_cpu_computes_in(monkeypatch, capabilities, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert fast_precision(torch.device("cpu")) == expected
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert fast_precision(torch.device("cpu")) == "fp32"
 
 
 def test_without_bound_means_that_any_image_can_become_any_other():

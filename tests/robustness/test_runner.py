@@ -29,7 +29,7 @@ from transformers_nim.robustness.protocol import (
     ModelFacts,
     Suite,
 )
-from transformers_nim.robustness.runner import KEYS, PROBE, Runner, kept_path
+from transformers_nim.robustness.runner import BROKEN_BY, KEYS, PROBE, Runner, kept_path
 from transformers_nim.utils.records import read_records, start_records
 from transformers_nim.utils.seeding import derive_seed
 from transformers_nim.utils.text_table import sigma_key
@@ -115,7 +115,8 @@ def test_perturbations_are_as_large_as_allowed(records):
         for row in range(one.num_images):
             record = records[one.name, row]
             assert record["distance"] <= one.eps / 255 + 1e-6
-            assert record["skipped"] is (row == 2 and one.name != CLEAN and not one.fixed_noise)
+            is_lost = row == 2 and one.name != CLEAN and not one.fixed_noise
+            assert record["skipped"] is (is_lost or BROKEN_BY in record)
             if one.attack == "eot_pgd" and one.eps == 8 and not record["skipped"]:
                 assert record["distance"] > 0.9 * one.eps / 255
 
@@ -211,7 +212,12 @@ def test_probe_finds_the_gradient_of_a_linear_model(records):
 
 def test_batches_order_and_processes_change_nothing(tmp_path, records):
     assert run(tmp_path / "one", batch_size=1) == records
-    assert run(tmp_path / "reversed", suite=[attacks()[0], *attacks()[:0:-1]], batch_size=5) == records
+    # What is left out depends on the attacks before, and on nothing else.
+    whole = [replace(one, skips_broken=False) for one in attacks()]
+    in_order = run(tmp_path / "in order", suite=whole)
+    assert run(tmp_path / "reversed", suite=[whole[0], *whole[:0:-1]], batch_size=5) == in_order
+    assert {key for key in records if BROKEN_BY not in records[key]} >= {key for key in records if key[1] < 4}
+    assert all(records[key] == in_order[key] for key in records if BROKEN_BY not in records[key])
 
 
 def test_two_processes_share_the_work(tmp_path, records):
@@ -453,6 +459,54 @@ def test_an_image_is_attacked_while_one_sigma_of_the_attack_gets_it_right(tmp_pa
         assert found["off alone", row]["skipped"] is off
         assert found["both", row]["skipped"] is (on and off)
     assert any(found["off alone", row]["skipped"] and not found["both", row]["skipped"] for row in labels)
+
+
+def test_what_an_attack_has_broken_for_sure_is_not_attacked_again(tmp_path):
+    """A large eps breaks all images; the first four are attacked by every attack all the same."""
+    eps = 255.0
+    first = AttackConfiguration("first", "white-box", "eot_pgd", eps, 6, 30.0, (30.0, None), {"steps": 4})
+    suite = [
+        AttackConfiguration(CLEAN, "clean", "none", 0.0, 6, 30.0, (30.0, None, 10.0)),
+        replace(first, name="check", group="check"),
+        first,
+        replace(first, name="skips", defense_sigmas=(30.0,), skips_broken=True),
+        replace(first, name="skips too", skips_broken=True),
+        replace(first, name="smaller eps", eps=8.0, skips_broken=True),
+        replace(first, name="off", attack_sigma=None, skips_broken=True),
+        replace(first, name="another sigma", attack_sigma=10.0, skips_broken=True),
+        replace(first, name="more sigmas", defense_sigmas=(30.0, None, 10.0), skips_broken=True),
+        replace(first, name="does not skip"),
+    ]
+    found = run(tmp_path, suite=suite)
+    for row in (4, 5):
+        record = found["first", row]
+        assert record["sure"] == ["30", "off"]
+        for name in ("skips", "skips too", "off"):
+            taken = found[name, row]
+            assert (taken["skipped"], taken[BROKEN_BY], taken["distance"]) == (True, "first", record["distance"])
+            for field in ("predictions", "scores"):
+                keys = taken[field].keys()
+                assert taken[field] == {key: record[field][key] for key in keys}
+        # A larger ball, a sigma that it was not judged at, and one that it was not sure at.
+        for name in ("smaller eps", "more sigmas", "another sigma", "does not skip", "first"):
+            assert not found[name, row]["skipped"]
+    assert not any(BROKEN_BY in found[one.name, row] for one in suite for row in range(4))
+
+
+def test_only_what_is_wrong_by_a_wide_margin_is_broken_for_sure(tmp_path):
+    """The margin of an image at the boundary changes its sign with the noise."""
+    pixels = make_images().read(0)[None]
+    logits = LINEAR(pixels)[0]
+    runner_up = logits.topk(2).indices[1].item()
+    gap = (logits.max() - logits[runner_up]).item()
+    weight = LINEAR.weight[logits.argmax()] - LINEAR.weight[runner_up]
+    for share, expected in ((0.1, True), (2.0, False)):
+        # Noise along the margin has this share of its mean as standard deviation.
+        sigma = 255 * share * gap / weight.norm().item()
+        images = EvaluationSet.from_tensors(pixels, torch.tensor([runner_up]))
+        runner = Runner(make_classifier, images, [], BUDGET, tmp_path)
+        found, _ = runner.classify(pixels[0], 0, (sigma,))
+        assert ("sure" in found) is expected
 
 
 def test_there_is_work_for_every_process(tmp_path):

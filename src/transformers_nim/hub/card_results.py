@@ -10,7 +10,7 @@ from typing import Any
 from ..robustness import Accuracy, RobustnessReport, render
 from ..robustness.certificates import certificate_table
 from ..robustness.measurements import ATTACK_GROUPS, STRONGEST
-from ..robustness.protocol import CLEAN, DEFAULT_PRECISION, HEADLINE, AttackConfiguration
+from ..robustness.protocol import CLEAN, FULL_PRECISION, HEADLINE, AttackConfiguration
 from ..utils.text_table import percent, render_table
 
 
@@ -208,7 +208,7 @@ def read_robustness(results: Mapping[str, Any]) -> Evaluation:
             how |= {"attack_sigma": attack.attack_sigma} if attack.eps else {}
         if sigma and settings["num_samples"] > 1:
             how |= {"num_samples": settings["num_samples"], "vote": settings["vote"]}
-        if row.eps and settings["attack_precision"] != DEFAULT_PRECISION and not (attack and attack.is_deterministic):
+        if row.eps and settings["attack_precision"] != FULL_PRECISION and not (attack and attack.is_deterministic):
             how["attack_precision"] = settings["attack_precision"]
         for kind in _ALL_KINDS if row.configuration in (HEADLINE, STRONGEST) else _ALL_KINDS[:1]:
             accuracy: Accuracy = getattr(row, kind)

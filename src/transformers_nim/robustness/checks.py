@@ -176,6 +176,9 @@ def _not_higher(report: Measurements, text: str, stronger: str, weaker: str, con
     sigma = report.settings["sigma"]
     left, right, clean = (report.correct(name, sigma) for name in (stronger, weaker, CLEAN))
     num = min(len(left), len(right))
+    if report.num_taken_over(stronger) or report.num_taken_over(weaker):
+        # On images that were chosen because an attack had failed there, any other would look strong.
+        num = min(num, report.settings["strength"]["num_check_images"])
     left, right, clean = left[:num], right[:num], clean[:num]
     difference = paired_difference(left, right, confidence=confidence)
     detail = (

@@ -22,7 +22,7 @@ from ..utils.output_folder import hold_folder
 from ..utils.processes import OneProcess
 from .classifiers import Subject, has_defense, make_subject
 from .evaluation import Defense, Evaluation, EvaluationOptions
-from .protocol import DEFAULT_PRECISION
+from .protocol import AUTO_PRECISION
 from .report import RobustnessReport
 
 
@@ -53,7 +53,7 @@ def evaluate_robustness(
     budget: Mapping[str, int] | None = None,
     attacks: Sequence[str] = (),
     surrogates: Mapping[str, Any] | None = None,
-    attack_precision: str = DEFAULT_PRECISION,
+    attack_precision: str = AUTO_PRECISION,
     autoattack: bool = True,
     split: str | None = None,
     labels_by_index: bool = False,
@@ -102,8 +102,8 @@ def evaluate_robustness(
         budget: Fields of the suite's [`AttackBudget`] to change, such as `{"steps": 50}`.
         attacks: Further attacks by their names; see [`available_attacks`].
         surrogates: Other models by name, of any kind that `model` may be, from which attacks are transferred.
-        attack_precision: `"bf16"` lets attacks on a random defense search in half precision; see
-            [`PixelClassifier`].
+        attack_precision: The precision in which attacks on a random defense search, `"fp32"` or `"bf16"`; `"auto"`
+            is bfloat16 where the device computes in it. Accuracies are always judged in float32.
         autoattack: Whether the full suite runs AutoAttack, where pyautoattack is installed.
         split: Split of a data set; by default the test split, otherwise one for validation, otherwise the only one.
         labels_by_index: Whether the data's classes have the model's numbers, whatever their names are.

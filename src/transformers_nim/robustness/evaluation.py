@@ -28,8 +28,9 @@ from ..utils.versions import VERSION, package_versions
 from .checks import make_report
 from .classifiers import Subject, has_defense, model_hash
 from .protocol import (
+    AUTO_PRECISION,
     BUDGETS,
-    DEFAULT_PRECISION,
+    FULL_PRECISION,
     HEADLINE,
     OLDER_SETTINGS,
     PRECISIONS,
@@ -38,10 +39,11 @@ from .protocol import (
     ModelFacts,
     Suite,
     check_radii,
+    fast_precision,
 )
 from .report import RobustnessReport
 from .runner import KEYS, Runner, kept_path
-from .time_budget import fit_suite, seconds_per_pass
+from .time_budget import Pace, fit_suite, seconds_per_pass
 
 
 PLAN = "plan.json"
@@ -65,7 +67,8 @@ class EvaluationOptions:
         vote: How it combines them, `"mean"` or `"majority"`; the config's by default.
         attacks: Further attacks by their registered names.
         budget: Fields of the suite's [`AttackBudget`] to change.
-        attack_precision: `"fp32"` or `"bf16"`: the precision in which attacks on a random defense search.
+        attack_precision: `"fp32"` or `"bf16"`: the precision in which attacks on a random defense search; `"auto"` is
+            bfloat16 where the device computes in it, see [`fast_precision`].
         with_autoattack: Whether the full suite runs AutoAttack where pyautoattack is installed.
         budget_minutes: Time there is; what has to be cut for it is said.
         resume: Whether to go on with the records in `output_dir`, if there are any.
@@ -89,7 +92,7 @@ class EvaluationOptions:
     vote: str | None = None
     attacks: Sequence[str] = ()
     budget: Mapping[str, int] = field(default_factory=dict)
-    attack_precision: str = DEFAULT_PRECISION
+    attack_precision: str = AUTO_PRECISION
     with_autoattack: bool = True
     budget_minutes: float | None = None
     resume: bool = False
@@ -99,7 +102,7 @@ class EvaluationOptions:
     labels_by_index: bool = False
 
     def __post_init__(self) -> None:
-        choices = {"suite": list(BUDGETS), "norm": ["Linf", "L2"], "attack_precision": list(PRECISIONS)}
+        choices = {"suite": list(BUDGETS), "norm": ["Linf", "L2"], "attack_precision": [AUTO_PRECISION, *PRECISIONS]}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
@@ -244,7 +247,8 @@ class Evaluation:
         defense = replace(defense, sigmas=list(suite.model.sigmas))
         images = replace(self.images, images=self.images.images[: suite.budget.num_images])
         planned = suite.configurations()
-        settings = self._settings(defense, images, suite.budget)
+        precision = self._precision(planned)
+        settings = self._settings(defense, images, suite.budget, precision)
         if workers.is_main_process:
             measured = {**settings, "cells": [one.to_dict() for one in planned]}
             start_records(
@@ -254,7 +258,7 @@ class Evaluation:
         workers.wait_for_everyone()
         for sentence in cut:
             self.say(f"cut: {sentence}")
-        run = self._attack(defense, images, planned, suite.budget)
+        run = self._attack(defense, images, planned, suite.budget, precision)
         if not workers.is_main_process:
             return None
         report = make_report(
@@ -339,15 +343,21 @@ class Evaluation:
             has_autoattack and options.suite == "full", options.attacks, defense.num_samples,
             [name for name, surrogate in self.surrogates.items() if surrogate.own_noise is not None],
         )  # fmt: skip
-        if options.attack_precision != DEFAULT_PRECISION and all(
-            one.is_deterministic for one in suite.configurations()
-        ):
+        is_random = not all(one.is_deterministic for one in suite.configurations())
+        if PRECISIONS.get(options.attack_precision) is not None and not is_random:
             advice = ", or choose a sigma above 0" if has_defense(self.subject.model) else ""
             raise ValueError(
                 f"attack_precision {options.attack_precision} is for attacks on a random defense, and here is none"
                 f" (sigma {sigma_key(defense.sigma)}): leave it out{advice}"
             )
         return suite
+
+    def _precision(self, configurations: Sequence[AttackConfiguration]) -> str:
+        """Return the precision in which attacks on the random defense search; there may be none."""
+        asked, is_random = self.options.attack_precision, not all(one.is_deterministic for one in configurations)
+        if asked == AUTO_PRECISION:
+            return fast_precision(self.workers.device) if is_random else FULL_PRECISION
+        return asked
 
     def _make(self, defense: Defense, **options: Any) -> Callable[[float | None, str, bool], PixelClassifier]:
         return self.subject.maker(self.options.seed, **{**defense.predictor, **options})
@@ -369,11 +379,14 @@ class Evaluation:
         if workers.is_main_process and not (options.resume and path.exists()):
             self.say("timing the model, to see what fits into the time")
             num_draws = suite.budget.num_draws
-            make = self.subject.maker(options.seed)
             # Models with noise of their own are attacked image by image.
             rows = options.rows_per_pass if self.subject.own_noise is None else num_draws
-            seconds = seconds_per_pass(make, self._first_pixels, defense.sigma, num_draws, rows)
-            fitting, cut = fit_suite(suite, seconds, workers.num_processes, options.budget_minutes)
+            half = PRECISIONS[self._precision(suite.configurations())]
+            judge, search = (
+                seconds_per_pass(make, self._first_pixels, defense.sigma, num_draws, rows)
+                for make in (self.subject.maker(options.seed), self.subject.maker(options.seed, autocast_dtype=half))
+            )
+            fitting, cut = fit_suite(suite, Pace(search, judge), workers.num_processes, options.budget_minutes)
             grids = {"eps_grid": list(fitting.eps_grid), "sigmas": list(fitting.model.sigmas)}
             path.parent.mkdir(parents=True, exist_ok=True)
             plan = {"asked": asked, "strength": asdict(fitting.budget), **grids, "cut": cut}
@@ -391,7 +404,9 @@ class Evaluation:
         grid = plan.get("eps_grid", suite.eps_grid)
         return replace(suite, budget=AttackBudget(**plan["strength"]), model=facts, eps_grid=grid), plan["cut"]
 
-    def _settings(self, defense: Defense, images: EvaluationSet, budget: AttackBudget) -> dict[str, Any]:
+    def _settings(
+        self, defense: Defense, images: EvaluationSet, budget: AttackBudget, precision: str
+    ) -> dict[str, Any]:
         """Return what decides the figures; a run goes on with the same settings only."""
         options, source, model = self.options, self.images.source, self.subject.model
         identities = json.dumps([asdict(image) for image in images.images])
@@ -401,7 +416,7 @@ class Evaluation:
             "split": source["split"],
             "labels_by_index": source["labels_by_index"],
             **{name: getattr(options, name) for name in ("suite", "norm", "eps", "seed", "rows_per_pass")},
-            "attack_precision": options.attack_precision,
+            "attack_precision": precision,
             "model": self.subject.name,
             "model_class": type(self.subject.core).__name__,
             "model_hash": model_hash(model),
@@ -424,8 +439,9 @@ class Evaluation:
         return settings
 
     def _attack(
-        self, defense: Defense, images: EvaluationSet, planned: Sequence[AttackConfiguration], budget: AttackBudget
-    ) -> list[AttackConfiguration]:
+        self, defense: Defense, images: EvaluationSet, planned: Sequence[AttackConfiguration], budget: AttackBudget,
+        precision: str,
+    ) -> list[AttackConfiguration]:  # fmt: skip
         """Run this process's pending attacks. Return the attack configurations that were run."""
         options, workers = self.options, self.workers
         surrogates = {name: surrogate.plain() for name, surrogate in self.surrogates.items()}
@@ -434,7 +450,7 @@ class Evaluation:
             keep_images=[HEADLINE], batch_size=options.batch_size, rows_per_pass=options.rows_per_pass,
             device=workers.device, process_index=workers.process_index, num_processes=workers.num_processes,
             wait=workers.wait_for_everyone,
-            make_approximate=self._make(defense, autocast_dtype=PRECISIONS[options.attack_precision]),
+            make_approximate=self._make(defense, autocast_dtype=PRECISIONS[precision]),
             num_samples=defense.num_samples, make_probed=self._make(defense, vote="mean"),
         )  # fmt: skip
         pending = runner.pending_cost()

@@ -15,6 +15,7 @@ from ..utils.statistics import mean_accuracy, paired_difference
 from ..utils.text_table import sigma_key
 from .figures import NUM_VOTES, Row, SigmaChoice, Strongest, TradeOff, find_knee, measure, treating_all_alike
 from .protocol import (
+    ATTACK_GROUPS,
     CLEAN,
     CLEAN_NOISE_KNOWN,
     DEFAULT_OPTIONS,
@@ -29,9 +30,6 @@ from .protocol import (
 
 RESULTS_FILE = "results.json"
 STRONGEST = "strongest"
-
-# Groups that an attacker may choose from: checks differ in steps or images, cross-checks know the noise.
-ATTACK_GROUPS = ("baseline", "white-box", "adaptive", "grid", "approximate", "black-box")
 
 # What `results.json` holds.
 _FIELDS = ("settings", "cells", "images", "records", "versions", "wall_time", "left_out", "cut", "checks", "classes")
@@ -256,6 +254,14 @@ class Measurements:
     def scores(self, name: str, sigma: float | None) -> np.ndarray:
         """Return what the attacker chooses by: share of wrong answers and mean margin, shape `(images, 2)`."""
         return np.array([record["scores"][sigma_key(sigma)] for record in self._measured(name, sigma)])
+
+    def num_taken_over(self, name: str) -> int:
+        """Return how many images an attack left out, as an earlier one had broken them for sure.
+
+        The first ones are never among them: as many as `settings["strength"]["num_check_images"]`.
+        """
+        self.configuration(name)
+        return sum("broken_by" in record for record in self._records[name])
 
     def labels(self, num_images: int) -> np.ndarray:
         """Return the true classes of the first images."""

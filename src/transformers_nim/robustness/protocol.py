@@ -16,12 +16,13 @@ from ..utils.text_table import sigma_key
 # Images that are attacked in one pass.
 _LARGEST_GROUP = 8
 
-# The precision in which attacks on a random defense search; what they find is judged in float32.
+# The precisions in which attacks on a random defense search; what they find is judged in float32.
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
-DEFAULT_PRECISION = "fp32"
+FULL_PRECISION = "fp32"
+AUTO_PRECISION = "auto"
 
 # Settings that older results do not have, with the values that they were made with.
-OLDER_SETTINGS: dict[str, Any] = {"attack_precision": DEFAULT_PRECISION, "num_samples": 1, "vote": "mean"}
+OLDER_SETTINGS: dict[str, Any] = {"attack_precision": FULL_PRECISION, "num_samples": 1, "vote": "mean"}
 
 CLEAN = "clean"
 HEADLINE = "EOT-PGD"
@@ -34,9 +35,26 @@ SQUARE = "Square"
 TARGETED = "APGD-T"
 AUTOATTACK = "AutoAttack"
 NOISE_KNOWN = "EOT-PGD, noise known"
+# Groups that an attacker may choose from: checks differ in steps or images, cross-checks know the noise.
+ATTACK_GROUPS = ("baseline", "white-box", "adaptive", "grid", "approximate", "black-box")
 # Ends the names of attacks that were asked for by name.
 DEFAULT_OPTIONS = ", default options"
 CLEAN_NOISE_KNOWN = "clean, noise known"
+
+
+def fast_precision(device: torch.device) -> str:
+    """Return the precision in which attacks on a random defense search: `"bf16"` where a device computes in it.
+
+    Emulated, as on older CPUs and GPUs, it is slower than float32. That attacks are as strong in it was measured, see
+    `benchmarks/README.md`.
+    """
+    if device.type == "cuda":
+        is_native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        # Releases of torch before 2.10 do not tell.
+        capabilities: Any = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
+        is_native = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return "bf16" if is_native else FULL_PRECISION
 
 
 @dataclass(frozen=True)
@@ -58,6 +76,8 @@ class AttackConfiguration:
         fixed_noise: Whether the defense always uses the same noise, which the attacker knows.
         source: Name of the other model on which the images are made, for transfer attacks.
         is_random: Whether the classifier draws noise of its own, which has no sigma.
+        skips_broken: Whether images that an earlier attack has broken for sure are not attacked again, apart from the
+            first few, which show what the attack does by itself; see [`Runner`].
     """
 
     name: str
@@ -73,10 +93,12 @@ class AttackConfiguration:
     fixed_noise: bool = False
     source: str | None = None
     is_random: bool = False
+    skips_broken: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as records hold them: without `is_random` where it is False, as older ones."""
-        return {name: value for name, value in asdict(self).items() if name != "is_random" or value}
+        """Return the fields as results hold them: without newer ones where they are False, as older ones."""
+        newer = ("is_random", "skips_broken")
+        return {name: value for name, value in asdict(self).items() if name not in newer or value}
 
     @property
     def is_deterministic(self) -> bool:
@@ -132,10 +154,14 @@ class AttackConfiguration:
             budget: The attack budget.
             num_samples: Noise draws that a prediction combines; each is a pass.
         """
+        return sum(self.costs(budget, num_samples))
+
+    def costs(self, budget: "AttackBudget", num_samples: int = 1) -> tuple[int, int]:
+        """Return the parts of [`AttackConfiguration.total_cost`]: what searches, and what judges."""
         gradients, forwards = self.cost
         judging = num_samples * (budget.num_draws + budget.num_evaluations)
         draws = sum(judging if sigma or self.is_random else 1 for sigma in self.defense_sigmas)
-        return self.passes(num_samples) * (2 * gradients + forwards) + draws
+        return self.passes(num_samples) * (2 * gradients + forwards), draws
 
 
 @dataclass(frozen=True)
@@ -289,9 +315,7 @@ class Suite:
             *self._baselines(),
             *self._white_box(),
             *self._known_noise(),
-            *self._approximate_and_adaptive(),
-            *self._grid(),
-            *self._black_box(),
+            *map(_skipping, (*self._approximate_and_adaptive(), *self._grid(), *self._black_box())),
             # Some attacks are there already, with the suite's options and under their own names.
             *(self._make(f"{name}{DEFAULT_OPTIONS}", "white-box", name) for name in self.further_attacks),
             *self._checks(),
@@ -321,10 +345,9 @@ class Suite:
         made = replace(made, is_random=self.model.own_noise is not None, **changes)
         if "batch_size" not in attack_options(attack):
             return made
-        # Groups are filled up: those larger than a batch would waste passes.
-        group_size = min(
-            _LARGEST_GROUP, max(1, self.rows_per_pass // (made.num_draws * made.passes(self.num_samples)))
-        )
+        # Groups are filled up, so large ones waste passes on the last few images. Half a pass is as fast per image.
+        rows = made.num_draws * made.passes(self.num_samples)
+        group_size = min(_LARGEST_GROUP, max(1, self.rows_per_pass // (2 * rows)))
         if made.is_one_by_one or attack == "autoattack" or attack.startswith("torchattacks_"):
             # Their random starts, or the model's own noise, belong to the batch and not to the image.
             group_size = 1
@@ -342,17 +365,19 @@ class Suite:
     def _white_box(self) -> Iterator[AttackConfiguration]:
         everywhere = self.model.all_sigmas
         yield self._pgd(HEADLINE, "white-box", defense_sigmas=everywhere)
-        yield self._make("EOT-APGD-CE", "white-box", "eot_apgd_ce", self._iterative, defense_sigmas=everywhere)
+        both = {"defense_sigmas": everywhere, "skips_broken": True}
+        yield self._make("EOT-APGD-CE", "white-box", "eot_apgd_ce", self._iterative, **both)
         if self.model.num_labels >= 3:
-            yield self._make("EOT-APGD-DLR", "white-box", "eot_apgd_dlr", self._iterative, defense_sigmas=everywhere)
+            yield self._make("EOT-APGD-DLR", "white-box", "eot_apgd_dlr", self._iterative, **both)
         if self.model.is_random:
             return
         # What AutoAttack adds to the above, and itself: a random defense would be counted out by one lucky draw.
         if self.model.num_labels >= 4:
             targets = {"num_targets": min(_NUM_TARGETS[self.name], self.model.num_labels - 1)}
             options = {**self._iterative, **targets}
-            yield self._make(TARGETED, "white-box", "apgd_t", options, defense_sigmas=everywhere)
+            yield self._make(TARGETED, "white-box", "apgd_t", options, **both)
         if self.with_autoattack:
+            # All images, as its figure is what others are compared with.
             yield self._make(AUTOATTACK, "white-box", "autoattack", self._autoattack_parts)
 
     @property
@@ -413,6 +438,10 @@ class Suite:
         yield self._pgd(UNBOUNDED, "check", eps=whole, num_images=self._num_checks)
         if self.model.sigma is not None:
             yield self._pgd(OFF_LARGE, "check", **large, attack_sigma=None, defense_sigmas=(None,))
+
+
+def _skipping(one: AttackConfiguration) -> AttackConfiguration:
+    return replace(one, skips_broken=True)
 
 
 def headline_at(sigma: float | None) -> str:

@@ -4,6 +4,11 @@
 Everything random has a seed of its own. An attack's is derived from the run's seed, the attack configuration and the
 image; that of the noise of the final classification from the run's seed, the image and sigma. So figures depend
 neither on batches nor on processes, the clean and the attacked image meet the same noise, and no attack has seen it.
+
+An image is broken for sure if the noise draws by which the attacker chooses are all wrong, and their mean margin is
+more than two standard deviations above 0. Further attacks could take nothing from it. Those that
+[`AttackConfiguration.skips_broken`] take over the record of the attack that broke it, at no larger eps and at the
+sigma they are made for. The draws that count take no part in that decision.
 """
 
 import json
@@ -29,13 +34,17 @@ from ..utils.records import SETTINGS, append_record, read_records
 from ..utils.seeding import derive_seed, forked_rng
 from ..utils.text_table import plural, sigma_key
 from .classifiers import MakeClassifier
-from .protocol import CLEAN, AttackBudget, AttackConfiguration
+from .protocol import ATTACK_GROUPS, CLEAN, AttackBudget, AttackConfiguration
 
 
 KEYS = ("cell", "row")
 PROBE = "gradient probe"
 # In the record of an attacked image where a loss or a gradient was not finite.
 NOT_FINITE = "not_finite"
+# In the record of an image: sigmas at which it is broken for sure, and the attack that broke one that was left out.
+SURE, BROKEN_BY = "sure", "broken_by"
+# Standard deviations over noise draws by which the mean margin of such an image is above 0.
+_SURE = 2.0
 # Lengths, in L2 over pixels of [0, 1], over which a gradient is compared with a difference.
 _PROBE_STEPS = (1e-2, 1e-3, 2e-4)
 _NEEDS_NO_GRADIENT = ("none", "uniform_noise", "square", "transfer")
@@ -89,6 +98,10 @@ class Runner:
     make_approximate: MakeClassifier | None = None
     num_samples: int = 1
     make_probed: MakeClassifier | None = None
+    # By row and name of sigma: the attacks that broke the image for sure, with their records, in order.
+    _broken: dict[tuple[int, str], list[tuple[AttackConfiguration, Mapping[str, Any]]]] = field(
+        init=False, default_factory=dict
+    )
 
     def run(self) -> list[AttackConfiguration]:
         """Run this process's pending attacks.
@@ -108,6 +121,10 @@ class Runner:
         self.wait()
         records = read_records(self.folder, KEYS)
         clean = {record["row"]: record for record in records if record["cell"] == CLEAN}
+        names = {one.name: one for one in self.configurations}
+        for record in records:
+            if record["cell"] in names:
+                self._note(names[record["cell"]], record)
         has_gradients = any(record["has_gradient"] for record in records if record["cell"] == PROBE)
         runnable = [one for one in self.configurations if has_gradients or one.attack in _NEEDS_NO_GRADIENT]
         done = {(record["cell"], record["row"]) for record in records}
@@ -141,10 +158,9 @@ class Runner:
         return [n for n in range(one.num_images) if (one.name, self._row(n)) not in done]
 
     def _share(self, positions: Sequence[int]) -> list[Sequence[int]]:
-        """Return the batches of this process; small enough that there is one for every process."""
-        size = max(1, min(self.batch_size, -(-len(positions) // self.num_processes)))
-        batches = [positions[n : n + size] for n in range(0, len(positions), size)]
-        return batches[self.process_index :: self.num_processes]
+        """Return the batches of this process, which has the same images in all attacks: records build on others."""
+        own = [n for n in positions if n % self.num_processes == self.process_index]
+        return [own[n : n + self.batch_size] for n in range(0, len(own), self.batch_size)]
 
     def _append(self, record: Mapping[str, Any]) -> None:
         append_record(self.folder, self.process_index, record)
@@ -154,20 +170,44 @@ class Runner:
     ) -> None:
         pending = self._pending(one, done)
         cost = one.total_cost(self.budget, self.num_samples)
-        lost = [n for n in pending if self._is_lost(one, n, clean)]
-        for part in self._share(lost):
+        settled = {n: known for n in pending if (known := self._settled(one, n, clean)) is not None}
+        for part in self._share(list(settled)):
             for position in part:
-                record = clean[self._row(position)]
-                # The same noise would give the same answers.
-                keys = [sigma_key(sigma) for sigma in one.defense_sigmas]
-                kept = {name: {key: record[name][key] for key in keys} for name in ("predictions", "scores")}
-                loss = record["loss"] if self._has_clean_loss(one) else None
-                self._record(one, position, skipped=True, distance=0.0, **kept, loss=loss, seconds=0.0)
+                self._take_over(one, position, settled[position])
             self.on_cost(cost * len(part))
-        lost_set = set(lost)
-        for part in self._share([n for n in pending if n not in lost_set]):
+        for part in self._share([n for n in pending if n not in settled]):
             for group in [[n] for n in part] if one.is_one_by_one else [part]:
                 self._attack(one, group, clean, cost)
+
+    def _settled(
+        self, one: AttackConfiguration, position: int, clean: Mapping[int, Mapping[str, Any]]
+    ) -> Mapping[str, Any] | None:
+        """Return the record that tells what an attack would find: of the clean image, or of an earlier attack."""
+        if self._is_lost(one, position, clean):
+            return clean[self._row(position)]
+        if not one.skips_broken or position < self.budget.num_check_images:
+            return None
+        for earlier, record in self._broken.get((self._row(position), sigma_key(one.attack_sigma)), ()):
+            if earlier.eps <= one.eps and set(one.defense_sigmas) <= set(earlier.defense_sigmas):
+                return record
+        return None
+
+    def _take_over(self, one: AttackConfiguration, position: int, record: Mapping[str, Any]) -> None:
+        # The same noise would give the same answers.
+        keys = [sigma_key(sigma) for sigma in one.defense_sigmas]
+        kept: dict[str, Any] = {name: {key: record[name][key] for key in keys} for name in ("predictions", "scores")}
+        is_clean = record["cell"] == CLEAN
+        if not is_clean:
+            kept[BROKEN_BY] = record.get(BROKEN_BY, record["cell"])
+        loss = record["loss"] if is_clean and self._has_clean_loss(one) else None
+        distance = 0.0 if is_clean else record["distance"]
+        self._record(one, position, skipped=True, distance=distance, **kept, loss=loss, seconds=0.0)
+
+    def _note(self, one: AttackConfiguration, record: Mapping[str, Any]) -> None:
+        """Remember where an attack, which any attacker may choose, has broken an image for sure."""
+        if one.group in ATTACK_GROUPS and not one.fixed_noise:
+            for key in record.get(SURE, ()):
+                self._broken.setdefault((record["row"], key), []).append((one, record))
 
     def _is_lost(self, one: AttackConfiguration, position: int, clean: Mapping[int, Mapping[str, Any]]) -> bool:
         """Return whether an image is wrong without any attack, in every noise draw at every sigma."""
@@ -234,7 +274,9 @@ class Runner:
         self.on_cost(cost * len(positions) * (1 - min(steps_so_far, expected) / (expected + 1)))
 
     def _record(self, one: AttackConfiguration, position: int, **result: Any) -> None:
-        self._append({"cell": one.name, "row": self._row(position), **result})
+        record = {"cell": one.name, "row": self._row(position), **result}
+        self._append(record)
+        self._note(one, record)
 
     def _keep(self, one: AttackConfiguration, position: int, adversarial: torch.Tensor) -> None:
         path = kept_path(self.folder, one.name, self._row(position))
@@ -261,8 +303,9 @@ class Runner:
             fixed_noise: Whether the defense always uses the same noise.
 
         Returns:
-            `{"predictions": {sigma: classes}, "scores": {sigma: [share of wrong answers, mean margin]}}`, and the
-            cross entropy at the first sigma. The class is -1, which is wrong, where logits are NaN.
+            `{"predictions": {sigma: classes}, "scores": {sigma: [share of wrong answers, mean margin]}}`, with the
+            sigmas at which it is broken for sure, if any, as `"sure"`; and the cross entropy at the first sigma. The
+            class is -1, which is wrong, where logits are NaN.
         """
         label = torch.tensor([self.images.images[position].label], device=self.device)
         found: dict[str, Any] = {"predictions": {}, "scores": {}}
@@ -284,10 +327,14 @@ class Runner:
                 ]
             logits = torch.cat(parts, dim=1)
             attackers, counted = (logits, logits) if total == 1 else (logits[:, :chosen], logits[:, chosen:])
-            wrong = (answers(attackers) != label).double().mean()
-            margin = finite_loss(adversarial_loss("margin", attackers, label))
+            wrong = (answers(attackers) != label).double().mean().item()
+            # Of each draw, shape (draws,).
+            margins = finite_loss(adversarial_loss("margin", attackers.transpose(0, 1), label.expand(chosen)))
+            margin = finite_loss(adversarial_loss("margin", attackers, label)).item()
             found["predictions"][sigma_key(sigma)] = answers(counted[0]).tolist()
-            found["scores"][sigma_key(sigma)] = [wrong.item(), margin.item()]
+            found["scores"][sigma_key(sigma)] = [wrong, margin]
+            if wrong == 1 and margin >= _SURE * margins.double().std(correction=0).item():
+                found.setdefault(SURE, []).append(sigma_key(sigma))
             if first_loss is None:
                 first_loss = finite_loss(adversarial_loss("ce", attackers, label)).item()
         assert first_loss is not None

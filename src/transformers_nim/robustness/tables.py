@@ -9,7 +9,7 @@ from .measurements import Measurements
 from .protocol import (
     AUTOATTACK,
     CLEAN,
-    DEFAULT_PRECISION,
+    FULL_PRECISION,
     HEADLINE,
     TARGETED,
     UNBOUNDED,
@@ -102,7 +102,7 @@ def describe(report: Measurements) -> list[str]:
         "Intervals are Wilson's, where several noise draws of an image count by the spread between images. That"
         " training again gives another model is not part of them.",
     ]
-    if settings["attack_precision"] != DEFAULT_PRECISION:
+    if settings["attack_precision"] != FULL_PRECISION:
         lines.append(
             f"Attacks on the random defense search in {settings['attack_precision']} (autocast); what they find is"
             f" judged in {settings['dtype']}."
@@ -120,7 +120,8 @@ def attack_table(report: Measurements) -> tuple[list[str], list[list[str]], str]
     shown = [one for one in report.configurations.values() if _is_shown(one, sigma, eps)]
     rows = [report.row(one.name, sigma) for one in shown]
     rows.sort(key=lambda row: (_mark(row) != "", _mark(row) != " *", row.group != "clean", row.accuracy.mean))
-    lines = [_attack_line(row, row.configuration + _mark(row)) for row in rows]
+    taken_over = {row.configuration: report.num_taken_over(row.configuration) for row in rows}
+    lines = [_attack_line(row, row.configuration + _mark(row), taken_over[row.configuration]) for row in rows]
     notes = []
     if report.has_attacks:
         strongest = report.strongest(sigma)
@@ -128,6 +129,12 @@ def attack_table(report: Measurements) -> tuple[list[str], list[list[str]], str]
         fresh = ", judged by other noise than the accuracy" if strongest.row.num_draws > 1 else ""
         notes.append(f"Strongest: on each image the attack that works best there{fresh}.")
         notes.append(_wrong_choices(report, strongest))
+    if any(taken_over.values()):
+        alone = report.settings["strength"]["num_check_images"]
+        notes.append(
+            f"N of M images: the others had been broken for sure by an earlier attack, and count as it left them. The"
+            f" first {alone} were attacked by every attack."
+        )
     is_random = any(row.num_draws > 1 for row in rows)
     if is_random:
         columns = ["one shot", f"worst of {NUM_TRIES}", f"majority of {NUM_VOTES}", "clean, one shot"]
@@ -183,8 +190,9 @@ def _is_shown(one: AttackConfiguration, sigma: float | None, eps: float) -> bool
     return one.group == "clean" or one.eps == eps
 
 
-def _attack_line(row: Row, name: str) -> list[str]:
-    return [name, str(row.num_images), *map(str, (row.accuracy, row.worst_of_10, row.majority_of_11, row.clean))]
+def _attack_line(row: Row, name: str, num_taken_over: int = 0) -> list[str]:
+    images = f"{row.num_images - num_taken_over} of {row.num_images}" if num_taken_over else str(row.num_images)
+    return [name, images, *map(str, (row.accuracy, row.worst_of_10, row.majority_of_11, row.clean))]
 
 
 def _matrix(report: Measurements) -> list[str]:

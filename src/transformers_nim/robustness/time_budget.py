@@ -4,7 +4,7 @@
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -67,6 +67,29 @@ class TooLittleTimeError(ValueError):
         return f"{self.reason} Pass {name}{separator}{self.minutes}, which leaves a margin.{fits}"
 
 
+@dataclass(frozen=True)
+class Pace:
+    """Seconds per noisy image in a pass; one with a gradient counts as two.
+
+    Attributes:
+        search: Of an attack on the random defense, which may search in lower precision.
+        judge: Of everything else.
+    """
+
+    search: float
+    judge: float
+
+    def seconds(self, suite: Suite, budget: AttackBudget, num_images: int) -> float:
+        """Return the time of an evaluation with a budget on so many images."""
+        budget = replace(budget, num_images=num_images)
+        total = 0.0
+        for one in replace(suite, budget=budget).configurations():
+            searching, judging = one.costs(budget, suite.num_samples)
+            pace = self.judge if one.is_deterministic else self.search
+            total += one.num_images * (pace * searching + self.judge * judging)
+        return total
+
+
 def seconds_per_pass(
     make_classifier: MakeClassifier, pixels: torch.Tensor, sigma: float | None, num_draws: int, rows_per_pass: int
 ) -> float:
@@ -115,7 +138,7 @@ def seconds_per_pass(
     return seconds / rows
 
 
-def fit_suite(suite: Suite, seconds: float, num_processes: int, minutes: float) -> tuple[Suite, list[str]]:
+def fit_suite(suite: Suite, pace: Pace, num_processes: int, minutes: float) -> tuple[Suite, list[str]]:
     """Find the largest suite that fits into the time; see [`fit`].
 
     If not even the smallest attack budget fits, further eps go, and then further sigmas of the defense but off.
@@ -128,7 +151,7 @@ def fit_suite(suite: Suite, seconds: float, num_processes: int, minutes: float) 
     """
     narrower, cut_grids = suite, []
     try:
-        budget, cut = fit(suite, seconds, num_processes, minutes)
+        budget, cut = fit(suite, pace, num_processes, minutes)
         return replace(suite, budget=budget), cut
     except TooLittleTimeError as error:
         first = least = error
@@ -145,7 +168,7 @@ def fit_suite(suite: Suite, seconds: float, num_processes: int, minutes: float) 
         kept = "the defense off as the only further sigma" if left else "no further eps"
         cut_grids.append(f"{kept} instead of {shown}, to fit into {minutes:g} minutes")
         try:
-            budget, cut = fit(narrower, seconds, num_processes, minutes)
+            budget, cut = fit(narrower, pace, num_processes, minutes)
         except TooLittleTimeError as error:
             least = error
             continue
@@ -154,16 +177,16 @@ def fit_suite(suite: Suite, seconds: float, num_processes: int, minutes: float) 
     raise TooLittleTimeError(least.reason, least.minutes, first.smaller)
 
 
-def fit(suite: Suite, seconds: float, num_processes: int, minutes: float) -> tuple[AttackBudget, list[str]]:
+def fit(suite: Suite, pace: Pace, num_processes: int, minutes: float) -> tuple[AttackBudget, list[str]]:
     """Find the largest attack budget that fits into the time.
 
     Images go first, down to 16; then restarts, queries, draws and steps in turns. Last, the number of images rises
-    again as far as the time allows. Images that are wrong without an attack cost nothing, and how many these are is
-    not known yet, so a run may end early.
+    again as far as the time allows. Images that are wrong without an attack cost nothing, those that an attack has
+    broken for sure little, and how many these are is not known yet, so a run may end early.
 
     Args:
         suite: The suite, with the budget that was asked for.
-        seconds: Time of one pass; see [`seconds_per_pass`].
+        pace: Times of a pass.
         num_processes: Processes that share the work.
         minutes: The time there is.
 
@@ -178,12 +201,12 @@ def fit(suite: Suite, seconds: float, num_processes: int, minutes: float) -> tup
     available = 60 * minutes * (1 - _RESERVE) * num_processes
 
     def needed(budget: AttackBudget, num_images: int) -> float:
-        return seconds * _passes(suite, budget, num_images)
+        return pace.seconds(suite, budget, num_images)
 
     asked = chosen = suite.budget
     least_images, smallest = min(LEAST_IMAGES, asked.num_images), _smallest(asked)
     if needed(smallest, least_images) > available:
-        raise _too_little(suite, minutes, needed(smallest, least_images) / available * minutes, available / seconds)
+        raise _too_little(suite, minutes, needed(smallest, least_images) / available * minutes, available, pace)
     round_number = 0
     while needed(chosen, least_images) > available:
         chosen = _REDUCTIONS[round_number % len(_REDUCTIONS)](chosen)
@@ -204,13 +227,6 @@ def fit(suite: Suite, seconds: float, num_processes: int, minutes: float) -> tup
     return chosen, cut
 
 
-def _passes(suite: Suite, budget: AttackBudget, num_images: int) -> float:
-    """Return the passes of an evaluation with a budget on so many images."""
-    budget = replace(budget, num_images=num_images)
-    configurations = replace(suite, budget=budget).configurations()
-    return sum(one.num_images * one.total_cost(budget, suite.num_samples) for one in configurations)
-
-
 _REDUCTIONS = (
     lambda b: replace(b, restarts=1),
     lambda b: replace(b, num_queries=max(min(b.num_queries, LEAST_QUERIES), b.num_queries // 4, 2 * b.num_draws)),
@@ -227,14 +243,17 @@ def _smallest(budget: AttackBudget) -> AttackBudget:
     return budget if smaller == budget else _smallest(smaller)
 
 
-def _too_little(suite: Suite, minutes: float, needed_minutes: float, passes: float) -> TooLittleTimeError:
+def _too_little(
+    suite: Suite, minutes: float, needed_minutes: float, available: float, pace: Pace
+) -> TooLittleTimeError:
     """Return the error that says what would fit.
 
     Args:
         suite: What was asked for.
         minutes: The time there is.
         needed_minutes: What the smallest budget needs.
-        passes: The passes for which there is time.
+        available: Seconds that there are, of all processes together.
+        pace: Times of a pass.
     """
     smallest = _smallest(suite.budget)
     num_images = min(LEAST_IMAGES, suite.budget.num_images)
@@ -255,7 +274,9 @@ def _too_little(suite: Suite, minutes: float, needed_minutes: float, passes: flo
             suite, name=changes.get("suite", suite.name), model=replace(suite.model, sigmas=sigmas),
             eps_grid=changes.get("eps_grid", suite.eps_grid),
         )  # fmt: skip
-        fitting = [n for n in range(1, num_images + 1) if _passes(smaller, budget, n) <= (1 - _MARGIN) * passes]
+        fitting = [
+            n for n in range(1, num_images + 1) if pace.seconds(smaller, budget, n) <= (1 - _MARGIN) * available
+        ]
         # The first that allows most images: it changes least.
         if fitting and fitting[-1] > best[0]:
             reduced = {name: value for name, value in asdict(budget).items() if value != getattr(asked, name)}

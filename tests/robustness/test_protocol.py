@@ -144,6 +144,7 @@ def test_a_vote_is_one_draw_and_costs_as_many_passes_as_it_has():
 def test_what_leaves_broken_images_out_is_no_reference():
     made = named(surrogates=["other"], further_attacks=["pgd"])
     whole = {name for name, one in made.items() if not one.skips_broken}
+    assert {"EOT-PGD, sigma off", "EOT-PGD, sigma 0"} <= whole
     assert {CLEAN, HEADLINE, NOISE_KNOWN, "EOT-PGD, few steps", "pgd, default options"} <= whole
     left_out = {"EOT-APGD-CE", "BPDA", "vote", "Square", "transfer from other", "EOT-PGD, sigma 25", "EOT-PGD, eps 2"}
     assert not left_out & whole

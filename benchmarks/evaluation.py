@@ -46,10 +46,8 @@ def main(argv: list[str] | None = None) -> None:
     seconds = {name: evaluate(checkouts[name], folders[name], options) for name in checkouts}
     reports = [RobustnessReport.load(folder / "results.json") for folder in folders.values()]
     print(compare(*reports))
-    ratio = seconds["before"] / seconds["after"]
-    print(
-        f"\nProcessor seconds: {seconds['before']:.0f} before, {seconds['after']:.0f} after, {ratio:.2f} times as fast."
-    )
+    before, after = seconds.values()
+    print(f"\nProcessor seconds: {before:.0f} before, {after:.0f} after: {before / after:.2f} times as fast.")
 
 
 if __name__ == "__main__":

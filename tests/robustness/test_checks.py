@@ -167,8 +167,8 @@ GOOD = {
 PROBES = [{"has_gradient": True, "norm": 2.0, "differences": [2.01, 1.5]}] * 10
 
 
-def verdicts(shares, probes=PROBES, losses=(0.1, 2.0), off=0.0, num=100):
-    """Checks of a made-up evaluation in which each attack leaves a given share of the images."""
+def report_of(shares, probes=PROBES, losses=(0.1, 2.0), off=0.0, num=100):
+    """Return a made-up evaluation in which each attack leaves a given share of the images, and its probes."""
     budget = AttackBudget(num, num, 11, steps=20, num_draws=2, restarts=1, num_queries=300)
     attacks = Suite("quick", budget, ModelFacts(50.0, [None]), 8, [4], surrogates=["other"]).configurations()
     records = []
@@ -190,7 +190,11 @@ def verdicts(shares, probes=PROBES, losses=(0.1, 2.0), off=0.0, num=100):
             })  # fmt: skip
     images = [{"row": row, "image": str(row), "label": row % 2} for row in range(num)]
     report = RobustnessReport(fake_reports.settings(), [asdict(one) for one in attacks], images, records)
-    checks = run_checks(report, probes)
+    return report, probes
+
+
+def verdicts(*args, **options):
+    checks = run_checks(*report_of(*args, **options))
     return {check["name"] for check in checks if check["passed"] is False}, checks
 
 
@@ -220,6 +224,25 @@ def test_a_good_evaluation_passes_and_everything_is_judged():
 def test_each_check_can_fail(shares, name):
     (found,) = verdicts(shares)[0]
     assert found.startswith(name)
+
+
+def test_what_skips_broken_images_is_compared_on_those_that_it_does_not_choose():
+    """Where an attack had only failures of another to attack, it looks strong even if it is as strong as that."""
+    report, probes = report_of({SQUARE: 0.2})
+    (check,) = [one for one in run_checks(report, probes) if SQUARE in one["detail"]]
+    assert "of 100 images" in check["detail"]
+    taken = [
+        {**record, "skipped": True, "broken_by": HEADLINE}
+        if record["cell"] == SQUARE and record["row"] > 50
+        else record
+        for record in report.records
+    ]
+    chosen = replace(report, records=taken)
+    assert chosen.num_taken_over(SQUARE) == 49
+    (check,) = [one for one in run_checks(chosen, probes) if SQUARE in one["detail"]]
+    assert f"of {report.settings['strength']['num_check_images']} images" in check["detail"]
+    with pytest.raises(ValueError, match="no attack configuration is called 'other'"):
+        report.num_taken_over("other")
 
 
 def test_the_unbounded_attack_alone_proves_nothing():

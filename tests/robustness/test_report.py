@@ -296,6 +296,23 @@ def test_table_of_a_defended_model():
     )
 
 
+def test_the_table_says_which_images_an_attack_left_out():
+    report = simulated()
+    assert "N of M images" not in render(report)
+    taken = [
+        {**record, "skipped": True, "broken_by": "EOT-PGD"}
+        if record["cell"] in ("vote", "EOT-PGD, sigma 25") and record["row"] < 30
+        else record
+        for record in report.records
+    ]
+    text = plain(render(replace(report, records=taken)))
+    number = len(report.images)
+    assert f"| vote | {number - 10} of {number} |" in text
+    assert f"| low frequency | {number} |" in text
+    assert "the others had been broken for sure by an earlier attack, and count as it left them" in text
+    assert "An image that an earlier attack had broken for sure at the sigma of a row counts as it left it." in text
+
+
 def test_table_of_a_model_without_defense():
     text = render(simulated(sigma=None, sigmas=(), eps_grid=()))
     assert "no defense" in text

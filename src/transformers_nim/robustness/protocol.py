@@ -76,8 +76,7 @@ class AttackConfiguration:
         fixed_noise: Whether the defense always uses the same noise, which the attacker knows.
         source: Name of the other model on which the images are made, for transfer attacks.
         is_random: Whether the classifier draws noise of its own, which has no sigma.
-        skips_broken: Whether images that an earlier attack has broken for sure are not attacked again, apart from the
-            first few, which show what the attack does by itself; see [`Runner`].
+        skips_broken: Whether images that an earlier attack has broken for sure are not attacked again; see [`Runner`].
     """
 
     name: str
@@ -315,7 +314,9 @@ class Suite:
             *self._baselines(),
             *self._white_box(),
             *self._known_noise(),
-            *map(_skipping, (*self._approximate_and_adaptive(), *self._grid(), *self._black_box())),
+            *self._approximate_and_adaptive(),
+            *self._grid(),
+            *self._black_box(),
             # Some attacks are there already, with the suite's options and under their own names.
             *(self._make(f"{name}{DEFAULT_OPTIONS}", "white-box", name) for name in self.further_attacks),
             *self._checks(),
@@ -399,16 +400,21 @@ class Suite:
         if self.model.sigma is not None:
             yield self._pgd(BPDA, "approximate", gradient="bpda")
             if self.model.has_patches:
-                yield self._make("patch statistics", "adaptive", "patch_statistics", self._iterative)
+                yield self._make(
+                    "patch statistics", "adaptive", "patch_statistics", self._iterative, skips_broken=True
+                )
         if self.model.sigma is not None or self.model.is_random:
-            yield self._make("vote", "adaptive", "vote", self._iterative)
+            yield self._make("vote", "adaptive", "vote", self._iterative, skips_broken=True)
         resolution = max(1, min(8, min(self.model.image_shape[1:]) // 2))
-        yield self._make("low frequency", "adaptive", "low_frequency", {**self._iterative, "resolution": resolution})
+        options = {**self._iterative, "resolution": resolution}
+        yield self._make("low frequency", "adaptive", "low_frequency", options, skips_broken=True)
 
     def _grid(self) -> Iterator[AttackConfiguration]:
         main, everywhere = self.model.sigma, self.model.all_sigmas
         for sigma in everywhere[1:]:
-            yield self._pgd(headline_at(sigma), "grid", attack_sigma=sigma, defense_sigmas=everywhere)
+            # What is made for no noise is cheap, and a check compares it with the headline on all images.
+            options = {"defense_sigmas": everywhere, "skips_broken": bool(sigma)}
+            yield self._pgd(headline_at(sigma), "grid", attack_sigma=sigma, **options)
         sigmas = everywhere if self.name == "full" else (main,)
         for radius in sorted(set(self.eps_grid) - {self.eps}):
             for sigma in sigmas:
@@ -417,7 +423,7 @@ class Suite:
 
     def _black_box(self) -> Iterator[AttackConfiguration]:
         square = {"num_queries": self.budget.queries(self.num_samples), "num_draws": self._votes}
-        yield self._make(SQUARE, "black-box", "square", square)
+        yield self._make(SQUARE, "black-box", "square", square, skips_broken=True)
         for source in self.surrogates:
             options = {"steps": self.budget.steps, "restarts": 1, "batch_size": 8}
             if source in self.random_surrogates:
@@ -438,11 +444,6 @@ class Suite:
         yield self._pgd(UNBOUNDED, "check", eps=whole, num_images=self._num_checks)
         if self.model.sigma is not None:
             yield self._pgd(OFF_LARGE, "check", **large, attack_sigma=None, defense_sigmas=(None,))
-
-
-def _skipping(one: AttackConfiguration) -> AttackConfiguration:
-    # What is made for no noise is cheap, and shows what such an attacker can do.
-    return replace(one, skips_broken=one.group != "grid" or not one.is_deterministic)
 
 
 def headline_at(sigma: float | None) -> str:

@@ -6,9 +6,10 @@ image; that of the noise of the final classification from the run's seed, the im
 neither on batches nor on processes, the clean and the attacked image meet the same noise, and no attack has seen it.
 
 An image is broken for sure if the noise draws by which the attacker chooses are all wrong, and their mean margin is
-more than two standard deviations above 0. Further attacks could take nothing from it. Those that
-[`AttackConfiguration.skips_broken`] take over the record of the attack that broke it, at no larger eps and at the
-sigma they are made for. The draws that count take no part in that decision.
+at least two standard deviations above 0. Further attacks could take next to nothing from it. Those that skip such
+images ([`AttackConfiguration`]) take over the record of the attack that broke it, at no larger eps and at the sigma
+they are made for. The draws that count take no part in that decision. By queries the first few images are attacked in
+any case, so that a check can compare on images that no attack has chosen.
 """
 
 import json
@@ -185,7 +186,8 @@ class Runner:
         """Return the record that tells what an attack would find: of the clean image, or of an earlier attack."""
         if self._is_lost(one, position, clean):
             return clean[self._row(position)]
-        if not one.skips_broken or position < self.budget.num_check_images:
+        is_compared = one.group == "black-box" and position < self.budget.num_check_images
+        if not one.skips_broken or is_compared:
             return None
         for earlier, record in self._broken.get((self._row(position), sigma_key(one.attack_sigma)), ()):
             if earlier.eps <= one.eps and set(one.defense_sigmas) <= set(earlier.defense_sigmas):

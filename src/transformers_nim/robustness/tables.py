@@ -130,10 +130,9 @@ def attack_table(report: Measurements) -> tuple[list[str], list[list[str]], str]
         notes.append(f"Strongest: on each image the attack that works best there{fresh}.")
         notes.append(_wrong_choices(report, strongest))
     if any(taken_over.values()):
-        alone = report.settings["strength"]["num_check_images"]
         notes.append(
-            f"N of M images: the others had been broken for sure by an earlier attack, and count as it left them. The"
-            f" first {alone} were attacked by every attack."
+            "N of M images: the others had been broken for sure by an earlier attack, and count as it left"
+            " them, so that such a row tells what is left after both."
         )
     is_random = any(row.num_draws > 1 for row in rows)
     if is_random:

@@ -256,7 +256,7 @@ class Measurements:
         return np.array([record["scores"][sigma_key(sigma)] for record in self._measured(name, sigma)])
 
     def num_taken_over(self, name: str) -> int:
-        """Return how many images an attack left out, as an earlier one had broken them for sure; see [`Runner`]."""
+        """Return how many images an attack left out, as an earlier one had broken them; see [`Runner`]."""
         self.configuration(name)
         return sum("broken_by" in record for record in self._records[name])
 

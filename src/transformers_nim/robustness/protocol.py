@@ -76,7 +76,7 @@ class AttackConfiguration:
         fixed_noise: Whether the defense always uses the same noise, which the attacker knows.
         source: Name of the other model on which the images are made, for transfer attacks.
         is_random: Whether the classifier draws noise of its own, which has no sigma.
-        skips_broken: Whether images that an earlier attack has broken for sure are not attacked again; see [`Runner`].
+        skips_broken: Whether images that an earlier attack has broken are not attacked again; see [`Runner`].
     """
 
     name: str

@@ -5,11 +5,10 @@ Everything random has a seed of its own. An attack's is derived from the run's s
 image; that of the noise of the final classification from the run's seed, the image and sigma. So figures depend
 neither on batches nor on processes, the clean and the attacked image meet the same noise, and no attack has seen it.
 
-An image is broken for sure if the noise draws by which the attacker chooses are all wrong, and their mean margin is
-at least two standard deviations above 0. Further attacks could take next to nothing from it. Those that skip such
-images ([`AttackConfiguration`]) take over the record of the attack that broke it, at no larger eps and at the sigma
-they are made for. The draws that count take no part in that decision. By queries the first few images are attacked in
-any case, so that a check can compare on images that no attack has chosen.
+An image is broken if the noise draws by which the attacker chooses are all wrong: further attacks could take next to
+nothing from it. Those that skip such images ([`AttackConfiguration`]) take over the record of the attack that broke
+it, at no larger eps and at the sigma they are made for. The draws that count take no part in that decision. By queries
+the first few images are attacked in any case, so that a check can compare on images that no attack has chosen.
 """
 
 import json
@@ -42,10 +41,8 @@ KEYS = ("cell", "row")
 PROBE = "gradient probe"
 # In the record of an attacked image where a loss or a gradient was not finite.
 NOT_FINITE = "not_finite"
-# In the record of an image: sigmas at which it is broken for sure, and the attack that broke one that was left out.
-SURE, BROKEN_BY = "sure", "broken_by"
-# Standard deviations over noise draws by which the mean margin of such an image is above 0.
-_SURE = 2.0
+# In the record of an image that was left out: the attack that had broken it.
+BROKEN_BY = "broken_by"
 # Lengths, in L2 over pixels of [0, 1], over which a gradient is compared with a difference.
 _PROBE_STEPS = (1e-2, 1e-3, 2e-4)
 _NEEDS_NO_GRADIENT = ("none", "uniform_noise", "square", "transfer")
@@ -99,7 +96,7 @@ class Runner:
     make_approximate: MakeClassifier | None = None
     num_samples: int = 1
     make_probed: MakeClassifier | None = None
-    # By row and name of sigma: the attacks that broke the image for sure, with their records, in order.
+    # By row and name of sigma: the attacks that broke the image, with their records, in order.
     _broken: dict[tuple[int, str], list[tuple[AttackConfiguration, Mapping[str, Any]]]] = field(
         init=False, default_factory=dict
     )
@@ -206,10 +203,11 @@ class Runner:
         self._record(one, position, skipped=True, distance=distance, **kept, loss=loss, seconds=0.0)
 
     def _note(self, one: AttackConfiguration, record: Mapping[str, Any]) -> None:
-        """Remember where an attack, which any attacker may choose, has broken an image for sure."""
+        """Remember where an attack, which any attacker may choose, has broken an image."""
         if one.group in ATTACK_GROUPS and not one.fixed_noise:
-            for key in record.get(SURE, ()):
-                self._broken.setdefault((record["row"], key), []).append((one, record))
+            for key, (wrong, _) in record["scores"].items():
+                if wrong == 1:
+                    self._broken.setdefault((record["row"], key), []).append((one, record))
 
     def _is_lost(self, one: AttackConfiguration, position: int, clean: Mapping[int, Mapping[str, Any]]) -> bool:
         """Return whether an image is wrong without any attack, in every noise draw at every sigma."""
@@ -305,9 +303,8 @@ class Runner:
             fixed_noise: Whether the defense always uses the same noise.
 
         Returns:
-            `{"predictions": {sigma: classes}, "scores": {sigma: [share of wrong answers, mean margin]}}`, with the
-            sigmas at which it is broken for sure, if any, as `"sure"`; and the cross entropy at the first sigma. The
-            class is -1, which is wrong, where logits are NaN.
+            `{"predictions": {sigma: classes}, "scores": {sigma: [share of wrong answers, mean margin]}}`, and the
+            cross entropy at the first sigma. The class is -1, which is wrong, where logits are NaN.
         """
         label = torch.tensor([self.images.images[position].label], device=self.device)
         found: dict[str, Any] = {"predictions": {}, "scores": {}}
@@ -330,13 +327,9 @@ class Runner:
             logits = torch.cat(parts, dim=1)
             attackers, counted = (logits, logits) if total == 1 else (logits[:, :chosen], logits[:, chosen:])
             wrong = (answers(attackers) != label).double().mean().item()
-            # Of each draw, shape (draws,).
-            margins = finite_loss(adversarial_loss("margin", attackers.transpose(0, 1), label.expand(chosen)))
             margin = finite_loss(adversarial_loss("margin", attackers, label)).item()
             found["predictions"][sigma_key(sigma)] = answers(counted[0]).tolist()
             found["scores"][sigma_key(sigma)] = [wrong, margin]
-            if wrong == 1 and margin >= _SURE * margins.double().std(correction=0).item():
-                found.setdefault(SURE, []).append(sigma_key(sigma))
             if first_loss is None:
                 first_loss = finite_loss(adversarial_loss("ce", attackers, label)).item()
         assert first_loss is not None

@@ -131,7 +131,7 @@ def attack_table(report: Measurements) -> tuple[list[str], list[list[str]], str]
         notes.append(_wrong_choices(report, strongest))
     if any(taken_over.values()):
         notes.append(
-            "N of M images: the others had been broken for sure by an earlier attack, and count as it left"
+            "N of M images: the others had been broken by an earlier attack, and count as it left"
             " them, so that such a row tells what is left after both."
         )
     is_random = any(row.num_draws > 1 for row in rows)
@@ -226,7 +226,7 @@ def _matrix(report: Measurements) -> list[str]:
         f" at eps {eps:g}/255; intervals of the strongest reach at most {100 * widest:.1f} points to either side."
     )
     if any(report.num_taken_over(one.name) for one in attacks):
-        note += " An image that an earlier attack had broken for sure at the sigma of a row counts as it left it."
+        note += " An image that an earlier attack had broken at the sigma of a row counts as it left it."
     if len({len(one.candidates) for one in everything}) > 1:
         note += f" Compare columns by the strongest of these {len(attacks)}: in the last row some meet more attacks."
     wrong = [sigma_label(one.row.defense_sigma) for one in everything if _wrong_choices(report, one)]

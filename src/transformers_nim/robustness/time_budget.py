@@ -182,7 +182,7 @@ def fit(suite: Suite, pace: Pace, num_processes: int, minutes: float) -> tuple[A
 
     Images go first, down to 16; then restarts, queries, draws and steps in turns. Last, the number of images rises
     again as far as the time allows. Images that are wrong without an attack cost nothing, those that an attack has
-    broken for sure little, and how many these are is not known yet, so a run may end early.
+    broken little, and how many these are is not known yet, so a run may end early.
 
     Args:
         suite: The suite, with the budget that was asked for.

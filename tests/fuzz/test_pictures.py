@@ -1,17 +1,11 @@
 # Copyright 2026 the transformers-nim authors. Licensed under the Apache License, Version 2.0.
-"""Random pictures, arrays, configs and image processors: each is answered as the rule says, or refused in a sentence.
-
-`NIM_FUZZ_SEED` changes the seed, and `NIM_FUZZ_CASES` multiplies the number of cases.
-"""
+"""Random pictures, arrays, configs and image processors: answered as the rule says, or refused in a sentence."""
 
 import base64
 import copy
 import io
 import json
-import os
-import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +14,7 @@ import pytest
 import torch
 from conftest import random_picture, tiny_config, tiny_model
 from PIL import Image, ImageOps
+from sentences import CASES, SEED, attempt
 from transformers import AutoConfig, AutoImageProcessor
 
 from transformers_nim import (
@@ -33,25 +28,6 @@ from transformers_nim.data.loading import decode_picture
 
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
-
-SEED = int(os.environ.get("NIM_FUZZ_SEED", "0"))
-CASES = float(os.environ.get("NIM_FUZZ_CASES", "1"))
-SECONDS_PER_CASE = 10
-SENTENCES = (ValueError, OSError, TypeError)
-
-
-def attempt(case: str, ask: Callable[[], Any]) -> Any:
-    """The answer, or the error if it is one sentence in time."""
-    start = time.perf_counter()
-    try:
-        answer = ask()
-    except Exception as error:
-        answer = error
-    if isinstance(answer, Exception):
-        is_sentence = isinstance(answer, SENTENCES) and "\n" not in str(answer) and 0 < len(str(answer)) < 500
-        assert is_sentence, f"{case}: {answer!r}"
-    assert time.perf_counter() - start < SECONDS_PER_CASE, f"{case} took {time.perf_counter() - start:.0f} seconds"
-    return answer
 
 
 @pytest.fixture(scope="module")

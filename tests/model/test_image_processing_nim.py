@@ -684,3 +684,10 @@ def test_backends_agree_with_pillow_on_a_natural_picture(china, size, num_channe
     for result in results:
         np.testing.assert_allclose(result, expected, rtol=0, atol=2)
     np.testing.assert_allclose(results[0], results[1], rtol=0, atol=2)
+
+
+@pytest.mark.parametrize("text", ["5", '"x"', "[]", "null"])
+def test_a_file_that_holds_no_fields_is_refused(text, tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text(text)
+    with pytest.raises(OSError, match=r"image processor (of|for) .*"):
+        NIMImageProcessor.from_pretrained(tmp_path)

@@ -337,6 +337,21 @@ class _NIMImageProcessorMixin:
     do_normalize = True
 
     @classmethod
+    def get_image_processor_dict(cls, pretrained_model_name_or_path, **kwargs):
+        """Read `preprocessor_config.json`, as in transformers, and check that it holds fields.
+
+        Raises:
+            OSError: There is no such file, or it holds no JSON object.
+        """
+        try:
+            content, unused = super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)  # type: ignore
+            if isinstance(content, dict):
+                return content, unused
+        except (TypeError, AttributeError):
+            pass
+        raise OSError(f"the image processor of {pretrained_model_name_or_path} is no JSON object of fields and values")
+
+    @classmethod
     def from_config(cls, config: NIMConfig, crop_pct: float | None = None, **kwargs: Any):
         """Make the image processor of a model.
 

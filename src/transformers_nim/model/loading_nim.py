@@ -129,6 +129,8 @@ def _names_in(path: str) -> list[str]:
         files = index.get("weight_map") if isinstance(index, dict) else None
         if not isinstance(files, dict) or not files or not all(isinstance(name, str) for name in files.values()):
             raise OSError(f"{path} is no index of weights: it has no weight_map from their names to files")
+        if not isinstance(index.get("metadata"), dict):
+            raise OSError(f"{path} is no index of weights: it has no metadata")
         return list(files)
     if path.endswith(".safetensors"):
         with safe_open(path, framework="pt") as weights:

@@ -162,6 +162,7 @@ class NIMModel(NIMPreTrainedModel):
         Arguments, returns and errors are those of `PreTrainedModel.from_pretrained`.
         """
         refuse_other_classifier(saved_config(pretrained_model_name_or_path, kwargs, cls.config_class))
+        saved_class(pretrained_model_name_or_path, kwargs)  # checks that the weights can be read
         return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
 
     @merge_with_config_defaults

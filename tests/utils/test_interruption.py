@@ -64,6 +64,14 @@ def test_at_once(own_signals):
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def test_released(own_signals):
+    """While a process waits to be stopped after an error, a signal is no second one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    catch_signals()
+    interruption.release_signals()
+    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == [signal.SIG_IGN, signal.SIG_DFL]
+
+
 def test_what_is_ignored_stays_so(own_signals):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     assert signal.SIGINT not in catch_signals()

@@ -5,7 +5,8 @@
 
 Runs on one CPU or GPU; with `--launch` in several processes, on several nodes, with FSDP or DeepSpeed (`accelerate
 launch -m transformers_nim.commands.pretrain` does the same; see examples/README.md). With `--resume_from_checkpoint
-latest` an interrupted run continues exactly from its last checkpoint.
+latest` an interrupted run continues exactly from its last checkpoint. Ctrl-C, SIGTERM and SIGUSR1 write one first,
+after the next step, and print the command that goes on; a second Ctrl-C ends the run at once.
 """
 
 import argparse

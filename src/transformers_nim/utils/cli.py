@@ -16,7 +16,7 @@ from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
 from .extras import check_installed
-from .interruption import Interrupted, catch_signals, end_with_parent
+from .interruption import Interrupted, catch_signals, end_with_parent, release_signals
 from .output_folder import check_path
 from .processes import PROGRAM, launch, process_rank, program_name
 
@@ -249,6 +249,8 @@ def exit_with_error(program: str, message: str, status: int) -> NoReturn:
     Of several processes the main one speaks. The others wait to be stopped, as launchers do when one process ends, and
     speak if nobody stops them: then the error is theirs alone.
     """
+    # All is said.
+    release_signals()
     rank = process_rank()
     if rank:
         time.sleep(PATIENCE)

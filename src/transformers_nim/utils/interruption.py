@@ -107,6 +107,13 @@ def catch_signals() -> dict[int, Any]:
     return {number: signal.signal(number, _handle) for number in numbers}
 
 
+def release_signals() -> None:
+    """Let signals end this process as if they had never been caught."""
+    for number in SIGNALS:
+        if signal.getsignal(number) is _handle:
+            signal.signal(number, signal.SIG_DFL)
+
+
 @contextmanager
 def deferred_signals() -> Iterator[None]:
     """Note signals in a `with` block, for [`signaled`], instead of raising [`Interrupted`]."""

@@ -215,7 +215,7 @@ def test_images_come_from_anywhere(source, config, data, tmp_path):
     assert losses(output_dir) == whole
     if source == "stream":
         # Other workers would read it in another order.
-        with pytest.raises(ValueError, match=r"with 0 workers each' and is .* with 2 workers each'"):
+        with pytest.raises(ValueError, match=r"with 0 workers each \(.* and is .* with 2 workers each \("):
             main("pretrain", *common, "--max_train_steps", 8, "--resume_from_checkpoint", "latest", "--num_workers", 2)
 
 

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from training_runs import TINY, main, save_digits, save_tiny_config, save_tiny_denoiser
+from training_runs import TINY, digits_dataset, main, save_digits, save_tiny_config, save_tiny_denoiser
 
 from transformers_nim import NIMConfig, NIMForPreTraining
 from transformers_nim.commands import finetune, pretrain
@@ -58,7 +58,7 @@ def identity_of(task: str, folders: dict[str, str], *changes: str) -> dict:
     else:
         sigma = arguments.training_sigma(args, "uniform", start.config.finetuning_sigma)
         model = finetune.make_model(args, ["a", "b"], start, sigma)
-    identity = TrainingJob(task, args, *[None] * 4)._task(model.config)
+    identity = TrainingJob(task, args, *[None] * 5)._task(model.config)
     return json.loads(json.dumps({**identity, "total_batch_size": 16, "data": "digits, 200 images"}))
 
 
@@ -224,6 +224,23 @@ def test_a_changed_task_is_refused_before_it_is_loaded(run, folders, tmp_path, m
         main("pretrain", *resumed, "--horizontal_flip", 0)
 
 
+def test_images_are_known_by_their_content(run, tmp_path, monkeypatch):
+    """They may lie elsewhere; others in a folder of the same name, number and columns are refused before models."""
+    given, whole = run
+    shutil.copytree(whole, tmp_path / "run")
+    resumed = [*given, "--max_train_steps", 5, "--output_dir", tmp_path / "run", "--resume_from_checkpoint", "latest"]
+    results = main("pretrain", *resumed, "--dataset_name", save_digits(tmp_path / "elsewhere"))
+    assert (results["steps"], results["dataset"]) == (5, "elsewhere")
+    other = tmp_path / "data"
+    other.mkdir()
+    for split, number, start in (("train", 200, 1), ("validation", 40, 200)):
+        digits_dataset(number, start).to_parquet(other / f"{split}-00000-of-00001.parquet")
+    monkeypatch.setattr("transformers_nim.commands.pretrain.make_model", None)
+    told = r"checkpoint-4 belongs to another run: images was '200 images \(hash (\w+)\)' and is '200.*hash (?!\1)"
+    with pytest.raises(ValueError, match=told):
+        main("pretrain", *resumed, "--dataset_name", other)
+
+
 def test_results_and_card_say_what_has_changed_and_when(run, tmp_path, capsys):
     given, whole = run
     assert json.loads((whole / "all_results.json").read_text())["changes"] == []
@@ -261,7 +278,7 @@ def test_a_run_of_an_earlier_version_goes_on(run, tmp_path, caplog):
     results = main("pretrain", *given, "--max_train_steps", 6, "--output_dir", folder, "--resume_from_checkpoint",
                    "latest", "--horizontal_flip", 0)  # fmt: skip
     (told,) = [one.getMessage() for one in caplog.records if "earlier version" in one.getMessage()]
-    assert "checkpoint-4 was saved by an earlier version, without hashes of its files and without its task" in told
+    assert "checkpoint-4 was saved by an earlier version, without hashes of its files and images and" in told
     assert (results["steps"], results["settings_from"], results["changes"]) == (6, 4, [])
     assert "Those of the first 4 updates are not on record." in (folder / "README.md").read_text()
     # From now on it knows its task.

@@ -89,8 +89,16 @@ def _sizes(pictures: Any, column: str) -> np.ndarray | None:
         return np.asarray(compute.binary_length(table))
     if table.null_count < len(table):
         return None
-    paths = (value["path"] for values in _batches(pictures, column) for value in values)
-    return np.fromiter((os.stat(path).st_size if path and os.path.isfile(path) else -1 for path in paths), np.int64)
+    rows = itertools.chain.from_iterable(_batches(pictures, column))
+    return np.fromiter((_file_size(row["path"]) for row in rows), np.int64)
+
+
+def _file_size(path: str | None) -> int:
+    try:
+        return os.stat(path or "").st_size
+    except OSError:
+        # It is told as one that cannot be decoded.
+        return -1
 
 
 def _add(digest: Any, value: Any) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ..data.augmentation import Transform
+from ..data.content import content_hash
 from ..data.draws import Draw
 from ..data.images import Batch, evaluation_loader, first_images, training_batches
 from ..data.loading import ImageData, ImageSource
@@ -286,6 +287,21 @@ def _check_steps(name: str, value: str | None, is_streamed: bool = False) -> Non
     raise ValueError(f"{name} must be a number of at least 1 or 'epoch' (not for streams), got {value!r}")
 
 
+def _number_of(data: ImageData, args: argparse.Namespace, accelerator: Any) -> str:
+    """Return how many images there are, in the words that checkpoints of earlier versions hold."""
+    if data.is_streamed:
+        # Its order depends on processes and workers.
+        return f"a stream for {accelerator.num_processes} processes with {args.num_workers} workers each"
+    return f"{len(data.train)} images"
+
+
+def _shared_hash(data: ImageData, accelerator: Any) -> str:
+    """Return the hash of the images; the main process reads them for all."""
+    found: list[str] = [content_hash(data) if accelerator.is_main_process else ""]
+    shared: list[str] = require("accelerate.utils").broadcast_object_list(found)
+    return shared[0]
+
+
 @dataclass(frozen=True)
 class TrainingJob:
     """Processes, images and plan of a training command.
@@ -297,6 +313,7 @@ class TrainingJob:
         precision: Its precision.
         data: Images to train on and to validate with.
         plan: Batch, length and learning rate.
+        images: What the images are, by their content.
     """
 
     task: str
@@ -305,25 +322,30 @@ class TrainingJob:
     precision: Precision
     data: ImageData
     plan: Plan
+    images: str
 
     @classmethod
     def load(cls, task: str, args: argparse.Namespace, accelerator: Any, precision: Precision) -> "TrainingJob":
         """Load the images that the arguments describe, and plan the run.
 
         Raises:
-            ValueError: An argument is out of range or not that of the run to resume, or images or labels are missing.
+            ValueError: An argument is out of range, images or labels are missing, or one of these is not that of the
+                run to resume.
         """
         resumed = args.resume_from_checkpoint and find_checkpoint(args.output_dir, args.resume_from_checkpoint)
         if resumed:
             # What can be told before images and models are loaded.
             check_identity(resumed, read_state(resumed)["identity"], task_arguments(args))
         data = _image_source(args).load(with_labels=task == "finetuning")
+        images = f"{_number_of(data, args, accelerator)} (hash {_shared_hash(data, accelerator)})"
+        if resumed:
+            check_identity(resumed, read_state(resumed)["identity"], {"images": images})
         plan = make_plan(args, data, accelerator.num_processes, task)
         if accelerator.state.deepspeed_plugin is not None:
             # DeepSpeed reads it from a prepared loader, and ours are not prepared.
             size = args.per_device_train_batch_size
             accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = size
-        return cls(task, args, accelerator, precision, data, plan)
+        return cls(task, args, accelerator, precision, data, plan, images)
 
     def start(
         self,
@@ -380,11 +402,12 @@ class TrainingJob:
         return TrainingRun(accelerator, options, model, optimizer, schedule, image_processor, ema)
 
     def _task(self, config: NIMConfig) -> dict[str, Any]:
-        """Return what makes this run another one, besides images and batch."""
+        """Return what makes this run another one, besides seed and batch."""
         starts = {name: getattr(self.args, name) for name in START if hasattr(self.args, name)}
         source = {"cache_dir": self.args.cache_dir, "token": self.args.token}
         return {
             **task_arguments(self.args),
+            "images": self.images,
             "config": config_fields(config),
             **{name: path and f"weights of SHA-256 {weights_hash(path, **source)}" for name, path in starts.items()},
         }
@@ -404,18 +427,13 @@ class TrainingJob:
         args, plan, data = self.args, self.plan, self.data
         checkpointing_steps = steps_of("checkpointing_steps", args.checkpointing_steps, plan)
         assert checkpointing_steps is not None
-        if data.is_streamed:
-            # Its order depends on processes and workers. Checkpoints of earlier versions hold these very words.
-            images = f"a stream for {self.accelerator.num_processes} processes with {args.num_workers} workers each"
-        else:
-            images = f"{len(data.train)} images"
         return RunOptions(
             output_dir=Path(args.output_dir),
             total_steps=plan.total_steps,
             total_batch_size=plan.total_batch_size,
             steps_per_epoch=plan.steps_per_epoch,
             seed=args.seed,
-            data_identity=f"{data.name}, {images}",
+            data_identity=f"{data.name}, {_number_of(data, args, self.accelerator)}",
             checkpointing_steps=checkpointing_steps,
             task=self._task(config),
             settings=self._settings(),

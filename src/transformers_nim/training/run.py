@@ -60,7 +60,7 @@ class RunOptions:
         total_batch_size: Images per update, over all processes.
         steps_per_epoch: Updates per pass over the images; 0 if their number is unknown.
         seed: Seed of every draw.
-        data_identity: Name of the images. A run resumes with the same images, seed and batch size only.
+        data_identity: Name and number of the images. A run resumes with the same ones, seed and batch size only.
         checkpointing_steps: Updates between checkpoints.
         task: What else must stay the same when the run is resumed, see [`identity`](identity.py).
         settings: What may change then; the steps after which it did are recorded.
@@ -499,8 +499,9 @@ class TrainingRun:
         unknown = uncompared(state["identity"], self._identity())
         if "settings" not in state:
             logger.warning(
-                f"{path} was saved by an earlier version, without hashes of its files and without its task: whether"
-                " the files are whole, and whether the arguments are those that this run began with, cannot be checked"
+                f"{path} was saved by an earlier version, without hashes of its files and images and without its"
+                " task: whether the files are whole, and whether arguments and images are those that this run began"
+                " with, cannot be checked"
             )
         elif unknown:
             logger.warning(

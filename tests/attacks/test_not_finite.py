@@ -33,9 +33,11 @@ def quick(name):
         options["patch_size"] = 2
     if name == "transfer":
         options |= {"source": Cracked(), "attack": "pgd"}
-    if name in ("autoattack", "torchattacks_eotpgd", "torchattacks_fgsm", "torchattacks_pgd"):
-        pytest.importorskip("pyautoattack" if name == "autoattack" else "torchattacks")
+    if name == "autoattack":
+        pytest.importorskip("pyautoattack")
         options["parts"] = ("apgd-ce", "fab", "square")
+    elif name.startswith("torchattacks_"):
+        pytest.importorskip("torchattacks")
     return make_attack(name, **options)
 
 

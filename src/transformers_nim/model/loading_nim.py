@@ -155,7 +155,8 @@ def readable(source, errors: tuple[type[Exception], ...] = _DAMAGES) -> Iterator
     try:
         yield
     except errors as error:
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        # The first sentence: torch's next one advises to load them unsafely.
+        said = (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0]
         raise OSError(f"the weights in {source} are damaged or cannot be read safely: {said[:200]}") from error
 
 

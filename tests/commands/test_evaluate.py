@@ -204,6 +204,8 @@ def test_attacks_may_search_in_bf16_and_records_tell(finished, folder, tmp_path)
     assert HEADLINE in differs
     attacks = [half.configuration(name) for name in differs]
     assert not any(one.is_deterministic or one.attack == "none" for one in attacks)
+    # A device that computes in another precision goes on in that of the run.
+    assert run(*options, "--resume", "--attack_precision", "auto").records == half.records
     with pytest.raises(ValueError, match="attack_precision was 'bf16' and is 'fp32'"):
         run(*options, "--resume", "--attack_precision", "fp32")
     with pytest.raises(ValueError, match="attack_precision was 'fp32' and is 'bf16'"):

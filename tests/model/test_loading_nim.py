@@ -248,7 +248,7 @@ def test_weights_of_no_nim_model_are_told_and_defend_nobody(saved, tmp_path, rep
     save_file({f"module.{name}": w for name, w in weights.items()}, path / "model.safetensors", {"format": "pt"})
     model = NIMForRobustImageClassification.from_pretrained(path)
     assert model.denoiser is model.config.defense_sigma is None
-    assert "has no denoiser" in report.text
+    assert "has no denoiser (and no weights of a NIM model at all" in report.text
     assert "module.nim.embeddings.cls_token" in report.text
 
 

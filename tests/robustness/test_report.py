@@ -310,7 +310,7 @@ def test_the_table_says_which_images_an_attack_left_out():
     assert f"| vote | {number - 10} of {number} |" in text
     assert f"| low frequency | {number} |" in text
     assert "the others had been broken by an earlier attack, and count as it left them" in text
-    assert "An image that an earlier attack had broken at the sigma of a row counts as it left it." in text
+    assert "An image that an earlier attack had broken at every sigma counts as it left it." in text
 
 
 def test_table_of_a_model_without_defense():

@@ -258,6 +258,26 @@ def test_an_interrupted_run_goes_on_and_does_nothing_twice(tmp_path, records, mo
     assert len(written) + len(before) == len(records)
 
 
+@pytest.mark.parametrize("number", [20, 45, 70, 95])
+def test_an_interrupted_run_takes_over_what_a_whole_one_does(tmp_path, monkeypatch, number):
+    """A large eps breaks most images, some by several attacks."""
+    suite = Suite("quick", BUDGET, facts(30.0, [None, 0.0]), 60, [15.0], rows_per_pass=6).configurations()
+    whole = run(tmp_path / "whole", suite=suite)
+    assert sum(BROKEN_BY in record for record in whole.values()) > 10
+    original, count = Runner._append, iter(range(number))
+
+    def append(self, record):
+        if next(count, None) is None:
+            raise KeyboardInterrupt
+        original(self, record)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Runner, "_append", append)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "killed", suite=suite)
+    assert run(tmp_path / "killed", suite=suite, resume=True) == whole
+
+
 def test_another_seed_gives_other_noise_and_attacks(tmp_path, records):
     other = run(tmp_path, seed=1)
     changed = [key for key in records if key[0] == HEADLINE and other[key]["scores"] != records[key]["scores"]]
@@ -472,7 +492,7 @@ def test_what_an_attack_has_broken_is_not_attacked_again(tmp_path):
         replace(first, name="skips too", skips_broken=True),
         replace(first, name="smaller eps", eps=8.0, skips_broken=True),
         replace(first, name="off", attack_sigma=None, skips_broken=True),
-        replace(first, name="another sigma", attack_sigma=10.0, skips_broken=True),
+        replace(first, name="another sigma", attack_sigma=10.0, defense_sigmas=(10.0,), skips_broken=True),
         replace(first, name="more sigmas", defense_sigmas=(30.0, None, 10.0), skips_broken=True),
         replace(first, name="does not skip"),
         replace(first, name="queries", group="black-box", skips_broken=True),
@@ -490,7 +510,7 @@ def test_what_an_attack_has_broken_is_not_attacked_again(tmp_path):
             for field in ("predictions", "scores"):
                 keys = taken[field].keys()
                 assert taken[field] == {key: record[field][key] for key in keys}
-        # Another ball, a sigma that it was not judged at, and one at which nothing has broken it.
+        # Another ball, and sigmas that it was not judged at.
         for name in ("smaller eps", "more sigmas", "another sigma", "does not skip", "first"):
             assert not found[name, row]["skipped"]
 

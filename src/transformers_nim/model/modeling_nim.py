@@ -592,9 +592,10 @@ class NIMForRobustImageClassification(SmoothingMixin, OtherClassifierMixin, NIMF
                         f"{pretrained_model_name_or_path} has no denoiser, so leave out {name}={kwargs[name]!r}, or"
                         f" use {cls.__name__}.from_denoiser(denoiser, classifier=...)"
                     )
+            others = "" if kind else " (and no weights of a NIM model at all; names of a wrapped one begin otherwise)"
             logger.warning(
-                f"{pretrained_model_name_or_path} has no denoiser, and a random one would be no defense: the model has"
-                " none (denoise=False), and the defense is off (sigma=None)."
+                f"{pretrained_model_name_or_path} has no denoiser{others}, and a random one would be no defense: the"
+                " model has none (denoise=False), and the defense is off (sigma=None)."
                 f" {cls.__name__}.from_denoiser(denoiser, classifier=...) puts a denoiser in front."
             )
             off = {"denoise": False, **_DEFENSE_OFF}

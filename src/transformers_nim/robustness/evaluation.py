@@ -21,7 +21,7 @@ from ..model.checks_nim import check_counts, check_vote
 from ..model.noise import FROM_CONFIG, ConstantSigma, parse_sigma, warn_of_sigma
 from ..model.pixel_classifier_nim import PixelClassifier
 from ..utils.extras import check_installed, require
-from ..utils.records import OTHER_MODEL, replace_file, start_records
+from ..utils.records import OTHER_MODEL, SETTINGS, replace_file, start_records
 from ..utils.seeding import forked_rng
 from ..utils.text_table import plural, sigma_key
 from ..utils.versions import VERSION, package_versions
@@ -47,7 +47,11 @@ from .time_budget import Pace, fit_suite, seconds_per_pass
 
 
 PLAN = "plan.json"
-_MEANINGS = {"images": "the images, their labels or their order are others", "model_hash": OTHER_MODEL}
+_MEANINGS = {
+    "images": "the images, their labels or their order are others",
+    "model_hash": OTHER_MODEL,
+    "cells": "the attacks or their options are others, as in another version of this package",
+}
 DEFAULT_SIGMAS: tuple[float | None, ...] = (None, 0.0, 25.0, 50.0, 75.0, 100.0)
 
 
@@ -355,9 +359,13 @@ class Evaluation:
     def _precision(self, configurations: Sequence[AttackConfiguration]) -> str:
         """Return the precision in which attacks on the random defense search; there may be none."""
         asked, is_random = self.options.attack_precision, not all(one.is_deterministic for one in configurations)
-        if asked == AUTO_PRECISION:
-            return fast_precision(self.workers.device) if is_random else FULL_PRECISION
-        return asked
+        if asked != AUTO_PRECISION:
+            return asked
+        path = Path(self.options.output_dir) / SETTINGS
+        if self.options.resume and path.exists():
+            # Perhaps on another device: what has been begun goes on.
+            return str(json.loads(path.read_text()).get("attack_precision", FULL_PRECISION))
+        return fast_precision(self.workers.device) if is_random else FULL_PRECISION
 
     def _make(self, defense: Defense, **options: Any) -> Callable[[float | None, str, bool], PixelClassifier]:
         return self.subject.maker(self.options.seed, **{**defense.predictor, **options})
@@ -382,10 +390,13 @@ class Evaluation:
             # Models with noise of their own are attacked image by image.
             rows = options.rows_per_pass if self.subject.own_noise is None else num_draws
             half = PRECISIONS[self._precision(suite.configurations())]
-            judge, search = (
-                seconds_per_pass(make, self._first_pixels, defense.sigma, num_draws, rows)
-                for make in (self.subject.maker(options.seed), self.subject.maker(options.seed, autocast_dtype=half))
-            )
+
+            def timed(**own: Any) -> float:
+                make = self.subject.maker(options.seed, **own)
+                return seconds_per_pass(make, self._first_pixels, defense.sigma, num_draws, rows)
+
+            judge = timed()
+            search = judge if half is None else timed(autocast_dtype=half)
             fitting, cut = fit_suite(suite, Pace(search, judge), workers.num_processes, options.budget_minutes)
             grids = {"eps_grid": list(fitting.eps_grid), "sigmas": list(fitting.model.sigmas)}
             path.parent.mkdir(parents=True, exist_ok=True)

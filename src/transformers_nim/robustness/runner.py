@@ -7,8 +7,8 @@ neither on batches nor on processes, the clean and the attacked image meet the s
 
 An image is broken if the noise draws by which the attacker chooses are all wrong: further attacks could take next to
 nothing from it. Those that skip such images ([`AttackConfiguration`]) take over the record of the attack that broke
-it, at no larger eps and at the sigma they are made for. The draws that count take no part in that decision. By queries
-the first few images are attacked in any case, so that a check can compare on images that no attack has chosen.
+it, at no larger eps and at every sigma that they are judged with. The draws that count take no part in that. The first
+few images are attacked by queries in any case, so that a check can compare on images that no attack has chosen.
 """
 
 import json
@@ -96,10 +96,8 @@ class Runner:
     make_approximate: MakeClassifier | None = None
     num_samples: int = 1
     make_probed: MakeClassifier | None = None
-    # By row and name of sigma: the attacks that broke the image, with their records, in order.
-    _broken: dict[tuple[int, str], list[tuple[AttackConfiguration, Mapping[str, Any]]]] = field(
-        init=False, default_factory=dict
-    )
+    # By row: the attacks that broke the image at some sigma, with their records, in order.
+    _broken: dict[int, list[tuple[AttackConfiguration, Mapping[str, Any]]]] = field(init=False, default_factory=dict)
 
     def run(self) -> list[AttackConfiguration]:
         """Run this process's pending attacks.
@@ -119,10 +117,13 @@ class Runner:
         self.wait()
         records = read_records(self.folder, KEYS)
         clean = {record["row"]: record for record in records if record["cell"] == CLEAN}
-        names = {one.name: one for one in self.configurations}
+        by_name: dict[str, list[dict[str, Any]]] = {}
         for record in records:
-            if record["cell"] in names:
-                self._note(names[record["cell"]], record)
+            by_name.setdefault(record["cell"], []).append(record)
+        # In the order of the attacks, so that a resumed run finds the same earlier ones.
+        for one in self.configurations:
+            for record in by_name.get(one.name, ()):
+                self._note(one, record)
         has_gradients = any(record["has_gradient"] for record in records if record["cell"] == PROBE)
         runnable = [one for one in self.configurations if has_gradients or one.attack in _NEEDS_NO_GRADIENT]
         done = {(record["cell"], record["row"]) for record in records}
@@ -186,8 +187,9 @@ class Runner:
         is_compared = one.group == "black-box" and position < self.budget.num_check_images
         if not one.skips_broken or is_compared:
             return None
-        for earlier, record in self._broken.get((self._row(position), sigma_key(one.attack_sigma)), ()):
-            if earlier.eps <= one.eps and set(one.defense_sigmas) <= set(earlier.defense_sigmas):
+        keys = [sigma_key(sigma) for sigma in one.defense_sigmas]
+        for earlier, record in self._broken.get(self._row(position), ()):
+            if earlier.eps <= one.eps and all(_is_broken(record, key) for key in keys):
                 return record
         return None
 
@@ -204,10 +206,8 @@ class Runner:
 
     def _note(self, one: AttackConfiguration, record: Mapping[str, Any]) -> None:
         """Remember where an attack, which any attacker may choose, has broken an image."""
-        if one.group in ATTACK_GROUPS and not one.fixed_noise:
-            for key, (wrong, _) in record["scores"].items():
-                if wrong == 1:
-                    self._broken.setdefault((record["row"], key), []).append((one, record))
+        if one.group in ATTACK_GROUPS and not one.fixed_noise and any(_is_broken(record, k) for k in record["scores"]):
+            self._broken.setdefault(record["row"], []).append((one, record))
 
     def _is_lost(self, one: AttackConfiguration, position: int, clean: Mapping[int, Mapping[str, Any]]) -> bool:
         """Return whether an image is wrong without any attack, in every noise draw at every sigma."""
@@ -390,6 +390,11 @@ def describe_progress(folder: str | Path) -> str:
     total = probes + sum(cell["num_images"] for cell in measured["cells"])
     done = len(read_records(folder, KEYS))
     return f"{done:,} of {plural(total, 'record')}, each of an image under an attack, are kept in {folder}"
+
+
+def _is_broken(record: Mapping[str, Any], key: str) -> bool:
+    """Return whether an attack broke an image at a sigma, by its name; False if it was not judged with that."""
+    return record["scores"].get(key, (0.0, 0.0))[0] == 1
 
 
 def kept_path(folder: str | Path, name: str, row: int) -> Path:

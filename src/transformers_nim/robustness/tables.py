@@ -226,7 +226,7 @@ def _matrix(report: Measurements) -> list[str]:
         f" at eps {eps:g}/255; intervals of the strongest reach at most {100 * widest:.1f} points to either side."
     )
     if any(report.num_taken_over(one.name) for one in attacks):
-        note += " An image that an earlier attack had broken at the sigma of a row counts as it left it."
+        note += " An image that an earlier attack had broken at every sigma counts as it left it."
     if len({len(one.candidates) for one in everything}) > 1:
         note += f" Compare columns by the strongest of these {len(attacks)}: in the last row some meet more attacks."
     wrong = [sigma_label(one.row.defense_sigma) for one in everything if _wrong_choices(report, one)]

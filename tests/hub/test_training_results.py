@@ -11,7 +11,7 @@ import accelerate
 import fake_reports
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from conftest import tiny_config
 from huggingface_hub import ModelCard
 from huggingface_hub.utils import filter_repo_objects
@@ -23,6 +23,7 @@ from transformers_nim.robustness import render
 from transformers_nim.training.launch import Plan
 from transformers_nim.training.optimization import make_optimizer, make_schedule, parameter_groups
 from transformers_nim.training.run import RunOptions, TrainingRun
+from transformers_nim.utils.output_folder import hold_folder
 
 
 TOKEN = "hf_not_for_anybody_s_eyes"
@@ -300,3 +301,14 @@ def test_what_is_pushed(tmp_path, hub, capsys):
     # The card names the model as others will load it.
     assert 'model="nim/my-model"' in ModelCard.load(output_dir / "README.md").text
     assert "pushed: https://hub/nim" in capsys.readouterr().out
+
+
+def test_other_processes_need_no_folder(tmp_path, monkeypatch):
+    """They write nothing there, and their machine may not share it."""
+    run = trained(tmp_path / "there")
+    monkeypatch.setitem(PartialState._shared_state, "process_index", 1)
+    assert not run.accelerator.is_main_process
+    with hold_folder(tmp_path / "out", "--resume", is_main=False):
+        results = publish.finish(run, arguments(tmp_path / "out"), PLAN, image_data(), "pretraining", "A model.")
+    assert results["steps"] == run.step
+    assert not (tmp_path / "out").exists()

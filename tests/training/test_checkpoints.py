@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import signal
+from types import SimpleNamespace
 
 import accelerate
 import pytest
@@ -28,6 +29,7 @@ from transformers_nim.training.checkpoints import (
     save_checkpoint,
 )
 from transformers_nim.training.optimization import make_optimizer, parameter_groups
+from transformers_nim.utils.output_folder import hold_folder
 
 
 class Trained:
@@ -351,6 +353,22 @@ def test_replaced_folders_are_whole(trained, tmp_path):
     replace_folder(trained.accelerator, folder, lambda path: (path / "fourth").write_text("fourth"))
     assert entries(folder) == ["fourth"]
     assert entries(tmp_path) == ["best"]
+
+
+def test_a_machine_that_does_not_share_the_folder_writes_into_its_own(tmp_path):
+    """Its files are of no use to others, and the run goes on; a folder that it has seen may not vanish."""
+    folder = tmp_path / "out"
+    other = SimpleNamespace(
+        is_main_process=False, wait_for_everyone=lambda: None, device="cpu", reduce=lambda failed, how: failed
+    )
+    with hold_folder(folder, "--resume", is_main=False):
+        for name in ("best", "checkpoint-1"):
+            replace_folder(other, folder / name, lambda path: (path / "state").touch())
+            assert entries(folder / f"{name}.partial") == ["state"]
+        shutil.rmtree(folder)
+        with pytest.raises(CheckpointError, match="out has vanished during the run"):
+            replace_folder(other, folder / "best", lambda path: None)
+    assert not folder.exists()
 
 
 def test_nothing_but_what_a_run_has_made_is_removed(tmp_path):

@@ -148,6 +148,13 @@ def test_errors_of_other_places_stay_what_they_are(tmp_path):
     check_there(tmp_path / "out")
 
 
+def test_a_machine_that_does_not_share_the_folder(tmp_path):
+    """Told as what it is, and not as a folder that has vanished."""
+    not_shared = pytest.raises(OutputFolderError, match=r"out is not on .*all machines of the run share")
+    with not_shared, hold_folder(tmp_path / "out", "--resume", is_main=False):
+        append_record(tmp_path / "out", 1, {"row": 1})
+
+
 def test_places_that_are_no_folders_or_cannot_be_written(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     for path in (tmp_path / "file", tmp_path / "file" / "out"):

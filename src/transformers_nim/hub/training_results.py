@@ -69,7 +69,9 @@ def finish(
         ValueError: The folder is saved, but holds what must not be published, and nothing was pushed.
     """
     accelerator, output_dir = run.accelerator, Path(args.output_dir)
-    check_there(output_dir)
+    if accelerator.is_main_process:
+        # It alone writes here.
+        check_there(output_dir)
     run.export(output_dir)
     run.gather_undecodable()
     results = _results(run, args, plan, data, task, start)

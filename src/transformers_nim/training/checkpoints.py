@@ -264,9 +264,9 @@ def replace_folder(
     accelerator.wait_for_everyone()
     error: Exception | None = None
     try:
-        check_there(folder.parent)
-        # The folder of the run is there, unless it has vanished, or this machine does not share it.
-        partial.mkdir(parents=not accelerator.is_main_process, exist_ok=True)
+        # On a machine that does not share the folder of the run, a process has nowhere to write yet.
+        check_there(folder.parent, may_make=not accelerator.is_main_process)
+        partial.mkdir(parents=True, exist_ok=True)
         write(partial)
     except _WRITE_ERRORS as caught:
         error = caught

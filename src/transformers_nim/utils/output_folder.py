@@ -24,8 +24,9 @@ from .processes import process_rank, program_name
 LOCK = ".transformers_nim_lock"
 HOLDER = f"{LOCK}.json"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# By their paths, the folders that this process holds, as descriptors: they tell a folder from a later one there.
-_held: dict[str, int] = {}
+# By their paths, the folders that this process holds, as descriptors: they tell a folder from a later one there. None
+# stands for one that it has not seen yet.
+_held: dict[str, int | None] = {}
 
 
 class OutputFolderError(RuntimeError):
@@ -66,7 +67,7 @@ def hold_folder(folder: str | os.PathLike, to_resume: str, is_main: bool | None 
     made = [path for path in (folder, *folder.absolute().parents) if not path.exists()] if is_main else []
     lock = _lock(folder) if is_main else None
     # Other processes cannot open it before the main one has made it.
-    _held[key] = _open(folder) if is_main else -1
+    _held[key] = _open(folder) if is_main else None
     try:
         yield
     except Exception as error:
@@ -85,21 +86,29 @@ def hold_folder(folder: str | os.PathLike, to_resume: str, is_main: bool | None 
                 for path in made:
                     path.rmdir()
         descriptor = _held.pop(key)
-        if descriptor >= 0:
+        if descriptor is not None and descriptor >= 0:
             os.close(descriptor)
 
 
-def check_there(folder: str | Path) -> None:
+def check_there(folder: str | Path, may_make: bool = False) -> None:
     """Check, before something is written, that a held folder is still the one that it was.
 
     A folder that was removed, and made again by another run, is not. Folders that are not held are not checked.
 
+    Args:
+        folder: The folder.
+        may_make: Whether a process may make it that has never seen it, as on a machine that does not share it.
+
     Raises:
-        OutputFolderError: It is gone.
+        OutputFolderError: It is gone, or this machine does not share it.
     """
     key = os.path.abspath(folder)
-    if key in _held and not _is_there(key):
+    if key not in _held or _is_there(key):
+        return
+    if _held[key] is not None:
         raise OutputFolderError(_vanished(folder))
+    if not may_make:
+        raise OutputFolderError(not_shared(folder))
 
 
 def _lock(folder: Path) -> FileLock:
@@ -149,12 +158,22 @@ def _open(folder: str | Path) -> int:
 
 
 def _is_there(key: str) -> bool:
-    if _held[key] < 0:
-        _held[key] = _open(key)
+    descriptor = _held[key]
+    if descriptor is None:
+        if not os.path.isdir(key):
+            return False
+        descriptor = _held[key] = _open(key)
     try:
-        return os.path.isdir(key) if _held[key] < 0 else os.path.samestat(os.fstat(_held[key]), os.stat(key))
+        return os.path.isdir(key) if descriptor < 0 else os.path.samestat(os.fstat(descriptor), os.stat(key))
     except OSError:
         return False
+
+
+def not_shared(folder: str | Path) -> str:
+    """Return in a sentence that a folder is missing on this machine."""
+    return (
+        f"{folder} is not on {socket.gethostname()}: pass an output_dir on a disk that all machines of the run share"
+    )
 
 
 def _vanished(folder: str | Path) -> str:
@@ -169,7 +188,7 @@ def _problem(folder: Path, error: Exception, to_resume: str) -> str | None:
     if isinstance(error, OutputFolderError):
         return None
     key = os.path.abspath(folder)
-    if _held[key] >= 0 and not _is_there(key):
+    if _held[key] is not None and not _is_there(key):
         return _vanished(folder)
     if isinstance(error, OSError) and error.errno in _FULL:
         where = error.filename or folder

@@ -126,6 +126,7 @@ def load_before_and_after_a_push(repo, first):
     return answers
 
 
+@pytest.mark.slow
 def test_pinned_revision_has_the_old_weights(loopback_hub, folder, tmp_path):
     first = loopback_hub.add(REPO, contents(folder))
     answers = run(load_before_and_after_a_push, loopback_hub.environment(tmp_path), REPO, first)
@@ -392,6 +393,7 @@ def dataset_there_and_back(repo):
     return answers
 
 
+@pytest.mark.slow
 def test_dataset(loopback_hub, tmp_path):
     answers = run(dataset_there_and_back, loopback_hub.environment(tmp_path), "nim/pets")
     assert answers == {"False": [0, 1] * 3, "True": [0, 1] * 3}

@@ -108,6 +108,7 @@ def test_without_push_nothing_is_sent(loopback_hub, push, folder):
     assert "nothing was sent; pass --push to send it" in done.stdout
 
 
+@pytest.mark.slow
 def test_push_and_compare(loopback_hub, folder, tmp_path):
     """As users start it."""
     done = subprocess.run(

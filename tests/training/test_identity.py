@@ -264,6 +264,7 @@ def test_results_and_card_say_what_has_changed_and_when(run, tmp_path, capsys):
     assert results["changes"] == [*expected, {"after_step": 6, "name": "max_grad_norm", "was": None, "is": 1.0}]
 
 
+@pytest.mark.slow
 def test_a_run_of_an_earlier_version_goes_on(run, tmp_path, caplog):
     given, whole = run
     folder = tmp_path / "run"

@@ -2,6 +2,8 @@
 """The pretraining script as a user runs it."""
 
 import json
+import os
+import signal
 import subprocess
 
 import datasets
@@ -28,9 +30,11 @@ from transformers import AutoImageProcessor, AutoModelForPreTraining
 from vit_mae_reference import random_vit_mae
 
 from transformers_nim import NIMConfig, NIMForImageClassification, NIMForPreTraining
+from transformers_nim.commands import pretrain
 from transformers_nim.data.decoded import DecodedImages
 from transformers_nim.training.precision import Precision
 from transformers_nim.training.run import TrainingRun
+from transformers_nim.utils.interruption import Interrupted, catch_signals
 
 
 @pytest.fixture(scope="module")
@@ -340,3 +344,14 @@ def test_help_names_the_paper(capsys):
     assert "gamma with concentration 25 and scale 3" in shown
     assert "in the paper 4096" in shown
     assert "units of 0..255 pixels" in shown
+
+
+def test_a_signal_between_the_last_step_and_the_export_loses_nothing(arguments, tmp_path, monkeypatch, own_signals):
+    """No checkpoint is due: what was learned lies in the export alone."""
+    catch_signals()
+    monkeypatch.setattr(pretrain, "judge_denoiser", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Interrupted, match=f"the model in {tmp_path} is whole$"):
+        main("pretrain", *arguments, "--output_dir", tmp_path, "--max_train_steps", 2)
+    assert not [*tmp_path.glob("checkpoint-*")]
+    assert json.loads((tmp_path / "all_results.json").read_text())["steps"] == 2
+    NIMForPreTraining.from_pretrained(tmp_path)

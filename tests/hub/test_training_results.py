@@ -3,6 +3,8 @@
 
 import argparse
 import json
+import os
+import signal
 import types
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +25,7 @@ from transformers_nim.robustness import render
 from transformers_nim.training.launch import Plan
 from transformers_nim.training.optimization import make_optimizer, make_schedule, parameter_groups
 from transformers_nim.training.run import RunOptions, TrainingRun
+from transformers_nim.utils.interruption import Interrupted, catch_signals, deferred_signals
 from transformers_nim.utils.output_folder import hold_folder
 
 
@@ -141,7 +144,7 @@ CLASSES = {"pretraining": NIMForPreTraining, "finetuning": NIMForImageClassifica
 def test_what_a_run_leaves_behind(tmp_path, task, capsys):
     output_dir = tmp_path / "my-model"
     run = trained(output_dir, CLASSES[task], FIGURES[task])
-    results = publish.finish(run, arguments(output_dir), PLAN, image_data(), task, "What it is.")
+    results = publish.save(run, arguments(output_dir), PLAN, image_data(), task, "What it is.")
 
     assert json.loads((output_dir / "all_results.json").read_text()) == results
     expected = {
@@ -197,7 +200,9 @@ def test_what_a_run_leaves_behind(tmp_path, task, capsys):
 def test_tokens_are_in_no_file(tmp_path, hub):
     args = arguments(tmp_path, push_to_hub=True)
     repository = publish.create_repository(args)
-    publish.finish(trained(tmp_path), args, PLAN, image_data(), "pretraining", "A model.", repository)
+    run = trained(tmp_path)
+    publish.save(run, args, PLAN, image_data(), "pretraining", "A model.", repository)
+    publish.push(run, args, "pretraining", repository)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) > 5
     assert not [path for path in files if TOKEN.encode() in path.read_bytes()]
@@ -208,7 +213,7 @@ def test_streams_and_runs_without_validation(tmp_path, capsys):
     run.seconds = 0.0
     run.undecodable = {"0.1.0.10 (a/b.jpg)", "0.1.0.9", "0.0.1.11 (c)"}
     plan = replace(PLAN, steps_per_epoch=0.0)
-    results = publish.finish(run, arguments(tmp_path), plan, image_data(None, None), "pretraining", "A model.")
+    results = publish.save(run, arguments(tmp_path), plan, image_data(None, None), "pretraining", "A model.")
     assert (results["epochs"], results["images_per_second"], results["num_eval_images"]) == (None, None, 0)
     assert (results["metrics"], results["best"]) == ({}, None)
     assert "Nothing was measured." in ModelCard.load(tmp_path / "README.md").text
@@ -234,7 +239,7 @@ def test_repository_is_made_before_training(tmp_path, hub, changed, name, privat
 def test_nothing_is_pushed_unasked(tmp_path, hub):
     args = arguments(tmp_path)
     assert publish.create_repository(args) is None
-    publish.finish(trained(tmp_path), args, PLAN, image_data(), "pretraining", "A model.")
+    publish.push(trained(tmp_path), args, "pretraining", None)
     assert hub.asked == []
 
 
@@ -248,8 +253,10 @@ def test_what_must_not_be_published_is_not_pushed(tmp_path, hub):
     (tmp_path / "notes.json").write_text(json.dumps({"token": "ghp_" + "aB3" * 12}))
     (tmp_path / "nohup.out").write_text("x")
     args = arguments(tmp_path, push_to_hub=True)
+    run = trained(tmp_path)
+    publish.save(run, args, PLAN, image_data(), "pretraining", "A model.", "nim/my-model")
     with pytest.raises(ValueError, match="is saved but was not pushed") as raised:
-        publish.finish(trained(tmp_path), args, PLAN, image_data(), "pretraining", "A model.", "nim/my-model")
+        publish.push(run, args, "pretraining", "nim/my-model")
     first, second, third = str(raised.value).splitlines()
     assert f"transformers_nim.commands.push {tmp_path} --repo_id nim/my-model --push" in first
     assert second.startswith("- nohup.out is of no kind that is published")
@@ -266,7 +273,7 @@ def test_results_that_a_card_names_stay(tmp_path):
     named = {"name": "a", "summary": "b", "results": ["gone.json", "robustness.json", "all_results.json"]}
     (tmp_path / "card.json").write_text(json.dumps(named))
     run = trained(tmp_path, NIMForImageClassification, FIGURES["finetuning"])
-    publish.finish(run, arguments(tmp_path), PLAN, image_data(), "finetuning", "A model.")
+    publish.save(run, arguments(tmp_path), PLAN, image_data(), "finetuning", "A model.")
     assert json.loads((tmp_path / "card.json").read_text())["results"] == ["robustness.json", "all_results.json"]
     assert render(report).split("\n\n")[0] in ModelCard.load(tmp_path / "README.md").text
 
@@ -280,7 +287,8 @@ def test_what_is_pushed(tmp_path, hub, capsys):
         (output_dir / name).parent.mkdir(parents=True, exist_ok=True)
         (output_dir / name).touch()
     args = arguments(output_dir, push_to_hub=True)
-    publish.finish(run, args, PLAN, image_data(), "finetuning", "A model.", "nim/my-model")
+    publish.save(run, args, PLAN, image_data(), "finetuning", "A model.", "nim/my-model")
+    publish.push(run, args, "finetuning", "nim/my-model")
     ((kind, options),) = hub.asked
     assert kind == "upload_folder"
     assert (options["repo_id"], Path(options["folder_path"])) == ("nim/my-model", output_dir)
@@ -309,6 +317,42 @@ def test_other_processes_need_no_folder(tmp_path, monkeypatch):
     monkeypatch.setitem(PartialState._shared_state, "process_index", 1)
     assert not run.accelerator.is_main_process
     with hold_folder(tmp_path / "out", "--resume", is_main=False):
-        results = publish.finish(run, arguments(tmp_path / "out"), PLAN, image_data(), "pretraining", "A model.")
+        results = publish.save(run, arguments(tmp_path / "out"), PLAN, image_data(), "pretraining", "A model.")
     assert results["steps"] == run.step
     assert not (tmp_path / "out").exists()
+
+
+PUSH = "; only the push is missing: transformers-nim push {} --repo_id nim/my-model --push"
+
+
+@pytest.mark.parametrize(("repository", "missing"), [(None, ""), ("nim/my-model", PUSH)])
+def test_a_signal_during_the_export_waits_until_all_is_written(
+    tmp_path, hub, monkeypatch, own_signals, repository, missing
+):
+    catch_signals()
+    run, args = trained(tmp_path), arguments(tmp_path)
+    export = run.export
+
+    def export_with_a_signal(folder):
+        os.kill(os.getpid(), signal.SIGTERM)
+        export(folder)
+
+    monkeypatch.setattr(run, "export", export_with_a_signal)
+    with pytest.raises(Interrupted) as stopped, deferred_signals():
+        publish.save(run, args, PLAN, image_data(), "pretraining", "A model.", repository)
+    whole = f"training has ended, and the model in {tmp_path} is whole"
+    assert stopped.value.number == signal.SIGTERM
+    assert stopped.value.kept == whole + missing.format(tmp_path)
+    assert stopped.value.options == ()
+    assert json.loads((tmp_path / "all_results.json").read_text())["steps"] == 2
+    NIMForPreTraining.from_pretrained(tmp_path)
+
+
+def test_a_signal_during_the_push_says_that_it_is_missing(tmp_path, hub, monkeypatch, own_signals):
+    catch_signals()
+    run, args = trained(tmp_path), arguments(tmp_path)
+    publish.save(run, args, PLAN, image_data(), "pretraining", "A model.", "nim/my-model")
+    monkeypatch.setattr(hub, "upload_folder", lambda **_: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(Interrupted, match="interrupted by SIGINT; training has ended, and the model") as stopped:
+        publish.push(run, args, "pretraining", "nim/my-model")
+    assert stopped.value.kept.endswith(PUSH.format(tmp_path))

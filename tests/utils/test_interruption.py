@@ -28,14 +28,36 @@ ONE = SimpleNamespace(num_processes=1, device=torch.device("cpu"))
 @pytest.mark.parametrize("number", SIGNALS)
 def test_deferred_and_then_raised(number):
     before = [signal.getsignal(one) for one in SIGNALS]
-    with deferred_signals():
+    name = signal.Signals(number).name
+
+    @deferred_signals()
+    def work():
         raise_if_signaled(ONE)
         os.kill(os.getpid(), number)
         assert signaled() == number
-        with pytest.raises(Interrupted, match=signal.Signals(number).name):
+        with pytest.raises(Interrupted, match=name):
             raise_if_signaled(ONE)
+
+    with pytest.raises(Interrupted, match=name):
+        work()
     assert signaled() is None
     assert [signal.getsignal(one) for one in SIGNALS] == before
+
+
+def test_what_nobody_has_asked_for_is_raised_at_the_end(own_signals):
+    """Of the outermost block, whose work is at its end; in between it is there to be asked for."""
+    catch_signals()
+    noted = []
+
+    @deferred_signals()
+    def work():
+        with deferred_signals():
+            os.kill(os.getpid(), signal.SIGTERM)
+        noted.append(signaled())
+
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        work()
+    assert noted == [signal.SIGTERM]
 
 
 def test_a_signal_to_one_process_is_one_to_all():

@@ -38,6 +38,7 @@ from ..training.optimization import parameter_groups
 from ..training.plots import plot_reconstructions
 from ..training.start import Start
 from ..utils.cli import make_parser, run_command
+from ..utils.interruption import deferred_signals
 from ..utils.output_folder import hold_folder
 from ..utils.seeding import seed_step
 from ..utils.text_table import plural, wrapped
@@ -396,18 +397,15 @@ def finetune(args: argparse.Namespace) -> dict[str, Any]:
 
     policy = None if args.auto_augment == "none" else args.auto_augment
     transform = finetuning_transform(config, args.crop_scale, args.horizontal_flip, policy, args.random_erasing)
-    job.fit(
-        run,
-        transform,
-        noise,
-        objective,
-        make_evaluation(args, accelerator),
-        draw if args.train_on == "denoised" else None,
-    )
     attacked = f", adversarially ({attack})" if attack is not None else ""
-    accelerator.print("\n".join(judge(run.metrics, args)))
     summary = f"{SUMMARIES[args.train_on]}{attacked}."
-    return publish.finish(run, args, job.plan, data, job.task, summary, repository, start)
+    plot = draw if args.train_on == "denoised" else None
+    with deferred_signals():
+        job.fit(run, transform, noise, objective, make_evaluation(args, accelerator), plot)
+        accelerator.print("\n".join(judge(run.metrics, args)))
+        results = publish.save(run, args, job.plan, data, job.task, summary, repository, start)
+    publish.push(run, args, job.task, repository)
+    return results
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from ..training.optimization import parameter_groups
 from ..training.plots import plot_reconstructions
 from ..training.start import Start
 from ..utils.cli import make_parser, run_command
+from ..utils.interruption import deferred_signals
 from ..utils.output_folder import hold_folder
 from ..utils.seeding import seed_step
 from ..utils.text_table import wrapped
@@ -143,11 +144,15 @@ def pretrain(args: argparse.Namespace) -> dict[str, Any]:
 
     transform = pretraining_transform(config, args.crop_scale, args.horizontal_flip)
     image_steps = launch.steps_of("image_steps", args.image_steps, job.plan)
-    job.fit(run, transform, noise, objective, evaluate, draw, image_steps)
-    sentence = judge_denoiser(run.metrics, args.eval_sigmas) if args.pretext == "nim" and run.metrics else None
-    if sentence is not None:
-        accelerator.print(wrapped(sentence))
-    return publish.finish(run, args, job.plan, job.data, job.task, SUMMARIES[args.pretext], repository, start)
+    with deferred_signals():
+        job.fit(run, transform, noise, objective, evaluate, draw, image_steps)
+        sentence = judge_denoiser(run.metrics, args.eval_sigmas) if args.pretext == "nim" and run.metrics else None
+        if sentence is not None:
+            accelerator.print(wrapped(sentence))
+        summary = SUMMARIES[args.pretext]
+        results = publish.save(run, args, job.plan, job.data, job.task, summary, repository, start)
+    publish.push(run, args, job.task, repository)
+    return results
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import argparse
 import glob
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ..training.compute import compute_record
 from ..training.launch import Plan
 from ..training.run import TrainingRun
 from ..training.start import Start
+from ..utils.interruption import Interrupted, raise_if_signaled
 from ..utils.output_folder import check_there
 from ..utils.records import replace_file
 from ..utils.text_table import plural
@@ -40,7 +42,7 @@ def create_repository(args: argparse.Namespace) -> str | None:
     return HfApi(token=args.hub_token).create_repo(name, private=args.hub_private_repo, exist_ok=True).repo_id
 
 
-def finish(
+def save(
     run: TrainingRun,
     args: argparse.Namespace,
     plan: Plan,
@@ -50,7 +52,7 @@ def finish(
     repository: str | None = None,
     start: Start | None = None,
 ) -> dict[str, Any]:
-    """Write model, image processor, `all_results.json` and card, and push them; all processes call this.
+    """Write model, image processor, `all_results.json` and card; all processes call this, in [`deferred_signals`].
 
     Args:
         run: The run, trained.
@@ -59,14 +61,14 @@ def finish(
         data: Its data.
         task: `"pretraining"` or `"finetuning"`.
         summary: A sentence for the card that says what the model is.
-        repository: Where to push to, or None.
+        repository: Where it will be pushed to, or None.
         start: Checkpoint that the run began with, or None for a new model.
 
     Returns:
         What `all_results.json` holds.
 
     Raises:
-        ValueError: The folder is saved, but holds what must not be published, and nothing was pushed.
+        Interrupted: A signal has come to one of the processes since the last step. All is written first.
     """
     accelerator, output_dir = run.accelerator, Path(args.output_dir)
     if accelerator.is_main_process:
@@ -75,7 +77,6 @@ def finish(
     run.export(output_dir)
     run.gather_undecodable()
     results = _results(run, args, plan, data, task, start)
-    refused: list[str] = []
     if accelerator.is_main_process:
         replace_file(output_dir / "all_results.json", json.dumps(results, indent=2) + "\n")
         name = repository or output_dir.resolve().name
@@ -83,8 +84,34 @@ def finish(
         write_card(output_dir, name=name, summary=summary, results=files, **_origin(output_dir, start))
         _print_undecodable(run, results)
         accelerator.print(f"model, image processor, card, all_results.json, log.jsonl: {output_dir}")
-        if repository is not None:
+    try:
+        raise_if_signaled(accelerator)
+    except Interrupted as error:
+        accelerator.end_training()
+        raise Interrupted.of(error, _describe_saved(output_dir, repository), ()) from None
+    return results
+
+
+def push(run: TrainingRun, args: argparse.Namespace, task: str, repository: str | None) -> None:
+    """Push what [`save`] has written, and end the processes' work together; all of them call this.
+
+    Args:
+        run: The run, saved.
+        args: The command's arguments.
+        task: `"pretraining"` or `"finetuning"`.
+        repository: Where to push to, or None.
+
+    Raises:
+        ValueError: The folder is saved, but holds what must not be published, and nothing was pushed.
+        Interrupted: A signal has come to this process.
+    """
+    accelerator, output_dir = run.accelerator, Path(args.output_dir)
+    refused: list[str] = []
+    try:
+        if repository is not None and accelerator.is_main_process:
             refused = _push(run, output_dir, repository, f"NIM {task}, {plural(run.step, 'step')}", args.hub_token)
+    except KeyboardInterrupt as error:
+        raise Interrupted.of(error, _describe_saved(output_dir, repository), ()) from None
     accelerator.wait_for_everyone()
     accelerator.end_training()
     if refused:
@@ -94,7 +121,15 @@ def finish(
             f" python -m transformers_nim.commands.push {output_dir} --repo_id {repository} --push:\n- "
             + "\n- ".join(refused)
         )
-    return results
+
+
+def _describe_saved(output_dir: Path, repository: str | None) -> str:
+    """Say that the run is at its end, and what is missing, as a sentence without a full stop."""
+    text = f"training has ended, and the model in {output_dir} is whole"
+    if repository is not None:
+        words = shlex.join(["transformers-nim", "push", str(output_dir), "--repo_id", repository, "--push"])
+        text += f"; only the push is missing: {words}"
+    return text
 
 
 def _results(

@@ -116,17 +116,28 @@ def release_signals() -> None:
 
 @contextmanager
 def deferred_signals() -> Iterator[None]:
-    """Note signals in a `with` block, for [`signaled`], instead of raising [`Interrupted`]."""
+    """Note signals in a `with` block, for [`signaled`], instead of raising [`Interrupted`].
+
+    Blocks may lie in each other; the outermost one counts.
+
+    Raises:
+        Interrupted: A signal has come, and the outermost block has ended without an error.
+    """
+    is_within = _state.is_deferred
     before, _state.is_deferred = catch_signals(), True
     try:
         yield
     finally:
-        _state.is_deferred = False
+        _state.is_deferred = is_within
+        noted = None if is_within else _state.number
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         if any(handler is not _handle for handler in before.values()):
             # Whoever goes on after this is not ended by what has come before.
             _state.number = None
+    if noted is not None:
+        # Too late for whoever has looked last. Or nobody would ever be told.
+        raise Interrupted(noted)
 
 
 def signaled() -> int | None:

@@ -117,6 +117,24 @@ def test_of_many_pictures_sizes_and_some_are_read(hash_of, write, monkeypatch, t
         shutil.rmtree(tmp_path / "longer")
 
 
+def test_of_very_many_files_no_size_is_asked_for(hash_of, monkeypatch):
+    """Only the chosen ones are looked at; number and labels count still."""
+    monkeypatch.setattr(content, "_NUM_READ", 4)
+    monkeypatch.setattr(content, "_MAX_FILES", 11)
+    monkeypatch.setattr(content, "_file_size", None)
+    known = hash_of(write_folder, "one", train_val_split=0)
+    chosen = np.random.default_rng(0).permutation(12)[:4]
+    # The pictures come class by class.
+    order = [*range(0, 12, 2), *range(1, 12, 2)]
+    read = {order[place] for place in chosen}
+    others = [[100 if n == changed else n for n in range(12)] for changed in range(4)]
+    same = [hash_of(write_folder, f"c{n}", seeds, train_val_split=0) == known for n, seeds in enumerate(others)]
+    assert same == [n not in read for n in range(4)]
+    assert not all(same)
+    assert any(same)
+    assert hash_of(write_folder, "fewer", range(12), [0] * 5 + [1] * 7, train_val_split=0) != known
+
+
 def test_rows_that_are_no_files(monkeypatch):
     rows = {"image": [[[0, 1], [2, n]] for n in range(3)], "label": [0, 1, 1]}
     data = [datasets.Dataset.from_dict({**rows, "image": images}) for images in (rows["image"], [[[9]]] * 3)]

@@ -3,8 +3,10 @@
 
 import argparse
 import json
+from datetime import timedelta
 from pathlib import Path
 
+import accelerate
 import pytest
 from accelerate.state import AcceleratorState, GradientState
 
@@ -53,6 +55,17 @@ def test_a_cpu_is_measured(asked, tmp_path, measurements, monkeypatch):
     assert precision == MEASURED
     assert len(measurements) == 1
     assert launch.make_accelerator(args, precision).mixed_precision == "bf16"
+
+
+def test_processes_wait_for_one_that_reads_for_all(tmp_path, monkeypatch):
+    asked = []
+    of_accelerate = accelerate.PartialState
+    monkeypatch.setattr(
+        accelerate, "PartialState", lambda **options: asked.append(options["timeout"]) or of_accelerate(**options)
+    )
+    args = arguments(tmp_path)
+    accelerator = launch.make_accelerator(args, launch.choose_precision(args))
+    assert [*asked, accelerator.init_handler.timeout] == [timedelta(hours=2)] * 2
 
 
 @pytest.mark.parametrize("asked", ["no", "bf16", "fp16"])

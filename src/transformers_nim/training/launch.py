@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,9 @@ from .run import RunOptions, TrainingRun
 from .start import weights_hash
 
 
+# How long processes wait for one that reads images or checkpoints for all, or writes for all. torch's limits are 10
+# minutes on GPUs and 30 on CPUs.
+_PATIENCE = timedelta(hours=2)
 # Width of an interval of accuracy, above which the header warns.
 _WIDE_INTERVAL = 0.1
 
@@ -146,7 +150,7 @@ def choose_precision(args: argparse.Namespace) -> Precision:
         return Precision(None)
     accelerate = require("accelerate")
     # Before anything else creates one, which would look for GPUs.
-    state = accelerate.PartialState(cpu=True)
+    state = accelerate.PartialState(cpu=True, timeout=_PATIENCE)
     precision: Precision | None = None
     path = args.resume_from_checkpoint and find_checkpoint(args.output_dir, args.resume_from_checkpoint)
     # Checkpoints of earlier versions do not hold the precision, which was the launch file's. A GPU's fp16 is not for
@@ -186,6 +190,7 @@ def make_accelerator(args: argparse.Namespace, precision: Precision) -> Any:
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         mixed_precision=precision.name,
         log_with=trackers or None,
+        kwargs_handlers=[accelerate.InitProcessGroupKwargs(timeout=_PATIENCE)],
         project_config=accelerate.utils.ProjectConfiguration(
             project_dir=args.output_dir, logging_dir=str(Path(args.output_dir) / "logs")
         ),

@@ -130,12 +130,57 @@ def test_a_second_one_ends_at_once():
     process.send_signal(signal.SIGINT)
     assert process.stdout.readline() == "noted\n"
     process.send_signal(signal.SIGUSR1)
+    time.sleep(0.1)
+    assert process.poll() is None
     process.send_signal(signal.SIGINT)
     started = time.monotonic()
     _, text = process.communicate(timeout=30)
     assert process.returncode == -signal.SIGINT
     assert time.monotonic() - started < 10
-    assert text == "\ninterrupted: stopping as soon as all can be kept; once more ends at once\n"
+    assert text == "\ninterrupted: stopping as soon as all can be kept; once more, after 0 s, ends at once\n"
+
+
+@pytest.fixture
+def ended(monkeypatch, own_signals):
+    """The signals by which this process would have been ended; its clock is the first of its values."""
+    ended, clock = [], [0.0]
+    monkeypatch.setattr(interruption, "end_by", ended.append)
+    monkeypatch.setattr(interruption.time, "monotonic", lambda: clock[0])
+    catch_signals()
+    return ended, clock
+
+
+def test_after_the_gentle_one_the_first_of_the_others_ends_nothing_at_once(ended):
+    """A batch system sends SIGUSR1 a while before its SIGTERM, and a checkpoint may take longer."""
+    ended, clock = ended
+
+    @deferred_signals()
+    def work():
+        for clock[0], number in (
+            (0, signal.SIGUSR1),
+            (60, signal.SIGTERM),
+            (64, signal.SIGTERM),
+            (90, signal.SIGUSR1),
+        ):
+            os.kill(os.getpid(), number)
+        assert ended == []
+        assert signaled() == signal.SIGTERM
+        clock[0] = 65.5
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        work()
+    assert ended == [signal.SIGINT]
+
+
+def test_what_was_raised_is_not_raised_again(ended):
+    """Not even by the first that is not the gentle one: what is kept is being said."""
+    ended, clock = ended
+    with pytest.raises(Interrupted, match="SIGUSR1"):
+        os.kill(os.getpid(), signal.SIGUSR1)
+    clock[0] = 60
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert ended == []
 
 
 # A parent that ends by itself, and the child that it leaves alone.

@@ -23,9 +23,9 @@ import torch
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 # A request that never ends a process at once, however often it comes.
 _GENTLE = getattr(signal, "SIGUSR1", None)
-# Seconds in which a signal is the same as the one before: a launcher passes on what the terminal has sent already, and
-# `timeout` sends its signal twice.
-_SAME = 1.0
+# Seconds in which a signal is the same as the one before: a launcher passes on what the terminal has sent already, on
+# a busy machine late, and `timeout` sends its signal twice.
+_SAME = 5.0
 # `prctl(PR_SET_PDEATHSIG, ...)` of Linux.
 _PR_SET_PDEATHSIG = 1
 
@@ -58,7 +58,7 @@ class _State:
     """What has come to this process.
 
     Attributes:
-        number: The first signal.
+        number: The first signal; the first that was not the gentle one, once there is one.
         since: When it came.
         is_deferred: Whether signals are noted only.
         parent: The process whose end sends a signal.
@@ -74,17 +74,22 @@ _state = _State()
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
-    now = time.monotonic()
-    if _state.number is not None:
-        if number != _GENTLE and now - _state.since > _SAME:
+    now, before = time.monotonic(), _state.number
+    if before is not None and number == _GENTLE:
+        return
+    # After the gentle one the first of the others asks for the same, not for more: SLURM sends both.
+    if before not in (None, _GENTLE):
+        if now - _state.since > _SAME:
             end_by(number)
         return
     _state.number, _state.since = number, now
     if not _state.is_deferred:
-        raise Interrupted(number)
-    if os.environ.get("RANK", "0") == "0" and number != _GENTLE:
+        if before is None:
+            raise Interrupted(number)
+    elif os.environ.get("RANK", "0") == "0" and number != _GENTLE:
         # Not `print`, which may be at work just now.
-        os.write(2, b"\ninterrupted: stopping as soon as all can be kept; once more ends at once\n")
+        text = f"\ninterrupted: stopping as soon as all can be kept; once more, after {_SAME:.0f} s, ends at once\n"
+        os.write(2, text.encode())
 
 
 def end_by(number: int) -> None:
@@ -94,7 +99,9 @@ def end_by(number: int) -> None:
 
 
 def catch_signals() -> dict[int, Any]:
-    """Make the first signal raise [`Interrupted`], and a later one end this process at once.
+    """Make the first signal raise [`Interrupted`], and a later SIGINT or SIGTERM end this process at once.
+
+    That is the second of these two, where SIGUSR1 was the first signal.
 
     Signals that are ignored, as by `nohup` or in the background of a script, stay so.
 

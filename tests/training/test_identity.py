@@ -4,6 +4,7 @@
 import json
 import shutil
 
+import datasets
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -165,6 +166,23 @@ def test_the_way_to_the_goal_may_change(task, folders, begun):
     check_identity("here", begun[task], identity_of(task, folders, *MAY_BE[task]))
 
 
+PARTS_OF_DATA = ["dataset_config_name", "dataset_revision", "train_split_name", "validation_split_name",
+                 "image_column_name", "label_column_name"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PARTS_OF_DATA)
+def test_parts_of_data_are_known_by_name_where_not_all_images_are(name):
+    """A stream is known by its beginning alone."""
+
+    def task(*more):
+        return task_arguments(finetune.parse_arguments(["--dataset_name", "d", "--output_dir", "o", *more]))
+
+    other = [f"--{name}", "other"]
+    check_identity("here", task(), task(*other))
+    with pytest.raises(ValueError, match=f"another run: {name} was .* and is 'other'"):
+        check_identity("here", task("--streaming"), task("--streaming", *other))
+
+
 @pytest.mark.parametrize("command", [pretrain, finetune])
 def test_every_argument_makes_the_run_or_may_change(command):
     """Whoever adds an argument and does nothing else has made it a part of the task."""
@@ -229,7 +247,12 @@ def test_images_are_known_by_their_content(run, tmp_path, monkeypatch):
     given, whole = run
     shutil.copytree(whole, tmp_path / "run")
     resumed = [*given, "--max_train_steps", 5, "--output_dir", tmp_path / "run", "--resume_from_checkpoint", "latest"]
-    results = main("pretrain", *resumed, "--dataset_name", save_digits(tmp_path / "elsewhere"))
+    # Under no name that they had.
+    parts = {"learn": digits_dataset(200), "look": digits_dataset(40, 200)}
+    parts = {name: rows.rename_columns({"image": "digit", "label": "kind"}) for name, rows in parts.items()}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "elsewhere")
+    names = ["--train_split_name", "learn", "--validation_split_name", "look", "--image_column_name", "digit"]
+    results = main("pretrain", *resumed, "--dataset_name", tmp_path / "elsewhere", *names)
     assert (results["steps"], results["dataset"]) == (5, "elsewhere")
     other = tmp_path / "data"
     other.mkdir()

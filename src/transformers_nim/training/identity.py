@@ -27,8 +27,14 @@ OPTIMIZATION = frozenset({
     "per_device_train_batch_size", "gradient_accumulation_steps",
     "mixed_precision", "gradient_checkpointing", "torch_compile",
 })  # fmt: skip
+# Names of parts of a data set. Its images are compared by their content, of a stream by its beginning alone: there
+# these are compared, too.
+_PARTS_OF_DATA = frozenset({
+    "dataset_config_name", "dataset_revision", "train_split_name", "validation_split_name", "image_column_name",
+    "label_column_name",
+})  # fmt: skip
 # What is not learned from, or only says where something is.
-SURROUNDINGS = frozenset({
+SURROUNDINGS = _PARTS_OF_DATA | frozenset({
     "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "checkpointing_steps", "checkpoints_total_limit",
     "eval_steps", "image_steps", "logging_steps", "report_to", "per_device_eval_batch_size", "num_workers",
     "max_decoded_gb", "cache_dir", "token", "push_to_hub", "hub_model_id", "hub_private_repo", "hub_token",
@@ -53,7 +59,8 @@ _COMMON_FIELDS = ("id2label", "problem_type")
 
 def task_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """Return the arguments of a command that must stay as they are, but for the name of the start."""
-    return _plain({name: value for name, value in vars(args).items() if name not in MAY_CHANGE and name not in START})
+    may_change = (MAY_CHANGE - _PARTS_OF_DATA if args.streaming else MAY_CHANGE) | {*START}
+    return _plain({name: value for name, value in vars(args).items() if name not in may_change})
 
 
 def config_fields(config: NIMConfig) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from PIL import Image
 from transformers_nim import NIMForRobustImageClassification, NIMImageProcessor
 from transformers_nim.utils import records
 from transformers_nim.utils.cli import run_command
+from transformers_nim.utils.interruption import postpone_signals, release_signals
 from transformers_nim.utils.records import read_records
 from transformers_nim.utils.seeding import derive_seed_32
 
@@ -334,8 +335,15 @@ def test_a_signal_says_what_is_kept_and_how_to_go_on(
 
     monkeypatch.setattr(script, "append_record", append_record)
     monkeypatch.setattr(sys, "orig_argv", ["/bin/python3", "/bin/transformers-nim", "certify", "--resume", "--seed=5"])
+
+    def main():
+        # As one of several processes begins.
+        release_signals()
+        postpone_signals()
+        script.main([*arguments, "--output_dir", str(tmp_path)])
+
     with pytest.raises(SystemExit, match="143"):
-        run_command(lambda: script.main([*arguments, "--output_dir", str(tmp_path)]))
+        run_command(main)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "interrupted" in line]
     assert line.endswith(
         f": interrupted by SIGTERM; 2 of 12 certificates are kept in {tmp_path}. Go on with: transformers-nim"

@@ -23,6 +23,7 @@ from transformers_nim import NIMConfig, NIMForRobustImageClassification, NIMImag
 from transformers_nim.robustness import RobustnessReport, evaluate_robustness, evaluation, render, runner
 from transformers_nim.robustness.protocol import HEADLINE
 from transformers_nim.utils.cli import run_command
+from transformers_nim.utils.interruption import postpone_signals, release_signals
 
 
 datasets = pytest.importorskip("datasets")
@@ -355,8 +356,15 @@ def test_a_signal_says_what_is_kept_and_how_to_go_on(finished, folder, tmp_path,
     monkeypatch.setattr(runner, "append_record", append)
     monkeypatch.setattr(sys, "orig_argv", ["/bin/python3", "x.py", "--token", "SECRET", "--hub_token=SECRET"])
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    def main():
+        # As one of several processes begins.
+        release_signals()
+        postpone_signals()
+        run(*arguments(folder, "--output_dir", tmp_path))
+
     with pytest.raises(SystemExit, match="130"):
-        run_command(lambda: run(*arguments(folder, "--output_dir", tmp_path)))
+        run_command(main)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "interrupted" in line]
     assert line.endswith(
         f": interrupted by SIGINT; 9 of {len(finished[0].records) + 2} records, each of an image under an attack, are"

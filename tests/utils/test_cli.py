@@ -2,6 +2,7 @@
 """What a command prints where something is wrong, and with which status it exits."""
 
 import errno
+import signal
 import sys
 import types
 from pathlib import Path
@@ -16,6 +17,7 @@ from transformers_nim.training.run import TrainingDivergedError
 from transformers_nim.utils import cli
 from transformers_nim.utils.cli import check_arguments, exit_with_error, is_users_error, make_parser, run_command
 from transformers_nim.utils.extras import check_installed
+from transformers_nim.utils.interruption import deferred_signals
 from transformers_nim.utils.processes import PROGRAM
 
 
@@ -212,3 +214,24 @@ def test_launch(monkeypatch, capsys):
     assert calls == [("transformers_nim.commands.pretrain", "transformers-nim test", choice, ["--output_dir", "x"])]
     # Without it, results know nothing of it.
     assert vars(parser.parse_args(argv[3:])) == {"output_dir": "x"}
+
+
+@pytest.mark.parametrize("num_processes", ["1", "2"])
+def test_one_of_several_catches_signals_no_earlier_than_it_has_something_to_keep(
+    num_processes, monkeypatch, own_signals
+):
+    """Before, what a launcher sends after an error of another one ends it at once, wherever it waits."""
+    monkeypatch.setenv("WORLD_SIZE", num_processes)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    are_caught = []
+
+    def main():
+        are_caught.append(signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL)
+        with deferred_signals():
+            are_caught.append(signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL)
+        # What is kept is being said.
+        are_caught.append(signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL)
+
+    with pytest.raises(SystemExit, match="0"):
+        run_command(main)
+    assert are_caught == [num_processes == "1", True, True]

@@ -36,7 +36,7 @@ from ..robustness.classifiers import model_hash
 from ..training.evaluation import psnr
 from ..utils.cli import check_arguments, make_parser, run_command
 from ..utils.extras import require
-from ..utils.interruption import Interrupted
+from ..utils.interruption import Interrupted, catch_postponed
 from ..utils.output_folder import hold_folder
 from ..utils.processes import MEASURING_PACKAGES, measuring_accelerator
 from ..utils.records import OTHER_MODEL, append_record, read_records, replace_file, start_records
@@ -285,6 +285,7 @@ def certify(args: argparse.Namespace) -> dict[str, Any]:
     tasks = [(row, sigma) for row in rows for sigma in args.sigmas]
     try:
         own = own_tasks(tasks, model, images, args, accelerator)
+        catch_postponed()
         with progress_bar(len(own) * (args.n0 + args.n), accelerator) as bar:
             for done, (row, sigma) in enumerate(own, start=1):
                 sample = images[row]

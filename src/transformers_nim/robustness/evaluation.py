@@ -21,6 +21,7 @@ from ..model.checks_nim import check_counts, check_vote
 from ..model.noise import FROM_CONFIG, ConstantSigma, parse_sigma, warn_of_sigma
 from ..model.pixel_classifier_nim import PixelClassifier
 from ..utils.extras import check_installed, require
+from ..utils.interruption import catch_postponed
 from ..utils.records import OTHER_MODEL, SETTINGS, replace_file, start_records
 from ..utils.seeding import forked_rng
 from ..utils.text_table import plural, sigma_key
@@ -260,6 +261,7 @@ class Evaluation:
                 meanings=_MEANINGS,
             )  # fmt: skip
         workers.wait_for_everyone()
+        catch_postponed()
         for sentence in cut:
             self.say(f"cut: {sentence}")
         run = self._attack(defense, images, planned, suite.budget, precision)

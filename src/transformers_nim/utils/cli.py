@@ -16,7 +16,7 @@ from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
 from .extras import check_installed
-from .interruption import Interrupted, catch_signals, end_with_parent, release_signals
+from .interruption import Interrupted, catch_signals, end_with_parent, postpone_signals, release_signals
 from .output_folder import check_path
 from .processes import PROGRAM, launch, process_rank, program_name
 
@@ -166,7 +166,10 @@ def run_command(main: Callable[[], Any]) -> NoReturn:
     Args:
         main: The command's main function. If it returns an integer, that is the status.
     """
-    catch_signals()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        postpone_signals()
+    else:
+        catch_signals()
     if _launcher() is not None:
         end_with_parent()
     try:

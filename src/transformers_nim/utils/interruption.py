@@ -62,12 +62,14 @@ class _State:
         since: When it came.
         is_deferred: Whether signals are noted only.
         parent: The process whose end sends a signal.
+        is_postponed: Whether signals are to be caught only once there is something to keep.
     """
 
     number: int | None = None
     since: float = 0.0
     is_deferred: bool = False
     parent: int | None = None
+    is_postponed: bool = False
 
 
 _state = _State()
@@ -114,6 +116,23 @@ def catch_signals() -> dict[int, Any]:
     return {number: signal.signal(number, _handle) for number in numbers}
 
 
+def postpone_signals() -> None:
+    """Leave signals uncaught up to [`catch_postponed`] or [`deferred_signals`], in one of several processes.
+
+    When one of them fails, its launcher sends SIGTERM to the others, which mostly wait for it, in a collective or for
+    the network. There a caught signal is not handled, and the launcher kills them only after 30 seconds. An uncaught
+    one ends them at once. So signals are caught no earlier than there is something to keep. From then on, as during a
+    training, processes that wait in a collective which does not notice the error do stay for those 30 seconds.
+    """
+    _state.is_postponed = True
+
+
+def catch_postponed() -> None:
+    """Catch signals from here on, where there is something to keep, if [`postpone_signals`] was called."""
+    if _state.is_postponed:
+        catch_signals()
+
+
 def release_signals() -> None:
     """Let signals end this process as if they had never been caught."""
     for number in SIGNALS:
@@ -130,6 +149,7 @@ def deferred_signals() -> Iterator[None]:
     Raises:
         Interrupted: A signal has come, and the outermost block has ended without an error.
     """
+    catch_postponed()
     is_within = _state.is_deferred
     before, _state.is_deferred = catch_signals(), True
     try:

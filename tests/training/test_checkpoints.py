@@ -20,6 +20,7 @@ from transformers_nim import NIMForPreTraining
 from transformers_nim.training import checkpoints
 from transformers_nim.training.checkpoints import (
     CheckpointError,
+    agree_on_checkpoint,
     check_output_dir,
     checkpoint_problem,
     find_checkpoint,
@@ -240,6 +241,40 @@ def test_none_is_whole(trained, whole, tmp_path):
             look(tmp_path)
     with pytest.raises(ValueError, match=r"cannot resume from .*checkpoint-2: the file model"):
         check_output_dir(tmp_path, str(newer), False)
+
+
+def test_the_main_process_alone_reads_whole_checkpoints(whole, monkeypatch):
+    invert(whole / "model.safetensors")
+    assert "SHA-256" in str(checkpoint_problem(whole))
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(checkpoints, "file_hash", None)
+    assert checkpoint_problem(whole) is None
+    cut(whole / "model.safetensors")
+    assert "bytes instead of" in str(checkpoint_problem(whole))
+    shutil.rmtree(whole)
+    assert "all machines of a run must share it" in str(checkpoint_problem(whole))
+
+
+def test_all_processes_go_on_from_the_same_checkpoint(trained, whole, tmp_path, monkeypatch):
+    """That which the main process has found whole, or none of them does."""
+    sent = []
+    monkeypatch.setattr(accelerate.utils, "broadcast_object_list", lambda values: sent.append(values) or values)
+    main, other = (SimpleNamespace(is_main_process=one) for one in (True, False))
+    newer = save_checkpoint(trained.accelerator, tmp_path, 2, {})
+    invert(newer / "model.safetensors")
+    assert agree_on_checkpoint(main, tmp_path) == whole
+    assert agree_on_checkpoint(main, tmp_path / "new") is None
+    with pytest.raises(ValueError, match=r"cannot resume from .*checkpoint-2: the file model"):
+        agree_on_checkpoint(main, tmp_path, str(newer))
+    # What another process is sent counts, whatever it would find.
+    received = iter([*sent, [tmp_path / "elsewhere", None]])
+    monkeypatch.setattr(accelerate.utils, "broadcast_object_list", lambda values: next(received))
+    assert agree_on_checkpoint(other, tmp_path) == whole
+    assert agree_on_checkpoint(other, tmp_path) is None
+    with pytest.raises(ValueError, match=r"cannot resume from .*checkpoint-2: the file model"):
+        agree_on_checkpoint(other, tmp_path)
+    with pytest.raises(ValueError, match=r"elsewhere is not on .*all machines of the run share"):
+        agree_on_checkpoint(other, tmp_path)
 
 
 def test_checkpoints_of_earlier_versions_have_sizes_alone(whole, tmp_path):

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import socket
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
-from ..utils.output_folder import check_there
+from ..utils.extras import require
+from ..utils.output_folder import check_there, not_shared
 from ..utils.processes import process_rank
 
 
@@ -141,15 +143,19 @@ def _checkpoints(output_dir: Path) -> list[Path]:
 
 
 def checkpoint_problem(path: str | Path) -> str | None:
-    """Return what is wrong with a checkpoint, or None if it is complete."""
+    """Return what is wrong with a checkpoint, or None if it is complete.
+
+    The main process reads all files; others look at their sizes, so that a shared disk is read once.
+    """
     path = Path(path)
     if not path.is_dir():
-        return "there is no such folder"
+        where = f" on {socket.gethostname()}; all machines of a run must share it" if process_rank() else ""
+        return f"there is no such folder{where}"
     try:
         manifest = json.loads((path / _MANIFEST).read_text())
         sizes, seal = manifest["files"].items(), manifest.pop("seal", None)
         # Earlier versions wrote neither.
-        hashes = manifest["sha256"] if seal is not None else {}
+        hashes = manifest["sha256"] if seal is not None and process_rank() == 0 else {}
         manifest["state"]["step"]
         if (seal is not None or "sha256" in manifest) and seal != _seal_of(manifest):
             return f"its {_MANIFEST} is damaged"
@@ -192,6 +198,29 @@ def find_checkpoint(output_dir: str | Path, which: str = "latest") -> Path | Non
             f"no checkpoint in {output_dir} is whole: {'; '.join(f'{name}: {why}' for name, why in problems.items())}."
             " Put back a copy of one, or begin anew (--overwrite_output_dir instead of --resume_from_checkpoint)"
         )
+    return path
+
+
+def agree_on_checkpoint(accelerator: Any, output_dir: str | Path, which: str = "latest") -> Path | None:
+    """Return the checkpoint that the main process finds with [`find_checkpoint`]; called by all processes.
+
+    Raises:
+        ValueError: As `find_checkpoint` raises it, in all processes; or a machine does not have the checkpoint.
+    """
+    utils = require("accelerate.utils")
+    path, problem = None, None
+    if accelerator.is_main_process:
+        try:
+            path = find_checkpoint(output_dir, which)
+        except ValueError as error:
+            problem = str(error)
+    path, problem = utils.broadcast_object_list([path, problem])
+    if problem is None:
+        # Shards lie in files of all machines.
+        missing = [not_shared(path)] if path is not None and not path.is_dir() else []
+        problem = next(iter(utils.gather_object(missing)), None)
+    if problem is not None:
+        raise ValueError(problem)
     return path
 
 

@@ -39,7 +39,7 @@ from .arguments import (
     parse_overrides,
     public_arguments,
 )
-from .checkpoints import find_checkpoint, read_state, remove_run
+from .checkpoints import agree_on_checkpoint, read_state, remove_run
 from .compute import compute_record, describe_compute
 from .identity import START, check_identity, config_fields, optimization_settings, task_arguments
 from .mae import MaskedAutoencoder
@@ -152,7 +152,7 @@ def choose_precision(args: argparse.Namespace) -> Precision:
     # Before anything else creates one, which would look for GPUs.
     state = accelerate.PartialState(cpu=True, timeout=_PATIENCE)
     precision: Precision | None = None
-    path = args.resume_from_checkpoint and find_checkpoint(args.output_dir, args.resume_from_checkpoint)
+    path = args.resume_from_checkpoint and agree_on_checkpoint(state, args.output_dir, args.resume_from_checkpoint)
     # Checkpoints of earlier versions do not hold the precision, which was the launch file's. A GPU's fp16 is not for
     # CPUs.
     saved = read_state(path).get("mixed_precision", "unknown") if path else None
@@ -337,7 +337,8 @@ class TrainingJob:
             ValueError: An argument is out of range, images or labels are missing, or one of these is not that of the
                 run to resume.
         """
-        resumed = args.resume_from_checkpoint and find_checkpoint(args.output_dir, args.resume_from_checkpoint)
+        which = args.resume_from_checkpoint
+        resumed = which and agree_on_checkpoint(accelerator, args.output_dir, which)
         if resumed:
             # What can be told before images and models are loaded.
             check_identity(resumed, read_state(resumed)["identity"], task_arguments(args))

@@ -22,8 +22,8 @@ from ..utils.records import describe_change, replace_file
 from ..utils.seeding import seed_step
 from .checkpoints import (
     CheckpointError,
+    agree_on_checkpoint,
     check_output_dir,
-    find_checkpoint,
     last_checkpoint,
     load_checkpoint,
     read_state,
@@ -449,7 +449,7 @@ class TrainingRun:
         return own | dict(options.task)
 
     def _resume(self, which: str) -> None:
-        path = find_checkpoint(self.options.output_dir, which)
+        path = agree_on_checkpoint(self.accelerator, self.options.output_dir, which)
         if path is None:
             self.accelerator.print(f"no checkpoint in {self.options.output_dir} yet: beginning at step 0")
             return

@@ -19,6 +19,10 @@ from transformers_nim.utils import interruption
 # `datasets` counts over the net how often its readers of local files are used. Before it is imported.
 os.environ["HF_UPDATE_DOWNLOAD_COUNTS"] = "0"
 
+# A shell starts what runs in its background with SIGINT ignored, and what tests start would ignore it too.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # More threads make tiny models slower, and test runs beside each other much slower.
 torch.set_num_threads(1)
 

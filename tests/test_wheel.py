@@ -142,7 +142,7 @@ def test_all_else(run, trained):
         *([name, "--help"] for name in COMMANDS),
         ["convert", "--to_bfloat16", "de3", "--output_dir", "half"],
         ["cards", "de3", "--check"],
-        # Offline, it gets as far as looking for what is on the Hub.
+        # Offline, it shows all but what is on the Hub.
         ["push", "de3", "--repo_id", "nim/de3"],
         ["plan", "--config_name", "tiny-patch8-32", "--gpu_peak_tflops", "100"],
     ]
@@ -150,9 +150,9 @@ def test_all_else(run, trained):
     parts = done.stdout.split("$ ")[1:]
     assert [part.splitlines()[0] for part in parts] == [" ".join(words) for words in commands]
     for words, part in zip(commands, parts):
-        assert ("status 1" if words[0] == "push" and len(words) > 2 else "status 0") in part, part
+        assert "status 0" in part, part
         if words[1] == "--help":
             assert part.splitlines()[1].startswith(f"usage: transformers-nim {words[0]} ")
-    assert "error: the Hub cannot be reached" in done.stderr
+    assert "the Hub cannot be reached" in done.stdout
     assert "transformers-nim pretrain --launch ddp num_processes=8" in done.stdout
     assert NIMForPreTraining.from_pretrained(trained / "half").config.dtype is not None

@@ -131,7 +131,7 @@ def test_batch_size_changes_nothing(finished, folder, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_a_kill_and_a_resumed_run_give_the_same(finished, folder, tmp_path):
-    options = [*arguments(folder), "--output_dir", tmp_path / "out"]
+    options = [*arguments(folder), "--output_dir", tmp_path / "out", "--attack_precision", "fp32"]
     process = subprocess.Popen(
         training_runs.command("evaluate_robustness", *options, num_processes=2),
         env=training_runs.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

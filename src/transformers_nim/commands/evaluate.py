@@ -30,7 +30,7 @@ from ..robustness import RobustnessReport, render
 from ..robustness.classifiers import make_subject
 from ..robustness.evaluate import evaluate
 from ..robustness.evaluation import Defense, EvaluationOptions
-from ..robustness.protocol import AUTO_PRECISION, BUDGETS, PRECISIONS
+from ..robustness.protocol import AUTO_PRECISION, BUDGETS, FULL_PRECISION, PRECISIONS
 from ..robustness.runner import describe_progress
 from ..robustness.time_budget import TooLittleTimeError
 from ..utils.cli import check_arguments, make_parser, run_command
@@ -102,7 +102,7 @@ def make_arguments() -> argparse.ArgumentParser:
     attack.add_argument("--attacks", nargs="+", help="further attacks by their registered names")
     for name, text in _BUDGET.items():
         attack.add_argument(f"--{name}", type=int, help=f"{text} (default: the suite's)")
-    attack.add_argument("--attack_precision", choices=[AUTO_PRECISION, *PRECISIONS], default=AUTO_PRECISION,
+    attack.add_argument("--attack_precision", choices=[AUTO_PRECISION, *PRECISIONS], default=FULL_PRECISION,
                         help="precision in which attacks on a random defense search: auto is bf16 where the device"
                         " computes in it. All else is float32: accuracies, attacks on what is not random, and checks"
                         " of gradients")  # fmt: skip

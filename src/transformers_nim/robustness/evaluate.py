@@ -22,7 +22,7 @@ from ..utils.output_folder import hold_folder
 from ..utils.processes import OneProcess
 from .classifiers import Subject, has_defense, make_subject
 from .evaluation import Defense, Evaluation, EvaluationOptions
-from .protocol import AUTO_PRECISION
+from .protocol import FULL_PRECISION
 from .report import RobustnessReport
 
 
@@ -53,7 +53,7 @@ def evaluate_robustness(
     budget: Mapping[str, int] | None = None,
     attacks: Sequence[str] = (),
     surrogates: Mapping[str, Any] | None = None,
-    attack_precision: str = AUTO_PRECISION,
+    attack_precision: str = FULL_PRECISION,
     autoattack: bool = True,
     split: str | None = None,
     labels_by_index: bool = False,

@@ -97,7 +97,7 @@ class EvaluationOptions:
     vote: str | None = None
     attacks: Sequence[str] = ()
     budget: Mapping[str, int] = field(default_factory=dict)
-    attack_precision: str = AUTO_PRECISION
+    attack_precision: str = FULL_PRECISION
     with_autoattack: bool = True
     budget_minutes: float | None = None
     resume: bool = False

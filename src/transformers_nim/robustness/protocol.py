@@ -45,8 +45,8 @@ CLEAN_NOISE_KNOWN = "clean, noise known"
 def fast_precision(device: torch.device) -> str:
     """Return the precision in which attacks on a random defense search: `"bf16"` where a device computes in it.
 
-    Emulated, as on older CPUs and GPUs, it is slower than float32. That attacks are as strong in it was measured, see
-    `benchmarks/README.md`.
+    Emulated, as on older CPUs and GPUs, it is slower than float32. Whether attacks on a model are as strong in it,
+    `benchmarks/gradient_precision.py` tells.
     """
     if device.type == "cuda":
         is_native = torch.cuda.is_bf16_supported(including_emulation=False)

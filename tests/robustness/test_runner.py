@@ -20,6 +20,7 @@ from transformers_nim.robustness.checks import make_report
 from transformers_nim.robustness.classifiers import classifier_maker
 from transformers_nim.robustness.figures import measure
 from transformers_nim.robustness.protocol import (
+    BROKEN_BY,
     CLEAN,
     CLEAN_NOISE_KNOWN,
     HEADLINE,
@@ -29,7 +30,7 @@ from transformers_nim.robustness.protocol import (
     ModelFacts,
     Suite,
 )
-from transformers_nim.robustness.runner import BROKEN_BY, KEYS, PROBE, Runner, kept_path
+from transformers_nim.robustness.runner import KEYS, PROBE, Runner, kept_path
 from transformers_nim.utils.records import read_records, start_records
 from transformers_nim.utils.seeding import derive_seed
 from transformers_nim.utils.text_table import sigma_key

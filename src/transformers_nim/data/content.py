@@ -81,7 +81,7 @@ def _batches(rows: Any, column: str) -> Iterator[list[Any]]:
 def _sizes(pictures: Any, column: str) -> np.ndarray | None:
     """Return the sizes of encoded pictures in bytes, without reading them; None if not all are known, or too slowly.
 
-    Of pictures in a table they are those of the whole table, from which rows may have been chosen.
+    Return those of the whole table, even if only some of its rows were chosen.
     """
     compute, types = require("pyarrow.compute"), require("pyarrow.types")
     table = pictures.data.column(column)

@@ -16,6 +16,7 @@ from ..utils.text_table import sigma_key
 from .figures import NUM_VOTES, Row, SigmaChoice, Strongest, TradeOff, find_knee, measure, treating_all_alike
 from .protocol import (
     ATTACK_GROUPS,
+    BROKEN_BY,
     CLEAN,
     CLEAN_NOISE_KNOWN,
     DEFAULT_OPTIONS,
@@ -258,7 +259,7 @@ class Measurements:
     def num_taken_over(self, name: str) -> int:
         """Return how many images an attack left out, as an earlier one had broken them; see [`Runner`]."""
         self.configuration(name)
-        return sum("broken_by" in record for record in self._records[name])
+        return sum(BROKEN_BY in record for record in self._records[name])
 
     def labels(self, num_images: int) -> np.ndarray:
         """Return the true classes of the first images."""

@@ -37,6 +37,8 @@ AUTOATTACK = "AutoAttack"
 NOISE_KNOWN = "EOT-PGD, noise known"
 # Groups that an attacker may choose from: checks differ in steps or images, cross-checks know the noise.
 ATTACK_GROUPS = ("baseline", "white-box", "adaptive", "grid", "approximate", "black-box")
+# In the record of an image that an attack left out: the earlier attack that had broken it.
+BROKEN_BY = "broken_by"
 # Ends the names of attacks that were asked for by name.
 DEFAULT_OPTIONS = ", default options"
 CLEAN_NOISE_KNOWN = "clean, noise known"

@@ -34,15 +34,13 @@ from ..utils.records import SETTINGS, append_record, read_records
 from ..utils.seeding import derive_seed, forked_rng
 from ..utils.text_table import plural, sigma_key
 from .classifiers import MakeClassifier
-from .protocol import ATTACK_GROUPS, CLEAN, AttackBudget, AttackConfiguration
+from .protocol import ATTACK_GROUPS, BROKEN_BY, CLEAN, AttackBudget, AttackConfiguration
 
 
 KEYS = ("cell", "row")
 PROBE = "gradient probe"
 # In the record of an attacked image where a loss or a gradient was not finite.
 NOT_FINITE = "not_finite"
-# In the record of an image that was left out: the attack that had broken it.
-BROKEN_BY = "broken_by"
 # Lengths, in L2 over pixels of [0, 1], over which a gradient is compared with a difference.
 _PROBE_STEPS = (1e-2, 1e-3, 2e-4)
 _NEEDS_NO_GRADIENT = ("none", "uniform_noise", "square", "transfer")

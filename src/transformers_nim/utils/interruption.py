@@ -55,7 +55,7 @@ class Interrupted(KeyboardInterrupt):
 
 @dataclass
 class _State:
-    """What has come to this process.
+    """The signals that have come to this process, and what is to be done with them.
 
     Attributes:
         number: The first signal; the first that was not the gentle one, once there is one.
@@ -101,9 +101,9 @@ def end_by(number: int) -> None:
 
 
 def catch_signals() -> dict[int, Any]:
-    """Make the first signal raise [`Interrupted`], and a later SIGINT or SIGTERM end this process at once.
+    """Make the first signal raise [`Interrupted`], and a second SIGINT or SIGTERM end this process at once.
 
-    That is the second of these two, where SIGUSR1 was the first signal.
+    SIGUSR1 counts as neither: after it, the first of the two is not yet the second.
 
     Signals that are ignored, as by `nohup` or in the background of a script, stay so.
 
